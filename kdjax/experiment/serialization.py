@@ -1,0 +1,127 @@
+"""Experiments as plain data and back. Reading makes known dataclasses only: it imports and executes nothing."""
+
+import dataclasses
+import json
+import types
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from kdjax import objectives, schedules
+from kdjax.data import Views
+from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
+from kdjax.objectives import Objective, Sum
+from kdjax.training import optimizers
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Experiment, Phase, Data, Model, Views, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW,
+        schedules.Constant, schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Steps, schedules.Product,
+        *(cls for cls in vars(objectives).values()
+          if isinstance(cls, type) and issubclass(cls, Objective) and cls is not Objective),
+    )
+}  # fmt: skip
+
+
+def to_data(value: Any) -> Any:
+    """A dataclass as a dict with its class's name under "kind"; tuples as lists."""
+    if dataclasses.is_dataclass(value):
+        if type(value).__name__ not in KINDS:
+            raise ExperimentError(f"{type(value).__name__} cannot be saved as data: it is not one of kdjax's own kinds.")
+        fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    return [to_data(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def from_data(data: Any, where: str = "experiment") -> Any:
+    """The dataclass that `to_data` made `data` of. Fields that are not given keep their defaults.
+
+    Raises:
+      ExperimentError: naming the place, for an unknown kind or key, or a value of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ExperimentError(f"{where}: expected an object with a \"kind\", found {data!r}.")
+    cls = KINDS.get(data.get("kind", ""))
+    if cls is None:
+        raise ExperimentError(f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), KINDS)}.")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {}
+    for key, item in data.items():
+        if key == "kind":
+            continue
+        if key not in names:
+            raise ExperimentError(f"{where}.{key}: {cls.__name__} has no such field{_nearest(key, names)}.")
+        values[key] = _convert(item, hints[key], f"{where}.{key}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ExperimentError(f"{where}: {error}") from error
+
+
+def save(experiment: Experiment, path: Path) -> None:
+    path.write_text(json.dumps(to_data(experiment), indent=2) + "\n")
+
+
+def load(path: Path) -> Experiment:
+    """The experiment saved at `path`."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ExperimentError(f"{path} cannot be read as JSON ({error}); give a saved experiment or a .py config.") from error
+    experiment = from_data(data)
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"{path} holds a {type(experiment).__name__}, not an Experiment.")
+    return experiment
+
+
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """The fields in which two experiments differ, as "path: this != that"."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        pairs = [(key, first.get(key), second.get(key)) for key in keys]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(first, second, strict=True))]
+    else:
+        return [] if first == second else [f"{where}: {first!r} != {second!r}"]
+    return [line for key, a, b in pairs for line in differences(a, b, f"{where}.{key}".lstrip("."))]
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        choices = [a for a in arguments if a is not type(None) and dataclasses.is_dataclass(a) == isinstance(value, dict)]
+        for choice in choices:
+            try:
+                return _convert(value, choice, where)
+            except ExperimentError:
+                if choice is choices[-1]:
+                    raise
+        raise ExperimentError(f"{where}: {value!r} is not a {hint}.")
+    if origin is Literal:
+        if value not in arguments:
+            raise ExperimentError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ExperimentError(f"{where}: expected a list, found {value!r}.")
+        return tuple(_convert(item, arguments[0], f"{where}.{i}") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        item = from_data(value, where)
+        if not isinstance(item, hint):
+            raise ExperimentError(f"{where}: expected a {hint.__name__}, found a {type(item).__name__}.")
+        return item
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ExperimentError(f"{where}: expected a {hint.__name__}, found {value!r}.")
+    return value
+
+
+def _nearest(name: Any, known) -> str:
+    near = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"

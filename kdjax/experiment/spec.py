@@ -1,0 +1,187 @@
+"""An experiment as data: one frozen dataclass that says a whole run. Everything else is built from it.
+
+Its phases are run in order, and each trains one network: a teacher, a student that an earlier phase's network teaches, the
+same student again with another objective. Warm-ups, chains of assistants and born-again generations are lists of phases.
+"""
+
+import dataclasses
+from typing import Literal
+
+from kdjax.data import Views
+from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher
+from kdjax.schedules import Duration, epochs
+from kdjax.training.optimizers import SGD, Optimizer
+
+
+class ExperimentError(Exception):
+    """What is wrong with an experiment or its files, and the mend, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, how many of them with labels, and how they are shown."""
+
+    name: str = "fashion_mnist/subset"
+    """data set: fashion_mnist/subset, fashion_mnist/full, digits, or a TFDS image set such as cifar100"""
+    batch_size: int = 128
+    """examples in one optimizer step, over all devices"""
+    eval_batch_size: int = 500
+    """examples in one evaluation step, over all devices"""
+    validation: int = 0
+    """examples held out of the training split, for tuning"""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """which examples are evaluated"""
+    labelled: int = 0
+    """training examples whose label a taught network may use; 0 for all"""
+    split_seed: int = 0
+    """seed of the choice of validation and labelled examples"""
+    views: Views = Views()
+    """augmentation and normalisation, on the device"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network of the zoo."""
+
+    name: str = "small_cnn"
+    """which network"""
+    width: int = 0
+    """channels of the first stage, where the network has that option; 0 for its own"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One network's training: an objective, a length, and where its teacher and first weights come from."""
+
+    name: str = "student"
+    """name of the phase and of its network"""
+    network: Model = Model()
+    """what is trained"""
+    objective: Objective = CrossEntropy()
+    """what is minimised"""
+    duration: Duration = epochs(10)
+    """length of the training"""
+    optimizer: Optimizer = SGD()
+    """how"""
+    labels: Literal["all", "labelled"] = "labelled"
+    """labels this network may use: all, or those of the examples that data.labelled chose"""
+    teacher: str = ""
+    """earlier phase whose network teaches; empty for none"""
+    start: str = ""
+    """earlier phase whose weights this network begins with; empty for fresh ones"""
+    weights: str = ""
+    """folder of a finished phase or run whose network to take as it is, instead of training"""
+    ema_decay: float = 0.0
+    """decay per step of a moving average of the weights, which is then what is evaluated and kept; 0 for none"""
+    keep: Literal["last", "best"] = "last"
+    """which weights are the phase's result: of the last step, or of the best evaluation"""
+
+    @property
+    def taught(self) -> bool:
+        """Whether the objective reads a teacher."""
+        return reads_teacher(self.objective.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole run."""
+
+    name: str = "experiment"
+    """what reports call it; the run folder is runs/NAME unless --run says otherwise"""
+    data: Data = Data()
+    """the images"""
+    phases: tuple[Phase, ...] = ()
+    """what is trained, in order"""
+    seed: int = 0
+    """seed of initial weights and dropout"""
+    data_seed: int | None = None
+    """seed of the order of examples and of their views; the same as seed if not given"""
+    evaluate_every: Duration = epochs(1)
+    """how often the networks are evaluated while training"""
+    checkpoint_every: Duration = epochs(1)
+    """how often a checkpoint is written"""
+    log_every: int = 20
+    """training metrics are logged every so many steps"""
+    runner: Literal["jit", "pmap"] = "jit"
+    """how the step is compiled: jit over a mesh of all devices, or pmap"""
+
+    def phase(self, name: str) -> Phase:
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise ExperimentError(f"No phase {name!r}; there are {', '.join(p.name for p in self.phases) or 'none'}.")
+
+    def replace_phase(self, name: str, **changes) -> "Experiment":
+        """A copy with fields of one phase changed."""
+        self.phase(name)
+        phases = tuple(dataclasses.replace(p, **changes) if p.name == name else p for p in self.phases)
+        return dataclasses.replace(self, phases=phases)
+
+    @property
+    def student(self) -> Phase:
+        """The phase an experiment is about: its last."""
+        if not self.phases:
+            raise ExperimentError("The experiment has no phases; give it at least one.")
+        return self.phases[-1]
+
+    def with_method(self, objective: Objective) -> "Experiment":
+        """The same experiment with another objective for its student."""
+        return self.replace_phase(self.student.name, objective=objective)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the experiment by itself, a sentence each; an empty list if nothing is."""
+        found = []
+        seen: list[str] = []
+        if not self.phases:
+            found.append("The experiment has no phases; give it at least one.")
+        for phase in self.phases:
+            if phase.name in seen:
+                found.append(f"Two phases are called {phase.name!r}; give each its own name.")
+            if not phase.name.replace("_", "").replace("-", "").isalnum():
+                found.append(f"Phase name {phase.name!r} is used as a folder; use letters, digits, - and _.")
+            for field in ("teacher", "start"):
+                source = getattr(phase, field)
+                if source and source not in seen:
+                    earlier = ", ".join(seen) or "none"
+                    found.append(f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier}).")
+            if phase.taught and not phase.teacher and not phase.weights:
+                reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
+                found.append(f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher.")
+            if not 0 <= phase.ema_decay < 1:
+                found.append(f"Phase {phase.name!r} has ema_decay={phase.ema_decay}; it must be at least 0 and below 1.")
+            seen.append(phase.name)
+        data = self.data
+        for field in ("batch_size", "eval_batch_size"):
+            if getattr(data, field) < 1:
+                found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")
+        if data.evaluate_on == "validation" and data.validation == 0:
+            found.append("data.evaluate_on is 'validation', but data.validation is 0; hold some examples out.")
+        if self.log_every < 1:
+            found.append(f"log_every={self.log_every}; it must be at least 1.")
+        return found
+
+    def tiny(self) -> "Experiment":
+        """A copy that runs in seconds, to see that everything works: a few steps of small batches."""
+        phases = tuple(
+            dataclasses.replace(phase, duration=Duration(6, "steps"), network=_tiny_network(phase.network))
+            for phase in self.phases
+        )
+        data = dataclasses.replace(self.data, batch_size=min(self.data.batch_size, 32))
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}-tiny",
+            data=data,
+            phases=phases,
+            log_every=2,
+            evaluate_every=Duration(3, "steps"),
+            checkpoint_every=Duration(3, "steps"),
+        )
+
+
+def _tiny_network(model: Model) -> Model:
+    return dataclasses.replace(model, width=4) if model.width else model
+
+
+def seeds_of(experiment: Experiment) -> tuple[int, int]:
+    """`(seed, data_seed)` of an experiment."""
+    return experiment.seed, experiment.seed if experiment.data_seed is None else experiment.data_seed

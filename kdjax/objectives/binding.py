@@ -1,0 +1,138 @@
+"""An objective bound to the shapes of two networks: all that training sees of a method."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from kdjax.models.functional import FunctionalModule, functionalise
+from kdjax.objectives.base import Objective, part_names, weighted
+from kdjax.types import Array, Context, DataInfo, ModelOutput, Network, Terms, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """An objective with its modules as pure functions.
+
+    Attributes:
+      parts: the objectives it adds up, by unique name, in order of writing.
+      modules: the functional module of every part that trains one.
+    """
+
+    parts: dict[str, Objective]
+    modules: dict[str, FunctionalModule]
+
+    def init(self, key: Array) -> tuple[Tree, Tree]:
+        """`(params, state)` of the parts' own modules, one sub-dict a part that has one."""
+        params, state = {}, {}
+        for i, (name, module) in enumerate(self.modules.items()):
+            params[name], state[name] = module.init(jax.random.fold_in(key, i))
+        return params, state
+
+    def apply(self, params: Tree, state: Tree, ctx: Context, *, train: bool) -> tuple[Terms, Tree]:
+        """Terms of one batch by part name ("dkd", or "dkd/tckd" for one of several), and the new state."""
+        terms: Terms = {}
+        new_state = {}
+        for i, (name, part) in enumerate(self.parts.items()):
+            part_ctx = ctx if ctx.key is None else dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, i))
+            module = self.modules.get(name)
+            with jax.named_scope(name):
+                if module is None:
+                    values = part.terms(None, part_ctx)
+                else:
+                    values, new_state[name] = module.call(
+                        params[name],
+                        state[name],
+                        lambda m, part=part, part_ctx=part_ctx: part.terms(m, part_ctx),
+                        train=train,
+                        key=part_ctx.key,
+                        axis=ctx.axis,
+                    )
+            for term_name, term in weighted(part, values, ctx).items():
+                terms[f"{name}/{term_name}" if term_name else name] = term
+        return terms, new_state
+
+    @property
+    def combine(self):
+        """The one part's own way to combine group gradients, or None where they are simply added."""
+        own = [part for part in self.parts.values() if type(part).combine is not Objective.combine]
+        if len(own) > 1:
+            names = " and ".join(type(part).__name__ for part in own)
+            raise ValueError(f"{names} each combine gradients in their own way; use one of them at a time.")
+        return own[0].combine if own else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        return reads_teacher(self.parts.values())
+
+    def deploy(self, student: Network) -> Network:
+        """The network to ship, as every part leaves it."""
+        for name, part in self.parts.items():
+            student = part.deploy(student, self.modules.get(name))
+        return student
+
+    def decay_mask(self, params: Tree) -> Tree:
+        """True for the parameters that weight decay applies to, in the structure of `init`'s params."""
+        return {
+            name: jax.tree.map(lambda _, part=self.parts[name]: part.decays, tree) for name, tree in params.items()
+        }
+
+
+def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None, data: DataInfo) -> Bound:
+    """Binds an objective to what two networks give, and checks that they give what it reads.
+
+    Args:
+      objective: a method, or a sum of them.
+      student: shapes of the student's output (`kdjax.models.output_shapes`, or arrays).
+      teacher: shapes of the teacher's, or None where there is no teacher.
+      data: number of classes and examples.
+
+    Raises:
+      ValueError: one sentence for the first thing that does not fit.
+    """
+    problems = check(objective, student, teacher)
+    if problems:
+        raise ValueError(problems[0])
+    parts = part_names(objective)
+    modules = {}
+    for name, part in parts.items():
+
+        def build(rngs, part=part):
+            return part.build(student, teacher, data, rngs)
+
+        if nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))) is not None:
+            modules[name] = functionalise(build)
+    return Bound(parts, modules)
+
+
+def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | None) -> list[str]:
+    """Everything that keeps an objective from working with two networks, a sentence each."""
+    problems = []
+    for name, part in part_names(objective).items():
+        for read in part.reads:
+            role, _, field = read.partition(".")
+            if role == "labels":
+                continue
+            output = student if role == "student" else teacher
+            if output is None:
+                problems.append(f"Objective {name!r} reads {read}, but there is no teacher; give the phase one.")
+            elif not _present(getattr(output, field)):
+                mend = "return them in a ModelOutput, or pass output= to the adapter"
+                problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
+    if not problems and reads_teacher(objective.parts) and teacher is not None:
+        both = student.logits is not None and teacher.logits is not None
+        if both and student.logits.shape[-1] != teacher.logits.shape[-1]:
+            problems.append(
+                f"The teacher has {teacher.logits.shape[-1]} classes and the student {student.logits.shape[-1]}; "
+                "they must agree: set the student's number of classes, or cut the teacher's logits to the shared ones."
+            )
+    return problems
+
+
+def reads_teacher(parts) -> bool:
+    """Whether any of the objectives looks at the teacher."""
+    return any(read.startswith("teacher.") for part in parts for read in part.reads)
+
+
+def _present(field) -> bool:
+    return field is not None and not (isinstance(field, tuple | dict) and not field)

@@ -1,0 +1,71 @@
+"""Means over a batch that may be spread over devices: the only place where one is taken.
+
+The rule that keeps gradients right (a wrong form gives the right value and a gradient eight times too large on
+eight devices): each device differentiates *its own share*, `local sum / global count`, and the gradients are summed
+over devices once, by the step. Nothing that was itself summed over devices is ever differentiated.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kdjax.types import Array, Axis, Term, Terms
+
+
+def per_example(values: Array, where: Array | None = None, *, group: str = "distill") -> Term:
+    """The term of a loss with one value an example (or token): the sum and count of the rows held here.
+
+    Args:
+      values: `[B, ...]` losses.
+      where: boolean mask of the same shape, or of fewer trailing dimensions; rows that are False count for nothing, even
+        if their value is nan. None keeps all.
+      group: see `Term`.
+    """
+    if where is None:
+        return Term(jnp.sum(values), jnp.asarray(values.size, values.dtype), group=group)
+    where = jnp.reshape(where, where.shape + (1,) * (values.ndim - where.ndim))
+    where = jnp.broadcast_to(where, values.shape)
+    return Term(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype), group=group)
+
+
+def whole_batch(value: Array, *, group: str = "distill") -> Term:
+    """The term of a scalar computed alike on every device from gathered rows: its share is one part in all devices."""
+    return Term(value, jnp.ones_like(value), group=group)
+
+
+def group_losses(terms: Terms, axis: Axis = None) -> dict[str, Array]:
+    """This device's share of the loss of every group; an empty count gives 0, not nan.
+
+    Differentiate the sum of these and `psum` the gradients over `axis`.
+    """
+    losses: dict[str, Array] = {}
+    for term in terms.values():
+        count = lax.stop_gradient(_total(term.count, axis))
+        share = term.weight * term.sum / jnp.maximum(count, 1)
+        losses[term.group] = losses.get(term.group, 0.0) + share
+    return losses
+
+
+def term_metrics(terms: Terms, axis: Axis = None) -> dict[str, tuple[Array, Array]]:
+    """`(sum, count)` over all devices of every unweighted term, and of the weighted total as "loss", for the log."""
+    metrics = {}
+    total = 0.0
+    for name, term in terms.items():
+        value, count = _total(term.sum, axis), _total(term.count, axis)
+        metrics[name] = (value, count)
+        total = total + term.weight * value / jnp.maximum(count, 1)
+    return {"loss": (total, jnp.ones_like(total)), **metrics}
+
+
+def gather_rows(x: Array, axis: Axis) -> Array:
+    """Rows of the global batch: `[B, ...]` of this device to `[devices * B, ...]`. Differentiable."""
+    return x if axis is None else lax.all_gather(x, axis, axis=0, tiled=True)
+
+
+def sum_over_devices(tree, axis: Axis):
+    """`psum` of every leaf, or the tree itself where there is no axis."""
+    return tree if axis is None else jax.tree.map(lambda x: lax.psum(x, axis), tree)
+
+
+def _total(x: Array, axis: Axis) -> Array:
+    return x if axis is None else lax.psum(x, axis)

@@ -1,0 +1,196 @@
+"""The loop around the compiled step: metrics a step late, evaluation, checkpoints, stopping."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.progress import Progress
+from kdjax.training.runners import Runner
+from kdjax.training.state import TrainState, Variables
+from kdjax.training.writers import MetricWriter
+
+
+class TrainingError(Exception):
+    """Why training cannot go on, and the mend, in one sentence."""
+
+
+class Stopped(Exception):  # noqa: N818  it is not an error
+    """Training was asked to stop, and its state is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """One phase's loop, ready to run.
+
+    Attributes:
+      name: of the phase.
+      step: compiled `(state, teacher, batch) -> (state, metrics)`.
+      evaluate: `(student variables) -> {"student": means, "teacher": means}`.
+      batches: `start step -> iterator of batches`, endless.
+      runner: places the batches.
+      total_steps: length of the phase.
+      log_every, evaluate_every, checkpoint_every: in steps.
+      batch_size: examples a step, for images/s.
+    """
+
+    name: str
+    step: Callable
+    evaluate: Callable[[Variables], dict[str, dict[str, float]]]
+    batches: Callable[[int], Any]
+    runner: Runner
+    total_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    batch_size: int
+
+    def run(
+        self,
+        state: TrainState,
+        teacher: Variables | None,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        progress: Progress,
+        facts: dict[str, Any] | None = None,
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Trains to the end.
+
+        Args:
+          state: where to begin: fresh, or restored.
+          teacher: the teacher's variables.
+          checkpoints: where states go.
+          writer: where metrics go.
+          progress: what the user sees.
+          facts: those of the restored checkpoint.
+
+        Returns:
+          The last state, and facts: best evaluation, last evaluation, seconds of training, images/s.
+
+        Raises:
+          TrainingError: at a loss that is not finite; no checkpoint is written after it.
+          Stopped: at SIGTERM or SIGINT, after a checkpoint was written.
+        """
+        facts = {"best": None, "last": None, "train_seconds": 0.0, "timed_steps": 0, **(facts or {})}
+        begin = int(state.step)
+        pending: list = []
+        window = dict(facts.get("window", {}))
+        stopwatch = Stopwatch()
+        with stop_signals() as stop:
+            progress.start(self.name, begin, self.total_steps, self.batch_size)
+            batches = iter(self.batches(begin)) if begin < self.total_steps else iter(())
+            for step in range(begin + 1, self.total_steps + 1):
+                state, metrics = self.step(state, teacher, self.runner.place_batch(next(batches)))
+                if step == begin + 1:
+                    jax.block_until_ready(metrics)  # the first step compiles; keep that out of images/s
+                    stopwatch.restart()
+                else:
+                    stopwatch.steps += 1
+                pending.append((step, metrics))
+                ends = step == self.total_steps
+                evaluates = ends or step % self.evaluate_every == 0
+                saves = ends or step % self.checkpoint_every == 0 or bool(stop)
+                if step % self.log_every == 0 or evaluates or saves:
+                    # A step late, unless the state is needed now anyway: the device never waits for the log.
+                    late = pending if evaluates or saves else pending[:-1]
+                    self._log(late, window, writer, progress, stopwatch)
+                    pending = pending[len(late):]
+                progress.advance(step)
+                if evaluates or saves:
+                    jax.block_until_ready(state)
+                    stopwatch.pause(facts)
+                    if evaluates:
+                        self._evaluate(state, step, checkpoints, writer, progress, facts)
+                    if saves:
+                        checkpoints.save(state, step, facts | {"window": window})
+                    stopwatch.restart()
+                if stop and not ends:
+                    checkpoints.wait()
+                    raise Stopped(f"Stopped by {stop[0]} at step {step} of {self.total_steps} of phase {self.name!r}.")
+        checkpoints.wait()
+        progress.finish()
+        return state, facts
+
+    def _log(self, pending, window, writer, progress, stopwatch) -> None:
+        """Adds metrics to the window `{name: [sum, count]}`, which becomes a row every `log_every` steps, and is part of
+        a checkpoint so that a resumed run writes the same rows."""
+        for (step, _), row in zip(pending, jax.device_get([metrics for _, metrics in pending]), strict=True):
+            if not (np.isfinite(row["loss"][0]) and np.isfinite(row["gradient_norm"][0])):
+                bad = [name for name, (value, _) in row.items() if not np.isfinite(value)]
+                raise TrainingError(
+                    f"Phase {self.name!r}: {', '.join(bad)} is not finite at step {step}; lower the learning rate or the "
+                    "objective's weight, or set the optimizer's clip. Checkpoints from before are kept."
+                )
+            for name, (value, count) in row.items():
+                before = window.get(name, (0.0, 0.0))
+                window[name] = [before[0] + float(value), before[1] + float(count)]
+            if step % self.log_every == 0 or step == self.total_steps:
+                means = {name: value / max(count, 1.0) for name, (value, count) in window.items()}
+                rate = stopwatch.rate(self.batch_size)
+                writer.write(step, "train", means | ({"images_per_s": rate} if rate else {}))
+                progress.show(means)
+                window.clear()
+
+    def _evaluate(self, state, step, checkpoints, writer, progress, facts) -> None:
+        results = self.evaluate(evaluated(state))
+        student = results["student"]
+        flat = dict(student) | {f"teacher_{k}": v for k, v in results.get("teacher", {}).items()}
+        writer.write(step, "eval", flat)
+        progress.evaluated(student)
+        facts["last"] = {"step": step, **results}
+        if facts["best"] is None or student["top1"] > facts["best"]["student"]["top1"]:
+            facts["best"] = {"step": step, **results}
+            checkpoints.save(state, step, dict(facts), best=True)
+
+
+def evaluated(state: TrainState) -> Variables:
+    """What is evaluated and kept of a state: the moving average of the parameters, if there is one."""
+    params = state.params["student"] if state.ema is None else state.ema
+    return Variables(params, state.state["student"])
+
+
+class Stopwatch:
+    """Time spent in training steps, without compilation, evaluation and checkpoints."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self.began = 0, time.perf_counter()
+
+    def pause(self, facts: dict[str, Any]) -> None:
+        if self.steps:
+            facts["train_seconds"] += time.perf_counter() - self.began
+            facts["timed_steps"] += self.steps
+
+    def rate(self, batch_size: int) -> float:
+        return self.steps * batch_size / (time.perf_counter() - self.began) if self.steps else 0.0
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Collects the names of SIGTERM and SIGINT instead of dying of them; a second SIGINT does interrupt."""
+    received: list[str] = []
+    previous = {}
+
+    def receive(number, frame):
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, receive)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

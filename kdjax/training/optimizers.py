@@ -1,0 +1,79 @@
+"""Optimizers as the papers use them, as data; `build` makes the optax transformation."""
+
+import dataclasses
+
+import jax
+import optax
+
+from kdjax.objectives import Bound
+from kdjax.schedules import Cosine, Schedule, value_at
+from kdjax.types import Clock, Tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Base of the optimizers: what they share."""
+
+    learning_rate: float | Schedule = Cosine(start=0.1)
+    """learning rate, a number or a schedule over the phase"""
+    weight_decay: float = 0.0
+    """weight decay; see each optimizer for whether it is coupled"""
+    decay_vectors: bool = True
+    """whether decay also applies to biases and BatchNorm parameters, as in torch"""
+    clip: float = 0.0
+    """largest global norm of the gradient; 0 for no clipping"""
+
+    def core(self, mask: Tree, learning_rate) -> optax.GradientTransformation:
+        raise TypeError(f"{type(self).__name__} does not say its update; define core(mask, learning_rate).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """SGD with torch's semantics: `buffer = momentum * buffer + (gradient + weight_decay * w)`, `w -= lr * buffer`.
+
+    Decay is coupled, and the learning rate stays outside the buffer, so that a drop acts at once.
+    """
+
+    momentum: float = 0.9
+    """momentum of the buffer"""
+    nesterov: bool = False
+    """step along `gradient + momentum * buffer`"""
+
+    def core(self, mask, learning_rate):
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay, mask=mask) if self.weight_decay else optax.identity(),
+            optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, which is multiplied by the learning rate."""
+
+    b1: float = 0.9
+    """decay of the mean of gradients"""
+    b2: float = 0.999
+    """decay of the mean of squared gradients"""
+    eps: float = 1e-8
+    """added to the root of the second moment"""
+
+    def core(self, mask, learning_rate):
+        return optax.adamw(learning_rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=mask)
+
+
+def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:
+    """The optax transformation over `{"student", "objective"}` parameters."""
+
+    def mask(params):
+        student = jax.tree.map(lambda leaf: optimizer.decay_vectors or leaf.ndim > 1, params["student"])
+        own = objective.decay_mask(params["objective"])
+        vectors = jax.tree.map(lambda leaf, decays: decays and (optimizer.decay_vectors or leaf.ndim > 1),
+                               params["objective"], own)  # fmt: skip
+        return {"student": student, "objective": vectors}
+
+    def learning_rate(count):
+        return value_at(optimizer.learning_rate, clock.at(count))
+
+    clip = optax.clip_by_global_norm(optimizer.clip) if optimizer.clip else optax.identity()
+    return optax.chain(clip, optimizer.core(mask, learning_rate))

@@ -1,0 +1,112 @@
+"""What a person sees while a phase trains: a bar with time left and images/s, or a line now and then."""
+
+import sys
+import time
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What the loop tells."""
+
+    def start(self, name: str, step: int, total: int, batch_size: int) -> None: ...
+    def advance(self, step: int) -> None: ...
+    def show(self, metrics: dict[str, float]) -> None: ...
+    def evaluated(self, metrics: dict[str, float]) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, name, step, total, batch_size):
+        pass
+
+    def advance(self, step):
+        pass
+
+    def show(self, metrics):
+        pass
+
+    def evaluated(self, metrics):
+        pass
+
+    def finish(self):
+        pass
+
+
+class Lines:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, seconds: float = 10.0, file=None):
+        self.seconds, self.file = seconds, file or sys.stdout
+
+    def start(self, name, step, total, batch_size):
+        self.name, self.begin, self.step, self.total, self.batch_size = name, step, step, total, batch_size
+        self.loss, self.top1 = "", ""
+        self.began = self.said = time.perf_counter()
+
+    def advance(self, step):
+        self.step = step
+        if time.perf_counter() - self.said > self.seconds:
+            self._say()
+
+    def _say(self):
+        self.said = time.perf_counter()
+        seconds = self.said - self.began
+        done = self.step - self.begin
+        left = seconds / max(done, 1) * (self.total - self.step)
+        rate = f"{done * self.batch_size / max(seconds, 1e-9):,.0f} images/s"
+        line = f"{self.name}: step {self.step}/{self.total}, {rate}, {left:.0f} s left"
+        print(", ".join(x for x in (line, self.loss, self.top1) if x), file=self.file, flush=True)
+
+    def show(self, metrics):
+        self.loss = f"loss {metrics['loss']:.3f}"
+
+    def evaluated(self, metrics):
+        self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
+
+    def finish(self):
+        self._say()
+
+
+class Bar:
+    """A progress bar on a terminal."""
+
+    def __init__(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._columns = (
+            TextColumn("[bold]{task.description:<24}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True), TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self._make = RichProgress
+        self._bar = None
+
+    def start(self, name, step, total, batch_size):
+        self.begin, self.batch_size, self.loss, self.top1 = step, batch_size, "", ""
+        self._bar = self._make(*self._columns)
+        self._bar.start()
+        self._task = self._bar.add_task(name, total=total, completed=step, rate="", note="compiling")
+        self.began = time.perf_counter()
+
+    def advance(self, step):
+        if step == self.begin + 1:
+            self.began = time.perf_counter()
+        seconds = time.perf_counter() - self.began
+        rate = f"{(step - self.begin - 1) * self.batch_size / seconds:,.0f} images/s" if step > self.begin + 1 else ""
+        self._bar.update(self._task, completed=step, rate=rate, note=f"{self.loss}  {self.top1}".strip())
+
+    def show(self, metrics):
+        self.loss = f"loss {metrics['loss']:.3f}"
+
+    def evaluated(self, metrics):
+        self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
+
+    def finish(self):
+        self._bar.stop()
+
+
+def make_progress() -> Progress:
+    """A bar on a terminal, lines elsewhere."""
+    return Bar() if sys.stdout.isatty() else Lines()

@@ -1,0 +1,93 @@
+"""What training carries from step to step, and the teacher, which it does not carry."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax.objectives import Bound
+from kdjax.types import Array, Network, Tree, pytree
+
+
+@pytree
+class TrainState:
+    """All that a step changes; checkpoints hold exactly this.
+
+    Attributes:
+      step: int32, optimizer steps done in this phase.
+      params: {"student": ..., "objective": ...}, what the optimizer trains.
+      state: {"student": ..., "objective": ...}, BatchNorm statistics, memory banks.
+      opt_state: the optimizer's.
+      ema: moving average of the student's params, or None.
+      keys: {"train": dropout and objectives, "data": views}: one follows `seed`, the other `data_seed`.
+    """
+
+    step: Array
+    params: dict[str, Tree]
+    state: dict[str, Tree]
+    opt_state: Tree
+    ema: Tree | None
+    keys: dict[str, Array]
+
+
+@pytree
+class Variables:
+    """A network's values. The teacher's are an argument of the step: never donated, optimized or checkpointed."""
+
+    params: Tree
+    state: Tree
+
+
+def init_state(
+    student: Network,
+    objective: Bound,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    data_seed: int | None = None,
+    ema: bool = False,
+    start: tuple[Tree, Tree] | None = None,
+) -> TrainState:
+    """The state before the first step. Pure: jit it with the output shardings wanted.
+
+    Args:
+      student: the network to train.
+      objective: bound to it.
+      optimizer: an optax transformation over `{"student", "objective"}`.
+      seed: for initial weights, dropout and objectives.
+      data_seed: for views of the data; `seed` if not given.
+      ema: whether to keep a moving average of the student's parameters.
+      start: the student's `(params, state)` to begin from, instead of fresh ones.
+    """
+    key = jax.random.key(seed)
+    student_params, student_state = start or student.init(jax.random.fold_in(key, 0))
+    objective_params, objective_state = objective.init(jax.random.fold_in(key, 1))
+    params = {"student": student_params, "objective": objective_params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        state={"student": student_state, "objective": objective_state},
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, student_params) if ema else None,
+        keys={
+            "train": jax.random.fold_in(key, 2),
+            "data": jax.random.key(seed if data_seed is None else data_seed),
+        },
+    )
+
+
+def content_hash(params: Tree, state: Tree) -> str:
+    """Identity of a network's weights: sha256 over the name, type, shape and bytes of every array, 16 hex digits."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path((params, state)), key=lambda item: str(item[0])):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def count_parameters(params: Tree) -> int:
+    """Number of trained values."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

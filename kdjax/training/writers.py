@@ -1,0 +1,54 @@
+"""Where metrics go: a JSON line each, always, and TensorBoard."""
+
+import json
+import math
+from pathlib import Path
+
+
+class MetricWriter:
+    """Appends rows to `metrics.jsonl` and mirrors their numbers to TensorBoard.
+
+    Args:
+      folder: of the phase; both go below it.
+      resume_at: rows of later steps, left by a run that was stopped, are dropped, so that the file reads as if it had never
+        been; None starts an empty file.
+    """
+
+    def __init__(self, folder: Path, resume_at: int | None = None):
+        from tensorboardX import SummaryWriter  # imported here: a third of a second
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        rows = [] if resume_at is None else [row for row in read_metrics(self.path) if row["step"] <= resume_at]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.rename(self.path)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1, flush_secs=30
+        )
+
+    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One row: the step, what kind of row it is ("train", "eval"), and its numbers; nan is written as null."""
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics file, without a last line that was cut short; [] if there is none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
