@@ -25,7 +25,7 @@ class Data:
     """data set: fashion_mnist/subset, fashion_mnist/full, digits, or a TFDS image set such as cifar100"""
     batch_size: int = 128
     """examples in one optimizer step, over all devices"""
-    eval_batch_size: int = 500
+    eval_batch_size: int = 512
     """examples in one evaluation step, over all devices"""
     validation: int = 0
     """examples held out of the training split, for tuning"""

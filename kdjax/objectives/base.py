@@ -34,6 +34,7 @@ class Objective:
 
       reads: what it looks at: "labels", and fields of `ModelOutput` as "student.logits", "teacher.features", ...
       group: which gradient group its terms belong to, "task" or "distill".
+      trains: what module of its own it trains, in a word or two.
       decays: whether weight decay applies to the parameters of its own modules.
       paper: where it comes from.
     """
@@ -43,6 +44,7 @@ class Objective:
 
     reads: ClassVar[tuple[str, ...]] = ("student.logits", "teacher.logits")
     group: ClassVar[str] = "distill"
+    trains: ClassVar[str] = ""
     decays: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = None
 

@@ -21,6 +21,7 @@ class FitNet(Objective):
     """index into `features`; 0 is the stem"""
 
     reads: ClassVar = ("student.features", "teacher.features")
+    trains: ClassVar = "a convolutional projector"
     paper: ClassVar = Paper("FitNets: Hints for Thin Deep Nets", "Romero et al.", "ICLR", 2015, "1412.6550")
 
     def build(self, student, teacher, data, rngs):

@@ -8,7 +8,6 @@ import numpy as np
 
 from kdjax import losses
 from kdjax.reduction import sum_over_devices
-from kdjax.training.runners import Runner
 from kdjax.training.state import Variables
 from kdjax.types import Array, Axis, Batch, ModelOutput, Network
 
@@ -87,13 +86,12 @@ def finish(sums: dict[str, np.ndarray], num_classes: int) -> dict[str, float]:
 
 
 def evaluate(
-    compiled: Callable, runner: Runner, student: Variables, teacher: Variables | None, batches: Iterable[Batch],
-    num_classes: int,
-) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Runs a compiled evaluation over all batches: `{"student": means, "teacher": means}`."""
+    compiled: Callable, student: Variables, teacher: Variables | None, batches: Iterable[Batch], num_classes: int
+) -> dict[str, dict[str, float]]:
+    """Runs a compiled evaluation over batches that a runner has placed: `{"student": means, "teacher": means}`."""
     totals = None
     for batch in batches:
-        sums = compiled(student, teacher, runner.place_batch(batch))
+        sums = compiled(student, teacher, batch)
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     if totals is None:
         raise ValueError("There is nothing to evaluate: the split is empty.")

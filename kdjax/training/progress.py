@@ -39,6 +39,7 @@ class Lines:
 
     def __init__(self, seconds: float = 10.0, file=None):
         self.seconds, self.file = seconds, file or sys.stdout
+        self.total: int | None = None
 
     def start(self, name, step, total, batch_size):
         self.name, self.begin, self.step, self.total, self.batch_size = name, step, step, total, batch_size
@@ -66,7 +67,9 @@ class Lines:
         self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
 
     def finish(self):
-        self._say()
+        if self.total is not None:
+            self._say()
+        self.total = None
 
 
 class Bar:
@@ -104,7 +107,8 @@ class Bar:
         self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
 
     def finish(self):
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def make_progress() -> Progress:

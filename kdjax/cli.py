@@ -1,0 +1,298 @@
+"""The command line: `kdjax train | distill | evaluate | compare | methods | data`."""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+USAGE = """usage: kdjax COMMAND ...
+
+commands:
+  train CONFIG                  train the networks of a config that need no teacher
+  distill CONFIG --method NAME  train a student with its teacher
+  compare CONFIG --methods ...  several methods and seeds side by side, with a report
+  evaluate RUN                  evaluate the networks of a run
+  methods [NAME]                list the methods, or explain one
+  data prepare NAME             make a data set ready
+
+`kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists every field of that config.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit status. Errors a user can mend are one sentence."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {
+        "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "methods": methods, "data": data,
+    }  # fmt: skip
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        from difflib import get_close_matches
+
+        near = get_close_matches(argv[0], commands, n=1)
+        return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
+    try:
+        return commands[argv[0]](argv[1:]) or 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("orbax", "tensorflow_datasets", "grain", "tyro", "rich", "tensorboardX"):
+            return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
+        raise
+    except Exception as error:
+        if type(error).__name__ == "Stopped":
+            print(f"{error}\nIts state is saved; run the same command with --resume to go on.", file=sys.stderr)
+            return 128 + (signal.SIGTERM if "SIGTERM" in str(error) else signal.SIGINT)
+        if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError"):
+            return fail(str(error))
+        raise
+
+
+def fail(sentence: str) -> int:
+    print(f"kdjax: error: {sentence}", file=sys.stderr)
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a command runs; the same for every config."""
+
+    run: str = ""
+    """run folder; runs/NAME if not given"""
+    resume: bool = False
+    """go on with the run that is in the folder"""
+    overwrite: bool = False
+    """delete the run that is in the folder"""
+    tiny: bool = False
+    """shrink everything to seconds, to see that it works"""
+    dry_run: bool = False
+    """print shapes, sizes, costs and problems, and train nothing"""
+    data_dir: str = ""
+    """folder of prepared data sets; that of TFDS if not given"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillOptions(RunOptions):
+    """Options of `kdjax distill`."""
+
+    method: str = ""
+    """objective of the student, one of `kdjax methods`; the config's own if not given"""
+    teacher: str = ""
+    """folder of a finished run whose network teaches, instead of training one"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions(RunOptions):
+    """Options of `kdjax compare`."""
+
+    methods: tuple[str, ...] = ("labels", "kd", "dkd")
+    """objectives to compare; "labels" is the baseline"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each method is trained once with each"""
+    teacher: str = ""
+    """folder of a finished run whose network teaches, instead of training one"""
+
+
+def train(argv):
+    config, options = read_config("train", argv, RunOptions)
+    if config is None:
+        return 0
+    experiment, options = parse("train", argv, config(None), options)
+    phases = tuple(phase for phase in experiment.phases if not phase.taught)
+    if not phases:
+        from kdjax.experiment.spec import ExperimentError
+
+        raise ExperimentError("Every phase of this config is taught; use kdjax distill.")
+    experiment = dataclasses.replace(experiment, phases=phases)
+    return execute(experiment, options)
+
+
+def distill(argv):
+    config, options = read_config("distill", argv, DistillOptions)
+    if config is None:
+        return 0
+    experiment, options = parse("distill", argv, config(options.method or None), options)
+    return execute(with_teacher(experiment, options.teacher), options)
+
+
+def compare(argv):
+    config, options = read_config("compare", argv, CompareOptions)
+    if config is None:
+        return 0
+    parsed = {name: parse("compare", argv, config(name), options) for name in options.methods}
+    experiments = {name: with_teacher(experiment, options.teacher) for name, (experiment, _) in parsed.items()}
+    options = next(iter(parsed.values()))[1] if parsed else options
+    from kdjax.experiment.compare import compare as run_comparison
+    from kdjax.experiment.program import Builder
+    from kdjax.experiment.report import show_comparison, write_report
+    from kdjax.training.progress import make_progress
+
+    builder = Builder(options.data_dir or None)
+    if options.dry_run:
+        return max(dry_run(experiment, builder) for experiment in experiments.values())
+    console = make_console()
+    folder = run_folder(options, next(iter(experiments.values())).name)
+    comparison = run_comparison(
+        experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
+        progress=make_progress(), announce=lambda line: console.print(f"[bold]{line}[/bold]", highlight=False),
+    )  # fmt: skip
+    show_comparison(comparison, console)
+    written = write_report(folder, comparison)
+    console.print(f"Report: [link]{written}[/link]", highlight=False, soft_wrap=True)
+    return 0
+
+
+def evaluate(argv):
+    parser = argparse.ArgumentParser("kdjax evaluate", description="Evaluates the finished networks of a run.")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
+    options = parser.parse_args(argv)
+    configure_jax()
+    from kdjax.experiment.report import show_evaluation
+    from kdjax.experiment.run import evaluate_run
+
+    show_evaluation(evaluate_run(Path(options.run), options.data_dir or None), make_console())
+    return 0
+
+
+def methods(argv):
+    parser = argparse.ArgumentParser("kdjax methods", description="Lists the methods, or explains one.")
+    parser.add_argument("name", nargs="?", default="", help="a method to explain")
+    options = parser.parse_args(argv)
+    from kdjax.objectives.catalogue import show_method, show_methods
+
+    try:
+        show_method(options.name, make_console()) if options.name else show_methods(make_console())
+    except ValueError as error:
+        return fail(str(error))
+    return 0
+
+
+def data(argv):
+    parser = argparse.ArgumentParser("kdjax data", description="Makes data sets ready.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare_parser = commands.add_parser("prepare", help="download or build a data set, once")
+    prepare_parser.add_argument("name", help="fashion_mnist/subset, fashion_mnist/full, digits, cifar10, cifar100, ...")
+    prepare_parser.add_argument("--data-dir", default="", help="where to; the TFDS folder if not given")
+    options = parser.parse_args(argv)
+    from kdjax.data import prepare
+
+    prepare(options.name, options.data_dir or None)
+    return 0
+
+
+def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:
+    """The config that the first argument names, and the options that must be known before its fields are."""
+    if not argv or argv[0].startswith("-"):
+        parse(command, argv, None, options_type())
+        if not {"-h", "--help"} & set(argv):
+            from kdjax.experiment.spec import ExperimentError
+
+            raise ExperimentError(f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py.")
+        return None, None
+    configure_jax()
+    from kdjax.experiment.config import load_config
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--method", default="")
+    early.add_argument("--methods", nargs="+", default=None)
+    known, _ = early.parse_known_args(argv[1:])
+    changes = {}
+    if hasattr(options_type, "method") and known.method:
+        changes["method"] = known.method
+    if hasattr(options_type, "methods") and known.methods:
+        changes["methods"] = tuple(known.methods)
+    return load_config(argv[0]), dataclasses.replace(options_type(), **changes)
+
+
+def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple[Any, Any]:
+    """Reads the whole command line over the fields of an experiment and the options."""
+    import tyro
+
+    from kdjax.experiment.config import mirror, rebuild
+
+    tiny = "--tiny" in argv
+    if experiment is not None and tiny:
+        experiment = experiment.tiny()
+    config = Annotated[str, tyro.conf.Positional, tyro.conf.arg(name="config", help="config file, or run folder")]
+    fields = [
+        ("config", config, dataclasses.field(default="CONFIG")),
+        ("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
+    ]
+    if experiment is not None:
+        kind = mirror(experiment, "Experiment")
+        fields.append(("experiment", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=kind)))
+    arguments = dataclasses.make_dataclass("Arguments", fields, frozen=True)
+    description = {
+        "train": "Trains the networks of a config that need no teacher.",
+        "distill": "Trains a student with its teacher, which is trained first unless --teacher names one.",
+        "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
+    }[command]
+    parsed = tyro.cli(
+        arguments, args=argv, prog=f"kdjax {command}", description=description,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+    )  # fmt: skip
+    return (None if experiment is None else rebuild(experiment, parsed.experiment)), parsed.options
+
+
+def with_teacher(experiment, teacher: str):
+    """The experiment with its student's teacher taken from a finished run."""
+    if not teacher:
+        return experiment
+    from kdjax.experiment.spec import ExperimentError
+
+    if not experiment.student.teacher:
+        raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
+    return experiment.replace_phase(experiment.student.teacher, weights=teacher)
+
+
+def execute(experiment, options) -> int:
+    """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
+    from kdjax.experiment.program import Builder
+    from kdjax.experiment.report import show_results
+    from kdjax.experiment.run import run
+    from kdjax.training.progress import make_progress
+
+    builder = Builder(options.data_dir or None)
+    if options.dry_run:
+        return dry_run(experiment, builder)
+    folder = run_folder(options, experiment.name)
+    results = run(
+        experiment, folder, resume=options.resume, overwrite=options.overwrite, builder=builder, progress=make_progress()
+    )
+    show_results(experiment, results, folder, make_console())
+    return 0
+
+
+def dry_run(experiment, builder) -> int:
+    from kdjax.experiment.dry_run import inspect_experiment, show
+
+    return 1 if show(inspect_experiment(experiment, builder), make_console()) else 0
+
+
+def run_folder(options, name: str) -> Path:
+    return Path(options.run) if options.run else Path("runs") / name
+
+
+def make_console():
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 110))
+
+
+def configure_jax() -> None:
+    """Keeps compiled programs between runs, so that the second one starts at once."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

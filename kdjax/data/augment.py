@@ -1,0 +1,111 @@
+"""What a network sees of an image: crop, flip and normalisation, on the device and keyed by the example.
+
+A view is a function of (key, epoch, example index) and of nothing else: not of the batch, its order, or the number of
+devices. So a teacher's answer about a view can be kept, and a run repeated on other hardware. Everything is written for
+one example and mapped over the batch, which keeps a sharded batch where it is: no collective is compiled.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kdjax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How images `[B, H, W, C]` uint8 become inputs `[B, H, W, C]` float32."""
+
+    crop_padding: int = 0
+    """black pixels added on every side before a random crop to the old size; 0 for none, 4 in the CIFAR protocols"""
+    flip: bool = False
+    """mirror left and right, every other time"""
+    mean: tuple[float, ...] = ()
+    """of each channel, of pixels scaled to 0..1; subtracted. Empty: 0"""
+    std: tuple[float, ...] = ()
+    """of each channel, of pixels scaled to 0..1; divided by. Empty: 1"""
+
+    def __post_init__(self):
+        if self.crop_padding < 0:
+            raise ValueError(f"Views.crop_padding is {self.crop_padding}; use 0 or more pixels.")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"Views.std is {self.std}; every channel's must be above 0.")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ValueError(f"Views.mean has {len(self.mean)} values, std {len(self.std)}; give one a channel.")
+
+    def num_views(self) -> int:
+        """How many distinct views an example has: a crop for every offset, times two if it may be flipped."""
+        return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
+
+    def numbers(self, index: Array, epoch, key: Array) -> Array:
+        """Which of its views each example shows in an epoch: `[B]` int32 in `0 .. num_views() - 1`, evenly spread.
+
+        Args:
+          index: `[B]` int32 positions of the examples in their data set.
+          epoch: int32 scalar, whole passes done; may be traced.
+          key: PRNG key of the data seed. threefry only: other generators depend on the batch under `vmap`.
+
+        Raises:
+          TypeError: a key of another generator.
+        """
+        key = _threefry(key)
+        key = jax.random.fold_in(key, epoch)
+        words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(index)
+        return (words % np.uint32(self.num_views())).astype(jnp.int32)  # uneven by less than one part in 10 million
+
+    def show(self, images: Array, numbers: Array) -> Array:
+        """Inputs `[B, H, W, C]` float32 of the numbered views `[B]`: flipped, then cropped, then normalised."""
+        _check_images(images)
+        return self.normalise(jax.vmap(self._view)(images, numbers))
+
+    def train(self, images: Array, index: Array, epoch, key: Array) -> Array:
+        """Inputs `[B, H, W, C]` float32 for training; the arguments are those of `numbers` and `show`."""
+        return self.show(images, self.numbers(index, epoch, key))
+
+    def evaluate(self, images: Array) -> Array:
+        """Inputs `[B, H, W, C]` float32 for evaluation: normalised and nothing else."""
+        _check_images(images)
+        return self.normalise(images)
+
+    def normalise(self, images: Array) -> Array:
+        """`(images / 255 - mean) / std` in float32, channels last.
+
+        Raises:
+          ValueError: another number of channels than `mean` or `std` has.
+        """
+        channels = images.shape[-1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, channels):
+                raise ValueError(f"The images have {channels} channels, Views.{name} has {len(values)}.")
+        mean = np.asarray(self.mean or (0.0,) * channels)
+        std = np.asarray(self.std or (1.0,) * channels)
+        scale, shift = 1 / (255 * std), -mean / std  # in float64, so that one rounding remains
+        scale, shift = (x.astype(np.float32).reshape((1,) * (images.ndim - 1) + (channels,)) for x in (scale, shift))
+        return images.astype(jnp.float32) * scale + shift
+
+    def _view(self, image: Array, number: Array) -> Array:
+        """One example `[H, W, C]` in its view. The number is `(row * side + column) * flips + flipped`."""
+        padding, side = self.crop_padding, 2 * self.crop_padding + 1
+        if self.flip:
+            image = jnp.where(number % 2 == 1, image[:, ::-1], image)
+            number = number // 2
+        if padding:
+            padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+            image = lax.dynamic_slice(padded, (number // side, number % side, 0), image.shape)
+        return image
+
+
+def _check_images(images) -> None:
+    if images.ndim != 4 or images.dtype != jnp.uint8:
+        raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
+
+
+def _threefry(key: Array) -> Array:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(key, impl="threefry2x32")
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        raise TypeError(f'Views need a threefry key, this is {jax.random.key_impl(key)}; use impl="threefry2x32".')
+    return key

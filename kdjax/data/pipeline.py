@@ -1,0 +1,169 @@
+"""Batches by number: batch `k` is a function of the data seed and `k`, so a run resumed at `k` never notices."""
+
+import functools
+import operator
+from collections.abc import Iterator
+
+import numpy as np
+
+from kdjax.data.catalogue import DataError
+from kdjax.data.sources import Source
+from kdjax.types import Batch
+
+
+class Pipeline:
+    """Endless training batches of numpy arrays, shuffled anew every epoch, readable at any position.
+
+    `pipeline[k]` has `inputs` `[B, H, W, C]` uint8 and, `[B]` each, `labels` int32, `index` int32 (the position in the
+    training split, not in `indices`), `where` and `labelled`. Views are not made here but on the device (`Views`).
+
+    An epoch has `ceil(n / batch_size)` batches. The last one is filled up with examples from the beginning of the same
+    epoch, where=False: they may enter BatchNorm's statistics and nothing else. As long as `n >= batch_size`, no example
+    is in a batch twice.
+
+    With several processes each gets its contiguous slice of the same global batch, in the order of `process_index`;
+    the global batches do not depend on their number.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices,
+        *,
+        batch_size: int,
+        data_seed: int,
+        labelled_mask=None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Binds a source to an order.
+
+        Args:
+          source: where the examples are.
+          indices: `[n]` positions in the source to train on.
+          batch_size: rows of the global batch.
+          data_seed: which order.
+          labelled_mask: `[N]` bool over the whole source, as in `Splits.labelled`; None means all.
+          process_index: which process this is.
+          process_count: how many there are.
+
+        Raises:
+          DataError: no examples, a bad size, or a batch that does not divide over the processes.
+        """
+        self.source = source
+        self.indices = _positions(source, indices)
+        self.batch_size = batch_size
+        self.data_seed = data_seed
+        self._rows = _rows_of_process(batch_size, process_index, process_count)
+        self._labelled = np.ones(len(source), bool) if labelled_mask is None else np.asarray(labelled_mask, bool)
+        if self._labelled.shape != (len(source),):
+            raise DataError(f"labelled_mask has shape {self._labelled.shape}; {source.name} needs ({len(source)},).")
+        if data_seed < 0:
+            raise DataError(f"data_seed={data_seed} is negative; use 0 or more.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __getitem__(self, k: int) -> Batch:
+        k = operator.index(k)
+        if k < 0:
+            raise IndexError(f"batch {k}: batches are numbered from 0 on.")
+        epoch, step = divmod(k, self.steps_per_epoch)
+        order = _order(len(self.indices), self.data_seed, epoch)
+        places = step * self.batch_size + self._rows
+        chosen = self.indices[order[places % len(order)]]
+        images, labels = self.source.fetch(chosen)
+        return Batch(
+            inputs=images, labels=labels, index=chosen, where=places < len(order), labelled=self._labelled[chosen]
+        )
+
+    def iterate(
+        self, start_step: int = 0, stop_step: int | None = None, *, threads: int = 2, prefetch: int = 4
+    ) -> Iterator[Batch]:
+        """Batches `start_step`, `start_step + 1`, ... up to but without `stop_step`, read ahead in the background.
+
+        Args:
+          start_step: number of the first batch; 0, or where a checkpoint left off.
+          stop_step: where to end; None never ends.
+          threads: how many batches are put together at once.
+          prefetch: how many lie ready at most.
+        """
+        return _read_ahead(self.__getitem__, start_step, stop_step, threads, prefetch)
+
+
+def evaluation_batches(
+    source: Source,
+    indices,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up by repeating its last example, where=False.
+
+    Args:
+      source: where the examples are.
+      indices: `[n]` positions in the source; None means all.
+      batch_size: rows of the global batch.
+      process_index: which process this is; each gets its contiguous slice of every batch.
+      process_count: how many there are.
+      threads: how many batches are put together at once.
+      prefetch: how many lie ready at most.
+
+    Raises:
+      DataError: no examples, a bad size, or a batch that does not divide over the processes.
+    """
+    positions = _positions(source, np.arange(len(source)) if indices is None else indices)
+    rows = _rows_of_process(batch_size, process_index, process_count)
+
+    def batch(k: int) -> Batch:
+        places = k * batch_size + rows
+        chosen = positions[np.minimum(places, len(positions) - 1)]
+        images, labels = source.fetch(chosen)
+        everything = np.ones(len(rows), bool)
+        return Batch(inputs=images, labels=labels, index=chosen, where=places < len(positions), labelled=everything)
+
+    return _read_ahead(batch, 0, -(-len(positions) // batch_size), threads, prefetch)
+
+
+@functools.lru_cache(maxsize=8)  # the epochs that a few pipelines are in
+def _order(size: int, data_seed: int, epoch: int) -> np.ndarray:
+    """A permutation of `range(size)`, int64, alike on every machine.
+
+    Sorting Philox's words orders 50,000 examples in 10 ms an epoch. grain's own shuffle is as random and reads as
+    freely, but costs 12 us an example in Python, 0.6 s an epoch, taken from the thread that trains.
+    """
+    words = np.random.Philox(key=np.array([data_seed, epoch], np.uint64)).random_raw(size)
+    order = np.argsort(words, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def _read_ahead(batch, start: int, stop: int | None, threads: int, prefetch: int) -> Iterator[Batch]:
+    import grain
+
+    numbers = grain.MapDataset.range(start, 2**60 if stop is None else stop)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(numbers.map(lambda k: batch(int(k))).to_iter_dataset(options))
+
+
+def _positions(source: Source, indices) -> np.ndarray:
+    positions = np.asarray(indices)
+    if positions.size == 0:
+        raise DataError(f"There are no examples of {source.name} to read: indices is empty.")
+    if positions.ndim != 1 or positions.min() < 0 or positions.max() >= len(source):
+        raise DataError(f"indices must be positions [n] from 0 to {len(source) - 1} in {source.name}, {source.split}.")
+    return positions.astype(np.int32)
+
+
+def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """Which rows of the global batch a process reads."""
+    if batch_size < 1 or not 0 <= process_index < process_count:
+        raise DataError(f"batch_size={batch_size}, process {process_index} of {process_count}: that cannot be.")
+    if batch_size % process_count:
+        raise DataError(f"batch_size={batch_size} does not divide over {process_count} processes; use a multiple.")
+    own = batch_size // process_count
+    return np.arange(process_index * own, (process_index + 1) * own)

@@ -1,0 +1,111 @@
+"""Puts a data set into the TFDS folder, once: our own ones from local files, TFDS's ones with TensorFlow's help."""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kdjax.data.catalogue import OWN, DataError, flaw, open_builder, own_folder, resolve
+
+
+def prepare(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[str], None] = print) -> None:
+    """Prepares a data set so that `load` can read it; does nothing where it is prepared already.
+
+    Sets of our own need neither network nor TensorFlow. TFDS's own builders download, and write through TensorFlow,
+    which is needed here and never again.
+
+    Args:
+      name: as for `load`.
+      data_dir: TFDS folder; by default `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+      log: gets a line or two about what was done.
+
+    Raises:
+      DataError: no such set, TensorFlow is needed and missing, or the folder holds something unreadable.
+    """
+    name = resolve(name)
+    if name in OWN:
+        builder = build(name, data_dir)
+    else:
+        builder = open_builder(name, data_dir)
+        if not builder.data_path.exists():
+            _with_tensorflow(name, builder, log)
+            builder = open_builder(name, data_dir)
+        check(name, builder)
+    counts = ", ".join(f"{split.num_examples:,} {split.name}" for split in builder.info.splits.values())
+    log(f"{name}: {counts} in {builder.data_path}")
+
+
+def build(name: str, data_dir: str | os.PathLike | None = None):
+    """The builder of a set of our own, prepared now unless it was.
+
+    Safe when processes do it at once: one builds and the others wait. TFDS writes into a temporary folder and renames
+    it when done; a folder that is not whole all the same (a copy broken off, a full disk) is built anew.
+    """
+    folder = own_folder(name, data_dir)
+    builder = _whole(name, data_dir, folder)
+    if builder is None:
+        with _alone(folder.parent):
+            builder = _whole(name, data_dir, folder)  # now that the others are done
+            if builder is None:
+                for rubbish in (folder, *folder.parent.glob("incomplete.*")):  # of processes killed while they built
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                builder = open_builder(name, data_dir)
+                _quietly(builder)
+    return builder
+
+
+def check(name: str, builder) -> None:
+    """Raises `DataError` unless a prepared set of TFDS can be read without TensorFlow."""
+    fault = flaw(builder)
+    if fault:
+        raise DataError(f"{builder.data_path} is broken ({fault}); delete it and run `kdjax data prepare {name}`.")
+    if not any(form.value == "array_record" for form in builder.info.available_file_formats()):
+        raise DataError(
+            f"{builder.data_path} was prepared as {builder.info.file_format.value}, which only TensorFlow reads; "
+            f"delete it, or give another data_dir, and run `kdjax data prepare {name}`."
+        )
+
+
+def _whole(name: str, data_dir, folder: Path):
+    """The builder of a set of our own that is prepared and whole, else None."""
+    if not folder.exists():
+        return None
+    try:
+        builder = open_builder(name, data_dir)
+        return None if flaw(builder) else builder
+    except Exception:  # a garbled dataset_info.json, say
+        return None
+
+
+def _with_tensorflow(name: str, builder, log) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(f"Preparing {name} needs TensorFlow, this once; run `pip install 'kdjax[prepare]'`.")
+    log(f"{name}: downloading and preparing into {builder.data_path}")
+    with _alone(builder.data_path.parent):
+        builder.download_and_prepare(file_format="array_record")  # does nothing where another has just done it
+
+
+def _quietly(builder) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    finally:
+        tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the system lets go of it when the process ends, however it ends."""
+    if "://" in str(folder):  # no locks there; TFDS renames when it is done
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

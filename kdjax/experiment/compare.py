@@ -1,0 +1,156 @@
+"""Several methods, several seeds, one teacher, one budget: side by side."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.experiment.folder import COMPARISON, open_run, write_json
+from kdjax.experiment.program import Builder
+from kdjax.experiment.run import run
+from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.training.progress import Progress
+
+BASELINE = "labels"
+
+
+def compare(
+    experiments: dict[str, Experiment],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    builder: Builder | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains the earlier phases once, then the student by every method and seed.
+
+    Args:
+      experiments: one a method, alike but for their last phase's objective.
+      seeds: for initial weights and data order alike.
+      folder: of the comparison; each run has a folder in it.
+      resume: finished runs are kept, an unfinished one is gone on with.
+      overwrite: delete a comparison that is there.
+      announce: is told which run begins.
+
+    Returns:
+      The comparison as data; also written to comparison.json.
+    """
+    builder = builder or Builder()
+    check_alike(experiments)
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise ExperimentError(f"seeds are {list(seeds)}; give at least one, each once.")
+    first = next(iter(experiments.values()))
+    for experiment in experiments.values():  # what does not fit is said before anything is trained
+        builder.program(experiment, experiment.student)
+    open_run(folder, first, resume=resume, overwrite=overwrite)
+    write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
+    teacher: dict[str, Any] = {}
+    earlier = first.phases[:-1]
+    if earlier:
+        announce("teacher")
+        base = dataclasses.replace(first, name=f"{first.name}: teacher", phases=earlier)
+        teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, experiment in experiments.items():
+        for seed in seeds:
+            announce(f"{name}, seed {seed}")
+            phases = tuple(dataclasses.replace(p, weights=str(folder / "teacher" / p.name)) for p in earlier)
+            one = dataclasses.replace(
+                experiment, name=f"{first.name}: {name}, seed {seed}", seed=seed, data_seed=seed,
+                phases=(*phases, experiment.student),
+            )  # fmt: skip
+            place = folder / name / f"seed{seed}"
+            results = run(one, place, resume=True, builder=builder, progress=progress)
+            runs.setdefault(name, []).append(results[experiment.student.name])
+    comparison = summarise(first, runs, teacher, builder)
+    write_json(folder / COMPARISON, comparison)
+    return comparison
+
+
+def check_alike(experiments: dict[str, Experiment]) -> None:
+    """Refuses to compare methods whose budgets or teachers differ."""
+    if not experiments:
+        raise ExperimentError("There is nothing to compare; name at least one method.")
+    first_name, first = next(iter(experiments.items()))
+    for name, experiment in experiments.items():
+        a, b = (dataclasses.replace(e.student, objective=first.student.objective) for e in (first, experiment))
+        same = a == b and first.phases[:-1] == experiment.phases[:-1] and first.data == experiment.data
+        if not same:
+            raise ExperimentError(
+                f"Methods {first_name!r} and {name!r} differ in more than their objective (teacher, data, length or "
+                "optimizer), so their comparison would not be fair; let the config change the objective only."
+            )
+
+
+def summarise(
+    experiment: Experiment, runs: dict[str, list[dict[str, Any]]], teacher: dict[str, Any], builder: Builder
+) -> dict[str, Any]:
+    """The comparison as data: what was compared, and mean and spread over seeds of every method."""
+    images = builder.images(experiment.data)
+    student = builder.program(experiment, experiment.student)
+    methods = {}
+    for name, results in runs.items():
+        last = [result["last"]["student"] for result in results]
+        best = [result["best"]["student"]["top1"] for result in results]
+        methods[name] = {
+            "parameters": results[0]["parameters"],
+            "extra_parameters": results[0]["extra_parameters"],
+            "examples_visited": results[0]["examples_visited"],
+            "seeds": [result["seed"] for result in results],
+            "metrics": {metric: spread([row[metric] for row in last]) for metric in last[0]},
+            "best_top1": spread(best),
+            "images_per_s": spread([result["images_per_s"] or 0.0 for result in results]),
+            "seconds": spread([result["seconds"] for result in results]),
+        }
+    if BASELINE in methods:
+        for name, summary in methods.items():
+            if name != BASELINE:
+                summary["gain"] = paired_gain(
+                    summary["metrics"]["top1"]["values"], methods[BASELINE]["metrics"]["top1"]["values"]
+                )
+    name, result = next(reversed(teacher.items())) if teacher else (None, None)
+    return {
+        "finished": True,
+        "name": experiment.name,
+        "data": {
+            "name": images.train.name,
+            "trained_on": len(images.train_index),
+            "labelled": int(images.labelled[images.train_index].sum()),
+            "evaluated_on": experiment.data.evaluate_on,
+            "evaluated": len(images.held_index),
+            "classes": images.info.num_classes,
+        },
+        "steps": student.clock.total_steps,
+        "batch_size": experiment.data.batch_size,
+        "student": student.student.name,
+        "teacher": None if result is None else {
+            "name": name, "network": result["network"], "parameters": result["parameters"], "hash": result["hash"],
+            "metrics": result["last"]["student"], "labels": experiment.phase(name).labels,
+            "seconds": result.get("seconds"), "images_per_s": result.get("images_per_s"),
+        },
+        "device": next(iter(runs.values()))[0]["device"],
+        "methods": methods,
+    }  # fmt: skip
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (None for a single value), and the values."""
+    array = np.asarray(values, np.float64)
+    sd = float(array.std(ddof=1)) if len(array) > 1 else None
+    return {"mean": float(array.mean()), "sd": sd, "values": [float(v) for v in array]}
+
+
+def paired_gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Difference to the baseline, seed by seed (a seed fixes the initial weights), with its 95 % interval by Student's t."""
+    difference = np.asarray(values) - np.asarray(baseline)
+    gain = spread(difference) | {"better": int((difference > 0).sum()), "half_width": None}
+    if len(difference) > 1:
+        from scipy import stats
+
+        gain["half_width"] = float(stats.t.ppf(0.975, len(difference) - 1) * gain["sd"] / np.sqrt(len(difference)))
+    return gain

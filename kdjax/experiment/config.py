@@ -1,0 +1,140 @@
+"""Where experiments come from: a Python file, a saved experiment, or a run folder; and overrides from a command line."""
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from kdjax.experiment import serialization
+from kdjax.experiment.folder import EXPERIMENT
+from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.objectives import METHODS, Objective, Sum, method, part_names
+
+Config = Callable[[str | None], Experiment]
+
+
+def load_config(path: str) -> Config:
+    """A function `method name or None -> Experiment` from a path.
+
+    A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
+    as data, and nothing in it is executed.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = place / EXPERIMENT
+    if not place.exists():
+        raise ExperimentError(f"There is no config {path}; give a .py file such as configs/digits/smoke.py, or a run folder.")
+    if place.suffix != ".py":
+        saved = serialization.load(place)
+        return lambda name: saved if name is None else saved.with_method(_objective(name))
+    spec = importlib.util.spec_from_file_location(f"kdjax_config_{place.stem}", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, "experiment", None)
+    if function is None:
+        raise ExperimentError(f"{path} defines no function experiment(); it must return an Experiment.")
+    by_method = bool(inspect.signature(function).parameters)
+
+    def config(name):
+        if name is not None:
+            method(name) if name in METHODS or not by_method else None
+        if by_method:
+            made = function() if name is None else function(name)
+        else:
+            made = function() if name is None else function().with_method(_objective(name))
+        if not isinstance(made, Experiment):
+            raise ExperimentError(f"{path}: experiment() returned a {type(made).__name__}, not an Experiment.")
+        return made
+
+    return config
+
+
+def _objective(name: str) -> Objective:
+    try:
+        return method(name).objective
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def mirror(value: Any, name: str = "Options") -> type:
+    """A dataclass type with every field of `value` and of what it holds, at their present values, for tyro.
+
+    Fields are named as a person would say them: phases by name, the parts of an objective by method.
+    """
+    import tyro
+
+    fields = []
+    for i, (key, item, hint, text) in enumerate(_children(value)):
+        kind = _leaf_type(item, hint)
+        options = tyro.conf.arg(name=key, help=text or None)
+        if kind is None:
+            kind = mirror(item, type(item).__name__)
+            fields.append((f"field_{i}", Annotated[kind, options], dataclasses.field(default_factory=kind)))
+        else:
+            fields.append((f"field_{i}", Annotated[kind, options], dataclasses.field(default=item)))
+    made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.__doc__ = (inspect.getdoc(type(value)) or name).splitlines()[0]
+    return made
+
+
+def rebuild(value: Any, mirrored: Any) -> Any:
+    """`value` with the fields that a filled-in `mirror` of it has."""
+    items = []
+    for i, (key, item, hint, _) in enumerate(_children(value)):
+        new = getattr(mirrored, f"field_{i}")
+        items.append((key, new if _leaf_type(item, hint) is not None else rebuild(item, new)))
+    if isinstance(value, Sum):
+        return Sum(objectives=tuple(item for _, item in items))
+    if isinstance(value, tuple):
+        return tuple(item for _, item in items)
+    try:
+        return dataclasses.replace(value, **dict(items))
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _children(value: Any) -> list[tuple[str, Any, Any, str]]:
+    """`(name, value, type, help)` of everything directly in a dataclass, a sum, or a tuple of dataclasses."""
+    if isinstance(value, Sum):
+        return [(name, part, type(part), "") for name, part in part_names(value).items()]
+    if isinstance(value, tuple):
+        return [(getattr(item, "name", str(i)), item, type(item), "") for i, item in enumerate(value)]
+    hints, texts = typing.get_type_hints(type(value)), field_help(type(value))
+    return [
+        (field.name, getattr(value, field.name), hints[field.name], texts.get(field.name, ""))
+        for field in dataclasses.fields(value)
+    ]
+
+
+def _leaf_type(value: Any, hint: Any) -> Any:
+    """What a command line may give for a field, or None where the field holds further ones."""
+    if dataclasses.is_dataclass(value) or (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
+        return None
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        plain = [arm for arm in typing.get_args(hint) if not dataclasses.is_dataclass(arm)]
+        return functools.reduce(lambda a, b: a | b, plain)
+    return hint
+
+
+@functools.cache
+def field_help(cls: type) -> dict[str, str]:
+    """The string after each field of a dataclass, its bases' included."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        except (OSError, TypeError, SyntaxError):
+            continue  # no source at hand: no help, but the option works
+        for node, after in zip(body, body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                texts[node.target.id] = str(after.value.value)
+    return texts

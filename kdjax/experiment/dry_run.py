@@ -1,0 +1,193 @@
+"""What an experiment would do, without doing it: shapes, sizes, costs, and what is wrong."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.data import DataError
+from kdjax.experiment.program import Builder, Program, make_network, template_of, visited
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.models import output_shapes
+from kdjax.objectives import Objective, check, part_names
+from kdjax.training import count_parameters
+from kdjax.types import Batch, ModelOutput, Tree
+
+
+@dataclasses.dataclass
+class PhaseReport:
+    """What the dry run found about a phase."""
+
+    phase: Phase
+    shapes: list[tuple[str, str, str]]  # (what, student's shape, teacher's shape)
+    parameters: dict[str, int]
+    numbers: dict[str, str]
+    problems: list[str]
+
+
+def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -> list[PhaseReport]:
+    """A report a phase. Everything that is wrong is collected instead of raised."""
+    builder = builder or Builder()
+    problems = experiment.problems()
+    try:
+        images = builder.images(experiment.data)
+    except (DataError, ValueError) as error:
+        problems.append(str(error))
+        images = None
+    reports = []
+    for phase in experiment.phases:
+        report = PhaseReport(phase, [], {}, {}, list(problems))
+        problems = []
+        reports.append(report)
+        if images is None:
+            continue
+        try:
+            student = make_network(phase.network, images)
+            teacher = make_network(experiment.phase(phase.teacher).network, images) if phase.teacher else None
+        except (ValueError, ExperimentError) as error:
+            report.problems.append(str(error))
+            continue
+        inputs = jax.ShapeDtypeStruct((experiment.data.batch_size, *images.shape), np.float32)
+        student_output = output_shapes(student, inputs)
+        teacher_output = None if teacher is None else output_shapes(teacher, inputs)
+        report.shapes = shape_table(student_output, teacher_output)
+        report.problems += check(phase.objective, student_output, teacher_output)
+        report.numbers["examples visited"] = f"{len(visited(phase, images)):,} of {len(images.train_index):,}"
+        if report.problems:
+            continue
+        try:
+            program = builder.program(experiment, phase)
+        except ExperimentError as error:
+            report.problems.append(str(error))
+            continue
+        measure(program, report)
+    return reports
+
+
+def measure(program: Program, report: PhaseReport) -> None:
+    """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
+    state = jax.eval_shape(lambda: program.fresh_state(0, 0))
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state
+    )
+    teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
+    report.parameters["student"] = count_parameters(state.params["student"])
+    report.parameters["objective"] = count_parameters(state.params["objective"])
+    if teacher is not None:
+        report.parameters["teacher"] = count_parameters(teacher.params)
+    batch = batch_shapes(program)
+    clock, data = program.clock, program.experiment.data
+    report.numbers["steps"] = f"{clock.total_steps:,} of {data.batch_size} examples"
+    step = flops(program.step, state, teacher, batch)
+    inputs = jax.ShapeDtypeStruct((data.batch_size, *program.images.shape), np.float32)
+    cost = 0.0
+    if teacher is not None and program.bound.needs_teacher:
+        forward = jax.jit(lambda v, x: program.teacher.apply(v.params, v.state, x, train=False)[0].logits)
+        cost = flops(forward, teacher, inputs)
+    if step:
+        report.numbers["FLOPs a step"] = f"{step:.3g}"
+        report.numbers["of them teacher"] = f"{cost:.3g} ({100 * cost / step:.0f} %)"
+        report.numbers["of them student"] = f"{step - cost:.3g} ({100 * (step - cost) / step:.0f} %)"
+    held = {"state": size(state), "teacher": size(teacher), "batch": size(batch)}
+    memory = program.step.lower(state, teacher, batch).compile().memory_analysis() if not program.runner.mapped else None
+    if memory is not None:
+        held["temporaries"] = memory.temp_size_in_bytes
+    report.numbers["memory a device"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
+
+
+def batch_shapes(program: Program) -> Batch:
+    """Shapes and shardings of a training batch."""
+    rows = program.experiment.data.batch_size
+
+    def spec(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=program.runner.sharded)
+
+    return Batch(
+        spec((rows, *program.images.shape), np.uint8), spec((rows,), np.int32), spec((rows,), np.int32),
+        spec((rows,), bool), spec((rows,), bool),
+    )  # fmt: skip
+
+
+def flops(function: Any, *arguments: Any) -> float:
+    """FLOPs of a jitted function as XLA counts them before optimisation; 0 where it cannot say."""
+    if not hasattr(function, "lower"):
+        return 0.0
+    try:
+        analysis = function.lower(*arguments).cost_analysis() or {}
+    except (NotImplementedError, ValueError, TypeError):
+        return 0.0
+    return float(analysis.get("flops", 0.0))
+
+
+def size(tree: Tree) -> int:
+    return sum(int(np.prod(x.shape)) * (4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
+               for x in jax.tree.leaves(tree))  # fmt: skip
+
+
+def readable(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return ""
+
+
+def shape_table(student: ModelOutput, teacher: ModelOutput | None) -> list[tuple[str, str, str]]:
+    """Rows `(what, student's shape, teacher's shape)` of all the networks give."""
+
+    def rows(output):
+        if output is None:
+            return {}
+        found = {}
+        for name in ("logits", "embedding"):
+            if getattr(output, name) is not None:
+                found[name] = getattr(output, name).shape
+        for name in ("features", "preactivations"):
+            found |= {f"{name}[{i}]": x.shape for i, x in enumerate(getattr(output, name))}
+        return found | {f"taps[{name}]": x.shape for name, x in output.taps.items()}
+
+    first, second = rows(student), rows(teacher)
+    names = [*first, *(name for name in second if name not in first)]
+    text = lambda shape: "–" if shape is None else "×".join(map(str, shape))
+    return [(name, text(first.get(name)), text(second.get(name))) for name in names]
+
+
+def show(reports: list[PhaseReport], console: Any) -> int:
+    """Prints the reports; returns the number of problems."""
+    from rich.table import Table
+
+    for report in reports:
+        phase = report.phase
+        taught = f", taught by {phase.teacher}" if phase.teacher else ""
+        console.rule(f"[bold]{phase.name}[/bold]: {phase.network.name}{taught}")
+        if phase.weights:
+            console.print(f"weights are taken from {Path(phase.weights)}")
+        console.print(f"objective: {formula(phase.objective)}", highlight=False)
+        if report.shapes:
+            table = Table("output", "student", "teacher", box=None, pad_edge=False)
+            for row in report.shapes:
+                table.add_row(*row)
+            console.print(table)
+        for name, count in report.parameters.items():
+            console.print(f"{name} parameters: {count:,}")
+        for name, text in report.numbers.items():
+            console.print(f"{name}: {text}", highlight=False)
+        for problem in report.problems:
+            console.print(f"[bold red]wrong:[/bold red] {problem}")
+    count = sum(len(report.problems) for report in reports)
+    console.print(f"[bold red]{count} problem(s).[/bold red]" if count else "[bold green]Nothing is wrong.[/bold green]")
+    return count
+
+
+def formula(objective: Objective) -> str:
+    """An objective as a person would write it down: "0.1 * cross_entropy + 0.9 * kd(temperature=4.0)"."""
+    texts = []
+    for name, part in part_names(objective).items():
+        fields = [f for f in dataclasses.fields(part) if f.name != "weight"]
+        arguments = ", ".join(f"{f.name}={getattr(part, f.name)}" for f in fields)
+        weight = "" if part.weight == 1.0 else f"{part.weight} * "
+        texts.append(f"{weight}{name}({arguments})" if arguments else f"{weight}{name}")
+    return " + ".join(texts)

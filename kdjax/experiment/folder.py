@@ -1,0 +1,76 @@
+"""Run folders: what is in them, and the rule that none is overwritten unasked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kdjax.experiment import serialization
+from kdjax.experiment.spec import Experiment, ExperimentError
+
+EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
+
+
+def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Makes a run folder and saves the experiment in it.
+
+    Raises:
+      ExperimentError: if the folder exists and neither `resume` nor `overwrite` is said, if what is to be resumed is
+        another experiment, or if what is to be overwritten is no run.
+    """
+    if resume and overwrite:
+        raise ExperimentError("--resume and --overwrite exclude each other; say one of them.")
+    saved = folder / EXPERIMENT
+    if folder.exists() and any(folder.iterdir()):
+        if overwrite:
+            _remove(folder)
+        elif not resume:
+            raise ExperimentError(
+                f"Run folder {folder} exists; say --resume to go on with it, --overwrite to delete it, or --run for another."
+            )
+        elif saved.exists():
+            _check_same(saved, experiment)
+        elif not (folder / COMPARISON).exists():
+            raise ExperimentError(f"{folder} holds no run to resume; choose another folder with --run.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not saved.exists():
+        serialization.save(experiment, saved)
+
+
+def _check_same(saved: Path, experiment: Experiment) -> None:
+    before = serialization.to_data(serialization.load(saved))
+    differing = serialization.differences(before, serialization.to_data(experiment))
+    if differing:
+        raise ExperimentError(
+            f"{saved.parent} was started with another configuration ({differing[0]}"
+            f"{f', and {len(differing) - 1} more' if len(differing) > 1 else ''}); "
+            "resume with the same one, or use another folder with --run."
+        )
+
+
+def _remove(folder: Path) -> None:
+    if not ((folder / EXPERIMENT).exists() or (folder / COMPARISON).exists()):
+        raise ExperimentError(f"{folder} is not a run of kdjax, so --overwrite will not delete it; choose another with --run.")
+    shutil.rmtree(folder)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n")
+    temporary.rename(path)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a phase came to, or None if it has not ended."""
+    path = folder / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def find_network(path: Path, phase: str) -> Path:
+    """The folder of a finished network: `path` itself, its phase of that name, or its last finished phase."""
+    candidates = [path, path / phase, *sorted(path.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)]
+    for candidate in candidates:
+        if (candidate / "network.json").exists():
+            return candidate
+    raise ExperimentError(f"{path} holds no finished network; give the folder of a run or phase that has ended.")

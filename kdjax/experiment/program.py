@@ -1,0 +1,243 @@
+"""Experiments made real, in one place: images, networks, objectives, compiled steps."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
+from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
+from kdjax.models import from_nnx, output_shapes, zoo
+from kdjax.objectives import Bound, bind
+from kdjax.training import Runner, TrainState, Variables, init_state, make_runner, make_step, optimizers
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.evaluation import evaluate, make_evaluation
+from kdjax.training.loop import Loop
+from kdjax.types import Batch, Clock, DataInfo, Network
+
+RESIDENT_BYTES = 512 * 2**20  # an evaluation set below this stays on the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The examples of an experiment, split.
+
+    Attributes:
+      train: the training split.
+      train_index: rows of it that are trained on (validation held out).
+      labelled: `[len(train)]` bool, whose labels a taught network may use.
+      held: the split that is evaluated, and `held_index` its rows.
+      description: what they are, for reports.
+    """
+
+    train: Source
+    train_index: np.ndarray
+    labelled: np.ndarray
+    held: Source
+    held_index: np.ndarray
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(self.train.num_classes, len(self.train))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, `(H, W, C)`."""
+        return self.train.fetch([0])[0].shape[1:]
+
+    def evaluated_batches(self, batch_size: int) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.held, self.held_index, batch_size, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+
+
+def load_images(data: Data, data_dir: str | None = None) -> Images:
+    """Loads and splits the images that `data` asks for."""
+    train = load(data.name, split="train", data_dir=data_dir)
+    splits = make_splits(
+        train.labels, validation=data.validation, labelled=data.labelled, split_seed=data.split_seed
+    )
+    if data.evaluate_on == "validation":
+        return Images(train, splits.train, splits.labelled, train, splits.validation)
+    test = load(data.name, split="test", data_dir=data_dir)
+    return Images(train, splits.train, splits.labelled, test, np.arange(len(test)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One phase, compiled for any seed."""
+
+    experiment: Experiment
+    phase: Phase
+    images: Images
+    student: Network
+    teacher: Network | None
+    bound: Bound
+    optimizer: Any
+    clock: Clock
+    runner: Runner
+    step: Any
+    evaluation: Any
+    rows: np.ndarray
+    _resident: list = dataclasses.field(default_factory=list)
+
+    def fresh_state(self, seed: int, data_seed: int, start: Variables | None = None) -> TrainState:
+        """The state before the first step, on the devices."""
+
+        def make(start):
+            return init_state(
+                self.student, self.bound, self.optimizer, seed=seed, data_seed=data_seed,
+                ema=self.phase.ema_decay > 0, start=None if start is None else (start.params, start.state),
+            )  # fmt: skip
+
+        return jax.jit(make, out_shardings=self.runner.replicated)(start)
+
+    def network_template(self) -> Variables:
+        """Shapes of the student's variables, with the sharding they are wanted in."""
+        return template_of(self.student, self.runner)
+
+    def loop(self, data_seed: int, teacher: Variables | None) -> Loop:
+        """The phase's loop over batches in the order of `data_seed`."""
+        data, images = self.experiment.data, self.images
+        # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
+        labelled = np.ones(len(images.train), bool) if self.phase.labels == "all" else images.labelled
+        pipeline = Pipeline(
+            images.train, self.rows, batch_size=data.batch_size, data_seed=data_seed, labelled_mask=labelled,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        steps = self._steps
+        return Loop(
+            name=self.phase.name,
+            step=self.step,
+            evaluate=lambda student: self.evaluate(student, teacher),
+            batches=pipeline.iterate,
+            runner=self.runner,
+            total_steps=self.clock.total_steps,
+            log_every=self.experiment.log_every,
+            evaluate_every=max(1, steps(self.experiment.evaluate_every)),
+            checkpoint_every=max(1, steps(self.experiment.checkpoint_every)),
+            batch_size=data.batch_size,
+        )
+
+    def evaluate(self, student: Variables, teacher: Variables | None) -> dict[str, dict[str, float]]:
+        """Metrics of the student, and of the teacher beside it."""
+        return evaluate(self.evaluation, student, teacher, self._evaluation_batches(), self.images.info.num_classes)
+
+    def _evaluation_batches(self):
+        size = len(self.images.held_index) * int(np.prod(self.images.shape))
+        if size > RESIDENT_BYTES:
+            return (self.runner.place_batch(b) for b in self.images.evaluated_batches(self.experiment.data.eval_batch_size))
+        if not self._resident:
+            batches = self.images.evaluated_batches(self.experiment.data.eval_batch_size)
+            self._resident.extend(self.runner.place_batch(batch) for batch in batches)
+        return self._resident
+
+    def _steps(self, duration) -> int:
+        return duration.steps(self.clock.steps_per_epoch, self.clock.batch_size, self.clock.total_steps)
+
+
+def template_of(network: Network, runner: Runner) -> Variables:
+    """Shapes and shardings of a network's variables."""
+    params, state = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), Variables(params, state)
+    )
+
+
+def make_network(model: Model, images: Images) -> Network:
+    """A network of the zoo for these images."""
+    options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None}
+    name = f"{model.name} (width {model.width})" if model.width else model.name
+    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify",), name=name)
+
+
+class Builder:
+    """Builds programs and keeps them: runs that differ only in seeds share images, compiled steps and teachers."""
+
+    def __init__(self, data_dir: str | None = None, devices: Any = None):
+        self.data_dir, self.devices = data_dir, devices
+        self.networks: dict[Path, Any] = {}
+        self._images: dict[Data, Images] = {}
+        self._programs: dict[tuple[Experiment, str], Program] = {}
+
+    def images(self, data: Data) -> Images:
+        key = dataclasses.replace(data, batch_size=1, eval_batch_size=1)
+        if key not in self._images:
+            self._images[key] = load_images(data, self.data_dir)
+        return self._images[key]
+
+    def program(self, experiment: Experiment, phase: Phase) -> Program:
+        # Seeds, names and where a network comes from change neither shapes nor code.
+        phases = tuple(dataclasses.replace(p, weights="") for p in experiment.phases)
+        key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
+        if key not in self._programs:
+            self._programs[key] = build(experiment, phase, self.images(experiment.data), self.devices)
+        return self._programs[key]
+
+
+def build(experiment: Experiment, phase: Phase, images: Images, devices: Any = None) -> Program:
+    """Builds one phase of an experiment.
+
+    Raises:
+      ExperimentError: one sentence for the first thing that does not fit.
+    """
+    problems = experiment.problems()
+    if problems:
+        raise ExperimentError(problems[0])
+    data = experiment.data
+    try:
+        runner = make_runner(experiment.runner, devices)
+        runner.check_batch_size(data.batch_size)
+        runner.check_batch_size(data.eval_batch_size)
+        student = make_network(phase.network, images)
+        teacher = make_network(experiment.phase(phase.teacher).network, images) if phase.teacher else None
+        inputs = jax.ShapeDtypeStruct((data.batch_size, *images.shape), np.float32)
+        bound = bind(
+            phase.objective,
+            output_shapes(student, inputs),
+            None if teacher is None else output_shapes(teacher, inputs),
+            images.info,
+        )
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    rows = visited(phase, images)
+    clock = make_clock(experiment, phase, images, len(rows))
+    optimizer = optimizers.build(phase.optimizer, clock, bound)
+    # A teacher that the objective does not read is only evaluated beside the student.
+    step = make_step(
+        student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=data.views.train, axis=runner.axis,
+        ema_decay=phase.ema_decay or None,
+    )  # fmt: skip
+    evaluation = make_evaluation(student, teacher, views=data.views.evaluate, axis=runner.axis)
+    return Program(
+        experiment, phase, images, student, teacher, bound, optimizer, clock, runner,
+        runner.compile(step), runner.compile(evaluation, donate=False), rows,
+    )  # fmt: skip
+
+
+def visited(phase: Phase, images: Images) -> np.ndarray:
+    """Rows of the training split a phase visits: those that can teach it something.
+
+    An objective that reads no teacher learns nothing from an unlabelled example, which would only thin its batches.
+    """
+    if phase.taught or phase.labels == "all":
+        return images.train_index
+    return images.train_index[images.labelled[images.train_index]]
+
+
+def make_clock(experiment: Experiment, phase: Phase, images: Images, rows: int) -> Clock:
+    """A phase's length in steps. An epoch is as many examples as there are to train on, whether or not all are visited, so
+    that every method has the same budget."""
+    size = experiment.data.batch_size
+    per_epoch = -(-len(images.train_index) // size)
+    total = phase.duration.steps(per_epoch, size)
+    if total < 1:
+        raise ExperimentError(f"Phase {phase.name!r} lasts {phase.duration}, which is no step at all; make it longer.")
+    return Clock(total, per_epoch, size, -(-rows // size))
+
+
+def open_checkpoints(folder: Path, phase: Phase, teacher_hash: str | None) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", {"phase": phase.name, "teacher": teacher_hash})

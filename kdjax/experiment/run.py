@@ -1,0 +1,209 @@
+"""Runs an experiment, phase after phase, in a folder; goes on where it was stopped."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kdjax.experiment import serialization
+from kdjax.experiment.folder import EXPERIMENT, RESULT, find_network, open_run, read_result, write_json
+from kdjax.experiment.program import Builder, Program, open_checkpoints
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
+from kdjax.training import Variables, count_parameters
+from kdjax.training.checkpoints import load_network, save_network
+from kdjax.training.loop import evaluated
+from kdjax.training.progress import Progress, Silent
+from kdjax.training.writers import MetricWriter
+
+
+@dataclasses.dataclass
+class Finished:
+    """A phase that has ended: its network, and what it came to."""
+
+    network: Variables
+    result: dict[str, Any]
+
+
+def run(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    builder: Builder | None = None,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Runs all phases of an experiment.
+
+    Args:
+      experiment: what to run.
+      folder: of the run; a sub-folder a phase is made in it.
+      resume: go on with a run that is there; finished phases are not run again.
+      overwrite: delete a run that is there.
+      builder: keeps images and compiled steps between runs.
+      progress: what a person sees.
+
+    Returns:
+      The result of every phase by name.
+
+    Raises:
+      ExperimentError: if something does not fit; nothing was written, or what was written stays valid.
+      TrainingError, CheckpointError, Stopped: see `kdjax.training`.
+    """
+    builder, progress = builder or Builder(), progress or Silent()
+    # Everything is built before anything is written: what does not fit is said at once.
+    programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
+    open_run(folder, experiment, resume=resume, overwrite=overwrite)
+    finished: dict[str, Finished] = {}
+    for phase in experiment.phases:
+        program = programs[phase.name]
+        place = folder / phase.name
+        place.mkdir(exist_ok=True)
+        if phase.weights:
+            finished[phase.name] = adopt(program, phase, place, builder)
+        elif read_result(place) is not None:
+            finished[phase.name] = load_phase(program, place)
+        else:
+            finished[phase.name] = train(program, experiment, phase, place, finished, progress)
+    return {name: item.result for name, item in finished.items()}
+
+
+def train(
+    program: Program, experiment: Experiment, phase: Phase, place: Path, finished: dict[str, Finished], progress: Progress
+) -> Finished:
+    """Trains one phase in its folder, from its last checkpoint if there is one."""
+    seed, data_seed = seeds_of(experiment)
+    teacher = finished[phase.teacher] if phase.teacher else None
+    start = finished[phase.start].network if phase.start else None
+    teacher_variables = None if teacher is None else teacher.network
+    checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
+    state = program.fresh_state(seed, data_seed, start)
+    facts, resumed = None, checkpoints.latest()
+    if resumed is not None:
+        state, facts = checkpoints.restore(state)
+    writer = MetricWriter(place, resumed)
+    began = time.perf_counter()
+    try:
+        state, facts = program.loop(data_seed, teacher_variables).run(
+            state, teacher_variables, checkpoints, writer, progress, facts
+        )
+        if facts["last"] is None or facts["last"]["step"] != program.clock.total_steps:
+            raise ExperimentError(f"{place} was never evaluated at its last step; run it again with --overwrite.")
+        if phase.keep == "best" and facts["best"]["step"] != program.clock.total_steps:
+            state, _ = checkpoints.restore(state, best=True)
+    finally:
+        progress.finish()
+        checkpoints.close()
+        writer.close()
+    network = evaluated(state)
+    result = describe(program, seed, data_seed, facts, teacher) | {"seconds": time.perf_counter() - began}
+    return keep(network, program, place, result)
+
+
+def adopt(program: Program, phase: Phase, place: Path, builder: Builder) -> Finished:
+    """Takes a finished network as a phase's result: it stays where it is, its folder and hash are noted."""
+    source = find_network(Path(phase.weights), phase.name)
+    if source not in builder.networks:
+        check_classes(source, program)
+        network, facts = load_network(source, program.network_template())
+        result = read_result(source) or {
+            "network": program.student.name,
+            "parameters": count_parameters(network.params),
+            "last": {"step": 0, **program.evaluate(network, None)},
+        }
+        builder.networks[source] = Finished(network, result | {"hash": facts["hash"], "from": str(source.absolute())})
+    found = builder.networks[source]
+    before = read_result(place)
+    if before is not None and before["hash"] != found.result["hash"]:
+        raise ExperimentError(
+            f"The network in {source} is not the one this run began with (hash {found.result['hash']}, was "
+            f"{before['hash']}); put that one back, or start anew with --overwrite."
+        )
+    write_json(place / RESULT, found.result | {"phase": phase.name})
+    return found
+
+
+def keep(network: Variables, program: Program, place: Path, result: dict[str, Any]) -> Finished:
+    """Saves a network and its result; the result last, since it says that the phase has ended."""
+    facts = {"phase": program.phase.name, "network": program.student.name, "num_classes": program.images.info.num_classes}
+    result["hash"] = save_network(place, network, facts)
+    write_json(place / RESULT, result)
+    return Finished(network, result)
+
+
+def load_phase(program: Program, place: Path) -> Finished:
+    """A phase that has ended, from its folder."""
+    check_classes(place, program)
+    network, _ = load_network(place, program.network_template())
+    return Finished(network, read_result(place))
+
+
+def check_classes(folder: Path, program: Program) -> None:
+    """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
+    path = folder / "network.json"
+    there = json.loads(path.read_text()).get("num_classes") if path.exists() else None
+    here = program.images.info.num_classes
+    if there is not None and there != here:
+        raise ExperimentError(
+            f"The network in {folder} has {there} classes, the data set {program.images.train.name} has {here}; "
+            "use a network and a data set with the same classes."
+        )
+
+
+def describe(
+    program: Program, seed: int, data_seed: int, facts: dict[str, Any], teacher: Finished | None
+) -> dict[str, Any]:
+    """What a phase came to, as data."""
+    params, _ = jax.eval_shape(program.student.init, jax.random.key(0))
+    extra, _ = jax.eval_shape(program.bound.init, jax.random.key(0))
+    steps, seconds = facts["timed_steps"], facts["train_seconds"]
+    device = jax.devices()[0]
+    return {
+        "phase": program.phase.name,
+        "network": program.student.name,
+        "parameters": count_parameters(params),
+        "extra_parameters": count_parameters(extra),
+        "seed": seed,
+        "data_seed": data_seed,
+        "steps": program.clock.total_steps,
+        "examples_visited": len(program.rows),
+        "last": facts["last"],
+        "best": facts["best"],
+        "kept": program.phase.keep,
+        "train_seconds": seconds,
+        "images_per_s": steps * program.clock.batch_size / seconds if seconds else None,
+        "teacher_hash": None if teacher is None else teacher.result["hash"],
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+
+
+def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[str, Any]]:
+    """Metrics of every finished network of a run, by phase; each beside its teacher."""
+    saved = folder / EXPERIMENT
+    if not saved.exists():
+        raise ExperimentError(f"{folder} is not a run: it has no {EXPERIMENT}; give the folder that kdjax distill wrote.")
+    experiment = serialization.load(saved)
+    builder = Builder(data_dir)
+    finished: dict[str, Finished] = {}
+    results = {}
+    for phase in experiment.phases:
+        place = folder / phase.name
+        program = builder.program(experiment, phase)
+        if phase.weights:
+            finished[phase.name] = adopt(program, phase, place, builder)
+        elif read_result(place) is not None:
+            finished[phase.name] = load_phase(program, place)
+        else:
+            continue
+        teacher = finished[phase.teacher].network if phase.teacher in finished else None
+        if phase.teacher and teacher is None:
+            continue
+        means = program.evaluate(finished[phase.name].network, teacher)["student"]
+        held = f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"
+        results[phase.name] = means | {"examples": held}
+    if not results:
+        raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
+    return results

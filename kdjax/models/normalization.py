@@ -1,0 +1,101 @@
+"""Batch normalisation with PyTorch's semantics, so that published weights and training runs carry over."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from kdjax.types import Array, Axis
+
+
+class BatchNorm(nnx.Module):
+    """Normalises every channel over all examples and positions, then scales and shifts it.
+
+    Training uses the statistics of the batch: the biased variance to normalise, the unbiased one (`n / (n - 1)`) in the
+    running average. This is `torch.nn.BatchNorm2d`; `flax.nnx.BatchNorm` differs in the running variance, in the sense
+    of `momentum`, and in taking the variance as `E[x^2] - E[x]^2`, which loses its digits in float32 when the mean is
+    large. Here the squared deviations from the mean are averaged.
+
+    With `axis_name` set, under `pmap` or `shard_map`, the statistics and `n` are those of the global batch (equal
+    shards assumed), so that values and gradients do not depend on the number of devices. Under plain `jit` leave it
+    None: there the batch is global already.
+
+    A batch of one value a channel has variance 0 and comes out as `bias`; it moves the running variance towards 0
+    (PyTorch refuses it).
+
+    Attributes:
+      scale, bias: `[K]` float32 parameters, None without `affine`.
+      mean, var: `[K]` float32 running statistics, `nnx.BatchStat`; no gradient flows into them.
+      use_running_average: switched by the `train()` and `eval()` of the module it is part of.
+      axis_name: the mapped axis; may be set anew before every call.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        rngs: nnx.Rngs | None = None,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        affine: bool = True,
+    ):
+        """Makes the layer for `K = num_features` channels.
+
+        Args:
+          num_features: `K`, the size of the last axis.
+          rngs: taken like every NNX layer takes it; nothing random is drawn.
+          momentum: weight of the *new* statistics in the running average, as in PyTorch.
+          epsilon: added to the variance under the root.
+          affine: whether there are a scale and a bias.
+        """
+        del rngs
+        self.num_features = num_features
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False
+        self.axis_name: Axis = None
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32)) if affine else None
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., K]` to the same shape and dtype; float32 inside for bfloat16 and float16."""
+        if x.shape[-1] != self.num_features:
+            raise ValueError(f"the input has {x.shape[-1]} channels, this BatchNorm is for {self.num_features}")
+        dtype = x.dtype
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+            centred = x - _like(mean, x)
+        else:
+            mean = self._average(x)
+            centred = x - _like(mean, x)
+            var = self._average(jnp.square(centred))
+            self._update(mean, var, count=x.size // self.num_features)
+        factor = lax.rsqrt(_like(var, x) + self.epsilon)
+        if self.scale is not None:
+            factor = factor * _like(self.scale[...], x)
+        y = centred * factor
+        if self.bias is not None:
+            y = y + _like(self.bias[...], x)
+        return y.astype(dtype)
+
+    def _average(self, x: Array) -> Array:
+        """Mean of each channel over the batch of all devices: `[..., K]` to `[K]`."""
+        local = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
+        return local if self.axis_name is None else lax.pmean(local, self.axis_name)
+
+    def _update(self, mean: Array, var: Array, *, count: int) -> None:
+        """Moves the running statistics towards those of a batch with `count` values a channel on this device."""
+        if self.axis_name is not None:
+            count = count * lax.axis_size(self.axis_name)
+        unbiased = var * (count / max(count - 1, 1))
+        for running, new in ((self.mean, mean), (self.var, unbiased)):
+            old = running[...]
+            mixed = (1 - self.momentum) * old.astype(new.dtype) + self.momentum * lax.stop_gradient(new)
+            running.set_value(mixed.astype(old.dtype))  # not in place: the old value may be the caller's numpy array
+
+
+def _like(channels: Array, x: Array) -> Array:
+    """`[K]` as `[1, ..., 1, K]` with the rank and dtype of `x`."""
+    return jnp.reshape(channels, (1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)

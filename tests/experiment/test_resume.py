@@ -1,0 +1,114 @@
+"""A run that was stopped and resumed is, bit for bit, the run that was not."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from kdjax.experiment.run import run
+from kdjax.objectives import DKD, CrossEntropy, FitNet
+from kdjax.schedules import WarmUp, steps
+from kdjax.training.loop import Stopped
+from kdjax.training.progress import Silent
+from tests.experiment.conftest import small
+
+# A scheduled weight, a projector with BatchNorm and parameters of its own, a moving average, crops, partial labels.
+EXPERIMENT = small(
+    CrossEntropy() + WarmUp(length=steps(5)) * DKD(beta=2.0, temperature=2.0) + 10.0 * FitNet(stage=1),
+    student={"ema_decay": 0.5, "keep": "best"},
+    data={"labelled": 300},
+    length=9,
+)
+
+
+class StopAt(Silent):
+    """Sends a signal while a step is being counted."""
+
+    def __init__(self, step, phase="student"):
+        self.step, self.phase = step, phase
+
+    def start(self, name, step, total, batch_size):
+        self.name = name
+
+    def advance(self, step):
+        if step == self.step and self.name == self.phase:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def rows(folder):
+    """Everything logged but speeds."""
+    lines = [json.loads(line) for line in (folder / "student/metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+def outcome(folder):
+    result = json.loads((folder / "student/result.json").read_text())
+    return {key: result[key] for key in ("hash", "teacher_hash", "last", "best")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, builder):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(EXPERIMENT, folder, builder=builder)
+    return folder
+
+
+@pytest.mark.parametrize("at", [3, 4, 7])
+def test_a_stopped_and_resumed_run_is_the_same(at, whole, tmp_path, builder):
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="SIGTERM at step"):
+        run(EXPERIMENT, folder, builder=builder, progress=StopAt(at))
+    assert not (folder / "student/result.json").exists()
+    run(EXPERIMENT, folder, resume=True, builder=builder)
+    assert outcome(folder) == outcome(whole)
+    assert rows(folder) == rows(whole)
+
+
+def test_a_run_stopped_twice_and_in_the_teacher_is_the_same(whole, tmp_path, builder):
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="'teacher'"):
+        run(EXPERIMENT, folder, builder=builder, progress=StopAt(1, "teacher"))
+    with pytest.raises(Stopped):
+        run(EXPERIMENT, folder, resume=True, builder=builder, progress=StopAt(5))
+    run(EXPERIMENT, folder, resume=True, builder=builder)
+    assert outcome(folder) == outcome(whole)
+    assert rows(folder) == rows(whole)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, builder):
+    """Killed between checkpoints, nothing of the state after the last one survives; the log is cut back to it."""
+
+    class Killed(BaseException):
+        pass
+
+    class KillAt(Silent):
+        def start(self, name, step, total, batch_size):
+            self.name = name
+
+        def advance(self, step):
+            if self.name == "student" and step == 5:
+                raise Killed
+
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(EXPERIMENT, folder, builder=builder, progress=KillAt())
+    run(EXPERIMENT, folder, resume=True, builder=builder)
+    assert outcome(folder) == outcome(whole)
+    assert rows(folder) == rows(whole)
+
+
+def test_another_seed_is_another_run(whole, tmp_path, builder):
+    """The comparison above would be empty if every run came out alike."""
+    import dataclasses
+
+    folder = tmp_path / "run"
+    run(dataclasses.replace(EXPERIMENT, seed=1), folder, builder=builder)
+    assert outcome(folder)["hash"] != outcome(whole)["hash"]
+
+
+def test_a_finished_run_is_not_run_again(whole, builder):
+    before = (whole / "student/metrics.jsonl").stat().st_mtime_ns
+    results = run(EXPERIMENT, whole, resume=True, builder=builder)
+    assert (whole / "student/metrics.jsonl").stat().st_mtime_ns == before
+    assert results["student"]["hash"] == outcome(whole)["hash"]

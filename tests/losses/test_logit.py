@@ -1,0 +1,383 @@
+"""kd, logit_mse, dkd and hard_label against the reference implementations and their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kdjax import losses
+from tests.golden_cases import cases
+from tests.losses import numpy_reference as reference
+from tests.losses.computing import computing_in, draw, mean_and_gradient
+
+PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
+STUDENT, TEACHER = draw(0, 6, 5), draw(1, 6, 5)
+LABELS = np.array([0, 1, 2, 3, 4, 2])
+# Float32 on ordinary logits against float64 on the same numbers.
+CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+# --- the numbers of the original implementations ---
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", cases("kd", symbol="kd_loss"), ids=repr)
+def test_kd_golden(case, precision):
+    with computing_in(precision) as real:
+        value, gradient = mean_and_gradient(
+            losses.kd, real(case.inputs["student"]), real(case.inputs["teacher"]), temperature=case.hyper["temperature"]
+        )
+        case.check(value, "out", "loss", precision)
+        case.check(gradient, "grad", "student", precision)
+
+
+def benchmark_total(student, teacher, labels, ce_weight, kd_weight, temperature):
+    hard, soft = losses.cross_entropy(student, labels=labels), losses.kd(student, teacher, temperature=temperature)
+    return ce_weight * hard + kd_weight * soft
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", [c for c in cases("kd") if "ce_weight" in c.hyper], ids=repr)
+def test_cross_entropy_and_kd_golden(case, precision):
+    with computing_in(precision) as real:
+        student, teacher, labels = real(case.inputs["student"]), real(case.inputs["teacher"]), case.inputs["label"]
+        value, gradient = mean_and_gradient(benchmark_total, student, teacher, labels, **case.hyper)
+        case.check(value, "out", "loss", precision)
+        case.check(gradient, "grad", "student", precision)
+        for name, ce_weight, kd_weight in ("loss_ce", 0.1, 0.0), ("loss_kd", 0.0, 0.9):
+            hyper = case.hyper | {"ce_weight": ce_weight, "kd_weight": kd_weight}
+            part, _ = mean_and_gradient(benchmark_total, student, teacher, labels, **hyper)
+            case.check(part, "out", name, precision)
+
+
+def token_kl(student, teacher, labels, temperature, mean):
+    """KL without T^2 over the tokens that are not ignored, on `[batch, length, vocabulary]` logits."""
+    kept = labels != -100
+    values = losses.kd(student, teacher, temperature=temperature, scale_by_t2=False)
+    return jnp.sum(jnp.where(kept, values, 0)) / jnp.where(mean, jnp.sum(kept), 1)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", [c for c in cases("gkd") if c.hyper["beta"] == 0.0], ids=repr)
+def test_kd_without_t2_golden(case, precision):
+    with computing_in(precision) as real:
+        value, gradient = mean_and_gradient(
+            token_kl,
+            real(case.inputs["student"]),
+            real(case.inputs["teacher"]),
+            case.inputs["label"],
+            temperature=case.hyper["temperature"],
+            mean=case.hyper["reduction"] == "batchmean",
+        )
+        case.check(value, "out", "loss", precision)
+        case.check(gradient, "grad", "student", precision)
+
+
+@PRECISIONS
+@pytest.mark.parametrize(
+    "case",
+    [c for c in cases("rld_baselines", symbol="swap + kd_loss") if not c.hyper["logit_stand"]],
+    ids=repr,
+)
+def test_kd_with_swapped_teacher_golden(case, precision):
+    with computing_in(precision) as real:
+        teacher = reference.swap_label_to_top(case.inputs["teacher"], case.inputs["label"])
+        value, gradient = mean_and_gradient(
+            losses.kd, real(case.inputs["student"]), real(teacher), temperature=case.hyper["temperature"]
+        )
+        case.check(value, "out", "loss", precision)
+        case.check(gradient, "grad", "student", precision)
+
+
+def learned_temperature(theta, hyper):
+    return hyper["t_start"] + hyper["t_end"] * jax.nn.sigmoid(theta)
+
+
+def kd_by_theta(theta, student, teacher, hyper):
+    return jnp.mean(losses.kd(student, teacher, temperature=learned_temperature(theta, hyper)))
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", [c for c in cases("ctkd") if "t_start" in c.hyper], ids=repr)
+def test_kd_learned_temperature_golden(case, precision):
+    with computing_in(precision) as real:
+        student, teacher = real(case.inputs["student"]), real(case.inputs["teacher"])
+        theta = real(case.params["global_T"][0])
+        by_theta, by_student = jax.jit(jax.grad(kd_by_theta, argnums=(0, 1)))(theta, student, teacher, case.hyper)
+        value = jax.jit(kd_by_theta)(theta, student, teacher, case.hyper)
+        temperature = learned_temperature(np.float64(case.params["global_T"][0]), case.hyper)
+        case.check(value, "out", "loss", precision)
+        case.check(by_student, "grad", "student", precision)
+        reversed_gradient = case.hyper["lambda_"] * by_theta[None]
+        if case.finite[precision]:
+            case.check(reversed_gradient, "gparam", "global_T", precision)
+        else:  # the reference sends nan into its temperature
+            slope = reference.kd_temperature_gradient(case.inputs["student"], case.inputs["teacher"], temperature)
+            sigmoid = (temperature - case.hyper["t_start"]) / case.hyper["t_end"]
+            expected = case.hyper["lambda_"] * slope.mean() * case.hyper["t_end"] * sigmoid * (1 - sigmoid)
+            np.testing.assert_allclose(reversed_gradient, [expected], rtol=1e-8 if precision == "f64" else 2e-5)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", cases("dkd"), ids=repr)
+def test_dkd_golden(case, precision):
+    student, teacher, labels = (case.inputs[name] for name in ("student", "teacher", "label"))
+    with computing_in(precision) as real:
+        value, gradient = mean_and_gradient(losses.dkd, real(student), real(teacher), labels=labels, **case.hyper)
+        if case.finite[precision]:
+            case.check(value, "out", "loss", precision)
+            case.check(gradient, "grad", "student", precision)
+            return
+    target, rest = reference.dkd_parts(student, teacher, labels, case.hyper["temperature"])
+    tolerance = {"rtol": 1e-8, "atol": 1e-12} if precision == "f64" else {"rtol": 2e-5, "atol": 1e-6}
+    np.testing.assert_allclose(value, np.mean(case.hyper["alpha"] * target + case.hyper["beta"] * rest), **tolerance)
+    expected = reference.dkd_gradient(student, teacher, labels, **case.hyper) / len(labels)
+    np.testing.assert_allclose(gradient, expected, **tolerance)
+
+
+# --- what the formulas promise ---
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_kd_gradient_is_temperature_times_difference_of_probabilities(temperature):
+    with computing_in("f64") as real:
+        gradient = jax.grad(lambda s: losses.kd(s, real(TEACHER), temperature=temperature).sum())(real(STUDENT))
+        expected = reference.kd_gradient(STUDENT, TEACHER, temperature)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [1e3, 1e4])
+def test_kd_at_high_temperature_is_centred_logit_matching(temperature):
+    with computing_in("f64") as real:
+        student, teacher = real(draw(20, 6, 5, scale=1.0)), real(draw(21, 6, 5, scale=1.0))
+        warm, warm_gradient = mean_and_gradient(losses.kd, student, teacher, temperature=temperature)
+        matched, matched_gradient = jax.value_and_grad(
+            lambda s: losses.logit_mse(s, teacher, center=True, class_reduction="mean").mean()
+        )(student)
+        # The first term left out is of order 1 / T.
+        np.testing.assert_allclose(warm, matched, rtol=1 / temperature)
+        np.testing.assert_allclose(
+            warm_gradient, matched_gradient, atol=2 / temperature * np.abs(matched_gradient).max()
+        )
+        shift = np.mean(student - teacher, axis=-1)
+        plain = losses.logit_mse(student, teacher, class_reduction="mean").mean()
+        np.testing.assert_allclose(plain - matched, np.mean(shift**2) / 2, rtol=1e-12)
+
+
+def test_kd_at_low_temperature_is_training_on_the_teachers_choice():
+    temperature = 1e-2
+    with computing_in("f64") as real:
+        teacher = real(TEACHER.argsort(axis=-1).argsort(axis=-1))  # ranks: the choice leads by one
+        cold, cold_gradient = jax.value_and_grad(
+            lambda s: losses.kd(s, teacher, temperature=temperature, scale_by_t2=False).sum()
+        )(real(STUDENT))
+        hard, hard_gradient = jax.value_and_grad(lambda s: losses.hard_label(s / temperature, teacher).sum())(
+            real(STUDENT)
+        )
+        assert hard > 100  # the two disagree somewhere, or nothing is compared
+        np.testing.assert_allclose(cold, hard, rtol=1e-10)
+        np.testing.assert_allclose(cold_gradient, hard_gradient, atol=1e-10 * np.abs(hard_gradient).max())
+
+
+def test_kd_is_label_smoothing_by_the_teacher():
+    share = 0.3
+    with computing_in("f64") as real:
+        student, teacher = real(STUDENT), real(TEACHER)
+        probabilities = jax.nn.softmax(teacher)
+        soft = losses.kd(student, teacher, temperature=1.0) + losses.predictive_entropy(teacher)
+        two_terms = (1 - share) * losses.cross_entropy(student, labels=LABELS) + share * soft
+        mixed = (1 - share) * jax.nn.one_hot(LABELS, 5, dtype=student.dtype) + share * probabilities
+        np.testing.assert_allclose(two_terms, losses.cross_entropy_with_targets(student, mixed), rtol=1e-12)
+
+
+def test_kd_keeps_its_gradient_at_twenty_nats_of_disagreement():
+    student, teacher = jnp.array([[20.0, 0.0]]), jnp.array([[-40.0, 0.0]])
+    value, gradient = mean_and_gradient(losses.kd, student, teacher, temperature=1.0)
+    np.testing.assert_allclose(value, 20.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[1.0, -1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dkd_parts_make_up_kd(temperature):
+    with computing_in("f64") as real:
+        student, teacher = real(STUDENT), real(TEACHER)
+        target, rest = losses.dkd_parts(student, teacher, labels=LABELS, temperature=temperature)
+        trust = reference.softmax(TEACHER, temperature)[np.arange(6), LABELS]
+        whole = losses.kd(student, teacher, temperature=temperature)
+        np.testing.assert_allclose(target + (1 - trust) * rest, whole, rtol=1e-12)
+        weighed = losses.dkd(student, teacher, labels=LABELS, beta=1 - trust, temperature=temperature)
+        np.testing.assert_allclose(weighed, whole, rtol=1e-12)
+        expected = reference.dkd_parts(STUDENT, TEACHER, LABELS, temperature)
+        np.testing.assert_allclose((target, rest), expected, rtol=1e-10)
+
+
+def test_logit_mse_by_hand():
+    student, teacher = jnp.array([[3.0, 1.0, 0.0]]), jnp.array([[0.0, 1.0, 0.0]])
+    assert losses.logit_mse(student, teacher) == 4.5
+    assert losses.logit_mse(student, teacher, class_reduction="mean") == 1.5
+    assert losses.logit_mse(student, teacher, center=True) == 3.0
+    assert losses.logit_mse(student, teacher, center=True, class_reduction="mean") == 1.0
+
+
+def test_hard_label_takes_the_first_of_tied_classes():
+    student = jnp.array([[3.0, 1.0, 0.0]])
+    tied = losses.hard_label(student, jnp.array([[0.0, 7.0, 7.0]]))
+    np.testing.assert_array_equal(tied, losses.cross_entropy(student, labels=jnp.array([1])))
+
+
+# --- edges ---
+
+
+def test_kd_where_both_networks_exclude_a_class_is_kd_without_it():
+    student, teacher = STUDENT.copy(), TEACHER.copy()
+    student[:, 3] = teacher[:, 3] = -np.inf
+    value, gradient = mean_and_gradient(losses.kd, jnp.asarray(student), jnp.asarray(teacher), temperature=2.0)
+    kept = [0, 1, 2, 4]
+    np.testing.assert_allclose(value, reference.kd(STUDENT[:, kept], TEACHER[:, kept], 2.0).mean(), **CLOSE)
+    np.testing.assert_allclose(
+        gradient[:, kept], reference.kd_gradient(STUDENT[:, kept], TEACHER[:, kept], 2.0) / 6, **CLOSE
+    )
+    np.testing.assert_array_equal(gradient[:, 3], 0)
+    by_temperature = jax.grad(lambda t: losses.kd(jnp.asarray(student), jnp.asarray(teacher), temperature=t).mean())(
+        2.0
+    )
+    slope = reference.kd_temperature_gradient(STUDENT[:, kept], TEACHER[:, kept], 2.0).mean()
+    np.testing.assert_allclose(by_temperature, slope, rtol=1e-4)
+
+
+def test_a_class_that_only_the_teacher_excludes():
+    teacher = TEACHER.copy()
+    teacher[:, 3] = -np.inf
+    value, gradient = mean_and_gradient(losses.kd, jnp.asarray(STUDENT), jnp.asarray(teacher), temperature=2.0)
+    np.testing.assert_allclose(value, reference.kd(STUDENT, teacher, 2.0).mean(), **CLOSE)
+    np.testing.assert_allclose(gradient, reference.kd_gradient(STUDENT, teacher, 2.0) / 6, **CLOSE)
+    value, gradient = mean_and_gradient(losses.logit_mse, jnp.asarray(STUDENT), jnp.asarray(teacher))
+    kept = [0, 1, 2, 4]
+    gap = np.float64(STUDENT[:, kept]) - TEACHER[:, kept]
+    np.testing.assert_allclose(value, np.mean(np.sum(gap**2, -1) / 2), **CLOSE)
+    np.testing.assert_allclose(gradient[:, kept], gap / 6, **CLOSE)
+    np.testing.assert_array_equal(gradient[:, 3], 0)
+
+
+def test_a_class_that_only_the_student_excludes_costs_infinitely_and_leaves_a_finite_gradient():
+    student = jnp.array([[0.0, -jnp.inf]])
+    value, gradient = mean_and_gradient(losses.kd, student, jnp.zeros((1, 2)), temperature=1.0)
+    assert value == jnp.inf
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("label", [1, 3])
+def test_dkd_where_both_networks_exclude_a_class(label):
+    """Class 3 is out: as a non-target class it vanishes; as the label it leaves KD over the rest, in NCKD."""
+    student, teacher, kept = STUDENT.copy(), TEACHER.copy(), [0, 1, 2, 4]
+    student[:, 3] = teacher[:, 3] = -np.inf
+    labels = np.full(6, label)
+    target, rest = losses.dkd_parts(jnp.asarray(student), jnp.asarray(teacher), labels=labels, temperature=2.0)
+    if label == 3:
+        expected = np.zeros(6), reference.kd(STUDENT[:, kept], TEACHER[:, kept], 2.0)
+    else:
+        expected = reference.dkd_parts(STUDENT[:, kept], TEACHER[:, kept], labels, 2.0)
+    np.testing.assert_allclose((target, rest), expected, **CLOSE)
+    _, gradient = mean_and_gradient(
+        losses.dkd, jnp.asarray(student), jnp.asarray(teacher), labels=labels, temperature=2.0
+    )
+    assert np.isfinite(gradient).all() and np.abs(gradient[:, kept]).max() > 0.1
+    np.testing.assert_array_equal(gradient[:, 3], 0)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_logits_of_ten_thousand(temperature, precision):
+    student, teacher = draw(2, 6, 5, scale=1e4), draw(3, 6, 5, scale=1e4)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if precision == "f64" else {"rtol": 2e-5, "atol": 1e-6}
+    with computing_in(precision) as real:
+        value, gradient = mean_and_gradient(losses.kd, real(student), real(teacher), temperature=temperature)
+        np.testing.assert_allclose(value, reference.kd(student, teacher, temperature).mean(), **tolerance)
+        np.testing.assert_allclose(gradient, reference.kd_gradient(student, teacher, temperature) / 6, **tolerance)
+        value, gradient = mean_and_gradient(
+            losses.dkd, real(student), real(teacher), labels=LABELS, temperature=temperature
+        )
+        target, rest = reference.dkd_parts(student, teacher, LABELS, temperature)
+        expected = reference.dkd_gradient(student, teacher, LABELS, alpha=1.0, beta=8.0, temperature=temperature) / 6
+        np.testing.assert_allclose(value, np.mean(target + 8 * rest), **tolerance)
+        np.testing.assert_allclose(gradient, expected, **tolerance)
+
+
+def test_two_classes():
+    student, teacher, labels = draw(4, 6, 2), draw(5, 6, 2), LABELS % 2
+    target, rest = losses.dkd_parts(jnp.asarray(student), jnp.asarray(teacher), labels=labels, temperature=2.0)
+    np.testing.assert_allclose(target, reference.kd(student, teacher, 2.0), **CLOSE)
+    np.testing.assert_array_equal(rest, 0)
+    _, gradient = mean_and_gradient(losses.dkd, jnp.asarray(student), jnp.asarray(teacher), labels=labels)
+    np.testing.assert_allclose(gradient, reference.kd_gradient(student, teacher, 4.0) / 6, **CLOSE)
+
+
+def test_constant_rows_teach_nothing_but_uniformity():
+    constant = jnp.full((2, 4), 7.0)
+    np.testing.assert_array_equal(losses.kd(constant, constant - 9.0), 0)
+    value = losses.kd(jnp.array([[1.0, 0.0, 0.0, 0.0]]), constant[:1], temperature=1.0)
+    np.testing.assert_allclose(value, np.log((np.e + 3) / 4) - 0.25, rtol=1e-5)
+
+
+def test_temperature_may_differ_by_example():
+    temperatures = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0], np.float32)
+    expected = [reference.kd(s, t, np.float64(k)) for s, t, k in zip(STUDENT, TEACHER, temperatures, strict=True)]
+    np.testing.assert_allclose(losses.kd(STUDENT, TEACHER, temperature=temperatures), expected, rtol=2e-4)
+    tokens = STUDENT.reshape(2, 3, 5), TEACHER.reshape(2, 3, 5)
+    by_column = losses.kd(*tokens, temperature=temperatures[:3])
+    expected = losses.kd(STUDENT, TEACHER, temperature=np.tile(temperatures[:3], 2))
+    np.testing.assert_allclose(by_column.reshape(6), expected, rtol=1e-6)
+
+
+# --- values drawn at random, at one shape, eagerly ---
+
+SCORES = arrays(np.float64, (2, 3), elements=st.floats(-1e4, 1e4, allow_subnormal=False))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(SCORES, SCORES, st.floats(0.5, 20.0), st.lists(st.integers(0, 2), min_size=2, max_size=2))
+def test_any_logits(student, teacher, temperature, labels):
+    with computing_in("f64") as real:
+        labels = jnp.asarray(labels)
+        whole, pull = jax.vjp(lambda s: losses.kd(s, real(teacher), temperature=temperature), real(student))
+        tolerance = {"rtol": 1e-9, "atol": 1e-8}  # T^2 times the rounding of logits of 1e4
+        np.testing.assert_allclose(whole, reference.kd(student, teacher, temperature), **tolerance)
+        np.testing.assert_allclose(
+            pull(real(np.ones(2)))[0], reference.kd_gradient(student, teacher, temperature), **tolerance
+        )
+        target, rest = losses.dkd_parts(real(student), real(teacher), labels=labels, temperature=temperature)
+        np.testing.assert_allclose(
+            (target, rest), reference.dkd_parts(student, teacher, labels, temperature), **tolerance
+        )
+        assert min(whole.min(), target.min(), rest.min()) >= -1e-9
+
+
+# --- refusals ---
+
+
+def test_refuses_what_does_not_fit():
+    logits = jnp.zeros((4, 3))
+    with pytest.raises(ValueError, match="teacher_logits has 5 classes, student_logits 3: select the classes"):
+        losses.kd(logits, jnp.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"teacher_logits has leading axes \(1,\), student_logits \(4,\)"):
+        losses.logit_mse(logits, jnp.zeros((1, 3)))
+    with pytest.raises(TypeError, match="teacher_logits must be floating point"):
+        losses.hard_label(logits, jnp.zeros((4, 3), int))
+    with pytest.raises(ValueError, match=r"student_logits must be .* with at least one class"):
+        losses.kd(jnp.zeros((4, 0)), jnp.zeros((4, 0)))
+    for temperature in (0, -1.0, float("inf"), float("nan"), np.float32(0)):
+        with pytest.raises(ValueError, match=r"temperature is .* must be above 0"):
+            losses.kd(logits, logits, temperature=temperature)
+    with pytest.raises(ValueError, match=r"temperature has shape \(4, 1\), which does not broadcast"):
+        losses.kd(logits, logits, temperature=jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match=r"beta has shape \(3,\), which does not broadcast"):
+        losses.dkd(logits, logits, labels=jnp.zeros(4, int), beta=jnp.ones(3))
+    with pytest.raises(TypeError, match="labels must be integer class indices"):
+        losses.dkd(logits, logits, labels=jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"labels has shape \(3,\)"):
+        losses.dkd(logits, logits, labels=jnp.zeros(3, int))
+    with pytest.raises(ValueError, match="class_reduction is 'batchmean'"):
+        losses.logit_mse(logits, logits, class_reduction="batchmean")
