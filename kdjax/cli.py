@@ -178,7 +178,7 @@ def data(argv):
     prepare_parser.add_argument("name", help="fashion_mnist/subset, fashion_mnist/full, digits, cifar10, cifar100, ...")
     prepare_parser.add_argument("--data-dir", default="", help="where to; the TFDS folder if not given")
     options = parser.parse_args(argv)
-    from kdjax.data import prepare
+    from kdjax.data.prepare import prepare
 
     prepare(options.name, options.data_dir or None)
     return 0

@@ -33,7 +33,9 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, log: Callable[
         if not builder.data_path.exists():
             _with_tensorflow(name, builder, log)
             builder = open_builder(name, data_dir)
-        check(name, builder)
+        fault = unreadable(name, builder)
+        if fault:
+            raise DataError(fault)
     counts = ", ".join(f"{split.num_examples:,} {split.name}" for split in builder.info.splits.values())
     log(f"{name}: {counts} in {builder.data_path}")
 
@@ -57,16 +59,17 @@ def build(name: str, data_dir: str | os.PathLike | None = None):
     return builder
 
 
-def check(name: str, builder) -> None:
-    """Raises `DataError` unless a prepared set of TFDS can be read without TensorFlow."""
+def unreadable(name: str, builder) -> str | None:
+    """Why a prepared set cannot be read without TensorFlow, in a sentence with the mend, or None if it can."""
     fault = flaw(builder)
     if fault:
-        raise DataError(f"{builder.data_path} is broken ({fault}); delete it and run `kdjax data prepare {name}`.")
+        return f"{builder.data_path} is broken ({fault}); delete it and run `kdjax data prepare {name}`."
     if not any(form.value == "array_record" for form in builder.info.available_file_formats()):
-        raise DataError(
+        return (
             f"{builder.data_path} was prepared as {builder.info.file_format.value}, which only TensorFlow reads; "
             f"delete it, or give another data_dir, and run `kdjax data prepare {name}`."
         )
+    return None
 
 
 def _whole(name: str, data_dir, folder: Path):

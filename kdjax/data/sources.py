@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.catalogue import OWN, DataError, open_builder, resolve
-from kdjax.data.prepare import build, check
+from kdjax.data.prepare import build, unreadable
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read from disk as it goes
 
@@ -90,21 +90,33 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None = None) ->
     name = resolve(name)
     builder = build(name, data_dir) if name in OWN else open_builder(name, data_dir)
     image_key, label_key = _keys(name, builder.info)
-    _check_split(name, builder, split)
-    records = _Records(_data_source(name, builder, split), image_key, label_key)
-    classes = builder.info.features[label_key]
+    try:
+        return _read(name, builder, split, image_key, label_key)
+    except Exception as error:  # TFDS and its readers raise many kinds
+        explanation = _explain(name, builder, split)
+        if explanation is None:
+            raise
+        raise DataError(explanation) from error
+
+
+def _read(name: str, builder, split: str, image_key: str, label_key: str) -> Source:
+    info = builder.info
+    records = _Records(builder.as_data_source(split=split), image_key, label_key)
     source = Source(
         name=name,
         split=split,
         labels=np.zeros(0, np.int32),
-        num_classes=classes.num_classes,
-        class_names=tuple(classes.names),
-        origin=builder.info.full_name,
+        num_classes=info.features[label_key].num_classes,
+        class_names=tuple(info.features[label_key].names),
+        origin=info.full_name,
     )
-    shape = builder.info.features[image_key].shape
+    shape = info.features[image_key].shape
     if None in shape or len(records) * np.prod(shape) >= MEMORY_LIMIT:
-        labels_only = _Records(_data_source(name, builder, split, skip=image_key), image_key, label_key)
-        return dataclasses.replace(source, labels=_frozen(labels_only.all_labels()), records=records)
+        import tensorflow_datasets as tfds
+
+        undecoded = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+        labels = _Records(undecoded, image_key, label_key).all_labels()
+        return dataclasses.replace(source, labels=_frozen(labels), records=records)
     images, labels = records.all(shape)
     return dataclasses.replace(source, images=_frozen(images), labels=_frozen(labels))
 
@@ -152,35 +164,24 @@ def _keys(name: str, info) -> tuple[str, str]:
     keys = info.supervised_keys
     if isinstance(keys, tuple) and len(keys) == 2 and all(key in info.features for key in keys):
         image, label = (info.features[key] for key in keys)
-        pixels = isinstance(image, tfds.features.Tensor | tfds.features.Image)
-        if isinstance(label, tfds.features.ClassLabel) and pixels and image.np_dtype == np.uint8 and len(image.shape) == 3:
+        is_image = isinstance(image, tfds.features.Tensor | tfds.features.Image) and len(image.shape) == 3
+        if is_image and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel):
             return keys
     raise DataError(f"{name} is no set of uint8 images with one class each; use one that is, such as cifar100.")
 
 
-def _check_split(name: str, builder, split: str) -> None:
-    """Raises unless the split is there and has examples; says nothing of a set without a folder."""
+def _explain(name: str, builder, split: str) -> str | None:
+    """Why a split cannot be read, in a sentence, or None where nobody knows."""
     if not builder.data_path.exists():
-        return
-    check(name, builder)
+        return f"{name} is not in {builder.data_path}; run `kdjax data prepare {name}`, which needs TensorFlow once."
+    fault = unreadable(name, builder)
+    if fault:
+        return fault
     try:
-        found = builder.info.splits[split]
-    except (KeyError, ValueError) as error:
-        known = ", ".join(builder.info.splits)
-        raise DataError(f"{name} has no split {split!r}; it has {known}, and parts such as train[:50%].") from error
-    if not found.num_examples:
-        raise DataError(f"{name} has no examples in the split {split!r}; ask for more of it.")
-
-
-def _data_source(name: str, builder, split: str, skip: str | None = None):
-    import tensorflow_datasets as tfds
-
-    try:
-        return builder.as_data_source(split=split, decoders={skip: tfds.decode.SkipDecoding()} if skip else None)
-    except NotImplementedError as error:  # what TFDS says of a set that was never prepared
-        raise DataError(
-            f"{name} is not in {builder.data_path}; run `kdjax data prepare {name}`, which needs TensorFlow once."
-        ) from error
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        return f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}, and parts such as train[:50%]."
+    return None if count else f"{name} has no examples in the split {split!r}; ask for more of it."
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

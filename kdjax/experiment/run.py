@@ -54,6 +54,9 @@ def run(
       TrainingError, CheckpointError, Stopped: see `kdjax.training`.
     """
     builder, progress = builder or Builder(), progress or Silent()
+    problems = experiment.problems()
+    if problems:
+        raise ExperimentError(problems[0])
     # Everything is built before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     open_run(folder, experiment, resume=resume, overwrite=overwrite)

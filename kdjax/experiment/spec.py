@@ -111,7 +111,7 @@ class Experiment:
                 return phase
         raise ExperimentError(f"No phase {name!r}; there are {', '.join(p.name for p in self.phases) or 'none'}.")
 
-    def replace_phase(self, name: str, **changes) -> "Experiment":
+    def replace_phase(self, name: str, /, **changes) -> "Experiment":
         """A copy with fields of one phase changed."""
         self.phase(name)
         phases = tuple(dataclasses.replace(p, **changes) if p.name == name else p for p in self.phases)

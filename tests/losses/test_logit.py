@@ -1,4 +1,4 @@
-"""kd, logit_mse, dkd and hard_label against the reference implementations and their formulas."""
+"""kd, logit_mse, dkd and hard_label against their formulas, at their edges, and what they refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
-from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import computing_in, draw, mean_and_gradient
 
@@ -18,124 +17,6 @@ STUDENT, TEACHER = draw(0, 6, 5), draw(1, 6, 5)
 LABELS = np.array([0, 1, 2, 3, 4, 2])
 # Float32 on ordinary logits against float64 on the same numbers.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
-
-
-# --- the numbers of the original implementations ---
-
-
-@PRECISIONS
-@pytest.mark.parametrize("case", cases("kd", symbol="kd_loss"), ids=repr)
-def test_kd_golden(case, precision):
-    with computing_in(precision) as real:
-        value, gradient = mean_and_gradient(
-            losses.kd, real(case.inputs["student"]), real(case.inputs["teacher"]), temperature=case.hyper["temperature"]
-        )
-        case.check(value, "out", "loss", precision)
-        case.check(gradient, "grad", "student", precision)
-
-
-def benchmark_total(student, teacher, labels, ce_weight, kd_weight, temperature):
-    hard, soft = losses.cross_entropy(student, labels=labels), losses.kd(student, teacher, temperature=temperature)
-    return ce_weight * hard + kd_weight * soft
-
-
-@PRECISIONS
-@pytest.mark.parametrize("case", [c for c in cases("kd") if "ce_weight" in c.hyper], ids=repr)
-def test_cross_entropy_and_kd_golden(case, precision):
-    with computing_in(precision) as real:
-        student, teacher, labels = real(case.inputs["student"]), real(case.inputs["teacher"]), case.inputs["label"]
-        value, gradient = mean_and_gradient(benchmark_total, student, teacher, labels, **case.hyper)
-        case.check(value, "out", "loss", precision)
-        case.check(gradient, "grad", "student", precision)
-        for name, ce_weight, kd_weight in ("loss_ce", 0.1, 0.0), ("loss_kd", 0.0, 0.9):
-            hyper = case.hyper | {"ce_weight": ce_weight, "kd_weight": kd_weight}
-            part, _ = mean_and_gradient(benchmark_total, student, teacher, labels, **hyper)
-            case.check(part, "out", name, precision)
-
-
-def token_kl(student, teacher, labels, temperature, mean):
-    """KL without T^2 over the tokens that are not ignored, on `[batch, length, vocabulary]` logits."""
-    kept = labels != -100
-    values = losses.kd(student, teacher, temperature=temperature, scale_by_t2=False)
-    return jnp.sum(jnp.where(kept, values, 0)) / jnp.where(mean, jnp.sum(kept), 1)
-
-
-@PRECISIONS
-@pytest.mark.parametrize("case", [c for c in cases("gkd") if c.hyper["beta"] == 0.0], ids=repr)
-def test_kd_without_t2_golden(case, precision):
-    with computing_in(precision) as real:
-        value, gradient = mean_and_gradient(
-            token_kl,
-            real(case.inputs["student"]),
-            real(case.inputs["teacher"]),
-            case.inputs["label"],
-            temperature=case.hyper["temperature"],
-            mean=case.hyper["reduction"] == "batchmean",
-        )
-        case.check(value, "out", "loss", precision)
-        case.check(gradient, "grad", "student", precision)
-
-
-@PRECISIONS
-@pytest.mark.parametrize(
-    "case",
-    [c for c in cases("rld_baselines", symbol="swap + kd_loss") if not c.hyper["logit_stand"]],
-    ids=repr,
-)
-def test_kd_with_swapped_teacher_golden(case, precision):
-    with computing_in(precision) as real:
-        teacher = reference.swap_label_to_top(case.inputs["teacher"], case.inputs["label"])
-        value, gradient = mean_and_gradient(
-            losses.kd, real(case.inputs["student"]), real(teacher), temperature=case.hyper["temperature"]
-        )
-        case.check(value, "out", "loss", precision)
-        case.check(gradient, "grad", "student", precision)
-
-
-def learned_temperature(theta, hyper):
-    return hyper["t_start"] + hyper["t_end"] * jax.nn.sigmoid(theta)
-
-
-def kd_by_theta(theta, student, teacher, hyper):
-    return jnp.mean(losses.kd(student, teacher, temperature=learned_temperature(theta, hyper)))
-
-
-@PRECISIONS
-@pytest.mark.parametrize("case", [c for c in cases("ctkd") if "t_start" in c.hyper], ids=repr)
-def test_kd_learned_temperature_golden(case, precision):
-    with computing_in(precision) as real:
-        student, teacher = real(case.inputs["student"]), real(case.inputs["teacher"])
-        theta = real(case.params["global_T"][0])
-        by_theta, by_student = jax.jit(jax.grad(kd_by_theta, argnums=(0, 1)))(theta, student, teacher, case.hyper)
-        value = jax.jit(kd_by_theta)(theta, student, teacher, case.hyper)
-        temperature = learned_temperature(np.float64(case.params["global_T"][0]), case.hyper)
-        case.check(value, "out", "loss", precision)
-        case.check(by_student, "grad", "student", precision)
-        reversed_gradient = case.hyper["lambda_"] * by_theta[None]
-        if case.finite[precision]:
-            case.check(reversed_gradient, "gparam", "global_T", precision)
-        else:  # the reference sends nan into its temperature
-            slope = reference.kd_temperature_gradient(case.inputs["student"], case.inputs["teacher"], temperature)
-            sigmoid = (temperature - case.hyper["t_start"]) / case.hyper["t_end"]
-            expected = case.hyper["lambda_"] * slope.mean() * case.hyper["t_end"] * sigmoid * (1 - sigmoid)
-            np.testing.assert_allclose(reversed_gradient, [expected], rtol=1e-8 if precision == "f64" else 2e-5)
-
-
-@PRECISIONS
-@pytest.mark.parametrize("case", cases("dkd"), ids=repr)
-def test_dkd_golden(case, precision):
-    student, teacher, labels = (case.inputs[name] for name in ("student", "teacher", "label"))
-    with computing_in(precision) as real:
-        value, gradient = mean_and_gradient(losses.dkd, real(student), real(teacher), labels=labels, **case.hyper)
-        if case.finite[precision]:
-            case.check(value, "out", "loss", precision)
-            case.check(gradient, "grad", "student", precision)
-            return
-    target, rest = reference.dkd_parts(student, teacher, labels, case.hyper["temperature"])
-    tolerance = {"rtol": 1e-8, "atol": 1e-12} if precision == "f64" else {"rtol": 2e-5, "atol": 1e-6}
-    np.testing.assert_allclose(value, np.mean(case.hyper["alpha"] * target + case.hyper["beta"] * rest), **tolerance)
-    expected = reference.dkd_gradient(student, teacher, labels, **case.hyper) / len(labels)
-    np.testing.assert_allclose(gradient, expected, **tolerance)
 
 
 # --- what the formulas promise ---

@@ -1,0 +1,233 @@
+"""Bad input gets one sentence that names the mend, and nothing is lost."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from kdjax.cli import main
+from kdjax.data import DataError
+from kdjax.experiment import Data, ExperimentError, Model
+from kdjax.experiment.program import Builder
+from kdjax.experiment.run import run
+from kdjax.objectives import DKD, KD, CrossEntropy, FitNet
+from kdjax.schedules import steps
+from kdjax.training.checkpoints import CheckpointError
+from kdjax.training.loop import TrainingError
+from kdjax.training.optimizers import SGD
+from tests.experiment.conftest import small
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, builder):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(small(), folder, builder=builder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run to damage."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def unfinished(copy):
+    """A run whose student has checkpoints of steps 6 and 9, but no result."""
+    for name in ("result.json", "network.json"):
+        (copy / "student" / name).unlink()
+    return copy
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_existing_run_folder_is_refused_and_untouched(finished, builder):
+    before = contents(finished)
+    with pytest.raises(ExperimentError, match=r"exists; say --resume to go on with it, --overwrite to delete it"):
+        run(small(), finished, builder=builder)
+    with pytest.raises(ExperimentError, match="another configuration"):
+        run(small(seed=3), finished, resume=True, builder=builder)
+    with pytest.raises(ExperimentError, match="exclude each other"):
+        run(small(), finished, resume=True, overwrite=True, builder=builder)
+    assert contents(finished) == before
+
+
+def test_overwrite_deletes_runs_only(tmp_path, builder):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExperimentError, match="is not a run of kdjax"):
+        run(small(), tmp_path, overwrite=True, builder=builder)
+    with pytest.raises(ExperimentError, match="no run to resume"):
+        run(small(), tmp_path, resume=True, builder=builder)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwrite_starts_anew(copy, builder):
+    before = json.loads((copy / "student/result.json").read_text())
+    results = run(small(seed=5), copy, overwrite=True, builder=builder)
+    assert results["student"]["seed"] == 5 and results["student"]["hash"] != before["hash"]
+
+
+def largest(folder):
+    """The file that holds the values: damage there is silent unless somebody checks."""
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_bytes(path, where=0.5):
+    raw = bytearray(path.read_bytes())
+    begin = int(len(raw) * where)
+    raw[begin : begin + 64] = bytes(255 - b for b in raw[begin : begin + 64])
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("damage", [flip_bytes, lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink()])
+def test_a_damaged_checkpoint_is_named_with_the_mend(damage, unfinished, builder):
+    last = unfinished / "student/checkpoints/last"
+    damage(largest(last / "9"))
+    with pytest.raises(CheckpointError, match=r"last/9 is damaged .*; delete it to go on from step 6"):
+        run(small(), unfinished, resume=True, builder=builder)
+    shutil.rmtree(last / "9")
+    run(small(), unfinished, resume=True, builder=builder)
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_a_good_one(finished, unfinished, builder):
+    last = unfinished / "student/checkpoints/last"
+    (last / "9").rename(last / "9.orbax-checkpoint-tmp")
+    results = run(small(), unfinished, resume=True, builder=builder)
+    assert results["student"]["hash"] == json.loads((finished / "student/result.json").read_text())["hash"]
+
+
+def test_a_damaged_network_is_refused(copy, builder):
+    flip_bytes(largest(copy / "teacher/weights"))
+    with pytest.raises(CheckpointError, match=r"network in .*teacher is damaged .*; train that phase again"):
+        run(small(), copy, resume=True, builder=builder)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(unfinished, builder):
+    wider = small().replace_phase("student", network=Model(width=3))
+    (unfinished / "experiment.json").unlink()
+    from kdjax.experiment.serialization import save
+
+    save(wider, unfinished / "experiment.json")
+    with pytest.raises(CheckpointError, match=r"another architecture: .* there and .* here; use the configuration"):
+        run(wider, unfinished, resume=True, builder=builder)
+
+
+def test_a_teacher_of_another_architecture_is_refused(finished, tmp_path, builder):
+    other = small().replace_phase("teacher", weights=str(finished), network=Model(width=5))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        run(other, tmp_path / "run", builder=builder)
+
+
+def test_a_teacher_with_other_classes_is_refused(copy, tmp_path, builder):
+    path = copy / "teacher/network.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 100}))
+    experiment = small().replace_phase("teacher", weights=str(copy))
+    with pytest.raises(ExperimentError, match=r"has 100 classes, the data set digits has 10"):
+        run(experiment, tmp_path / "other", builder=builder)
+
+
+def test_class_counts_of_teacher_and_student_must_agree():
+    import jax
+
+    from kdjax.objectives import bind
+    from kdjax.types import DataInfo, ModelOutput
+
+    def logits(classes):
+        return ModelOutput(logits=jax.ShapeDtypeStruct((4, classes), "float32"))
+
+    with pytest.raises(ValueError, match=r"teacher has 1000 classes and the student 100; they must agree"):
+        bind(KD(), logits(100), logits(1000), DataInfo(100))
+
+
+def test_a_resumed_run_keeps_its_teacher(finished, copy, tmp_path, builder):
+    """A run whose teacher was trained again meanwhile must not go on as if nothing had happened."""
+    experiment = small().replace_phase("teacher", weights=str(copy))
+    run(experiment, tmp_path / "other", builder=builder)
+    run(small(seed=9), copy, overwrite=True, builder=builder)
+    with pytest.raises(ExperimentError, match="not the one this run began with"):
+        run(experiment, tmp_path / "other", resume=True, builder=Builder(builder.data_dir, builder.devices))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_mend(tmp_path, builder):
+    explosive = small(length=9, student={}).replace_phase("student", optimizer=SGD(learning_rate=1e30), duration=steps(9))
+    explosive = dataclasses.replace(explosive, checkpoint_every=steps(1), evaluate_every=steps(9))
+    with pytest.raises(TrainingError, match=r"'student': .*not finite at step \d; lower the learning rate"):
+        run(explosive, tmp_path / "run", builder=builder)
+    assert (tmp_path / "run/teacher/result.json").exists(), "the teacher that ended well is kept"
+    assert not (tmp_path / "run/student/result.json").exists()
+    kept = [int(p.name) for p in (tmp_path / "run/student/checkpoints/last").iterdir()]
+    rows = [json.loads(line) for line in (tmp_path / "run/student/metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss"] is not None for row in rows) and kept and max(kept) < 9
+
+
+@pytest.mark.parametrize(
+    ("experiment", "sentence"),
+    [
+        (small(phases=()), "no phases"),
+        (small(student={"start": "nowhere"}), r"takes its start from 'nowhere', not an earlier phase \(teacher\)"),
+        (small().replace_phase("student", teacher=""), "no teacher, but its objective 'kd' reads one; set teacher"),
+        (small().replace_phase("student", name="teacher", teacher=""), "Two phases are called 'teacher'"),
+        (small().replace_phase("student", network=Model(name="resnet9")), "did you mean 'resnet"),
+        (small().replace_phase("student", duration=steps(0)), "no step at all"),
+        (small(CrossEntropy() + FitNet(stage=7)), r"stage=7, but the student network gives \d stages"),
+        (small(data={"evaluate_on": "validation"}), "data.validation is 0; hold some examples out"),
+        (small(log_every=0), "log_every=0; it must be at least 1"),
+    ],
+)
+def test_an_experiment_that_cannot_be_says_why(experiment, sentence, tmp_path, builder):
+    with pytest.raises(ExperimentError, match=sentence):
+        run(experiment, tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists(), "nothing is written before everything fits"
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (Data(name="diggits"), "digits"),
+        (Data(name="cifar100"), "kdjax data prepare cifar100"),
+        (Data(name="digits", validation=5000), "leaves nothing to train on"),
+        (Data(name="digits", labelled=3), "without a label"),
+    ],
+)
+def test_data_that_is_not_there_says_why(data, sentence, tmp_path, builder):
+    with pytest.raises(DataError, match=sentence):
+        run(dataclasses.replace(small(), data=data), tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_over_the_devices(data_dir, tmp_path):
+    experiment = dataclasses.replace(small(), data=Data(name="digits", batch_size=30, eval_batch_size=128))
+    with pytest.raises(ExperimentError, match=r"batch_size=30 does not divide over 8 devices; use 24 or 32"):
+        run(experiment, tmp_path / "run", builder=Builder(data_dir))
+
+
+def test_two_methods_cannot_both_combine_gradients():
+    from kdjax.objectives import part_names
+    from kdjax.objectives.binding import Bound
+
+    class Own(KD):
+        def combine(self, gradients):
+            return super().combine(gradients)
+
+    with pytest.raises(ValueError, match="use one of them at a time"):
+        _ = Bound(part_names(Own() + Own() + DKD()), {}).combine
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["distil"], "did you mean 'distill'"),
+        (["distill"], "needs a config first"),
+        (["distill", "nowhere.py"], "There is no config nowhere.py"),
+        (["methods", "dkdd"], "did you mean 'dkd'"),
+        (["evaluate", "nowhere"], "is not a run"),
+        (["data", "prepare", "cifar1000"], "cifar"),
+    ],
+)
+def test_the_command_line_answers_in_one_sentence(argv, sentence, capsys):
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error and error.startswith("kdjax: error: ")
