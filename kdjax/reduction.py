@@ -21,6 +21,7 @@ def per_example(values: Array, where: Array | None = None, *, group: str = "dist
         if their value is nan. None keeps all.
       group: see `Term`.
     """
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))  # a bfloat16 cannot count beyond 256
     if where is None:
         return Term(jnp.sum(values), jnp.asarray(values.size, values.dtype), group=group)
     where = jnp.reshape(where, where.shape + (1,) * (values.ndim - where.ndim))

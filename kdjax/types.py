@@ -86,7 +86,7 @@ class Progress:
 
     Attributes:
       step: optimizer steps done.
-      epoch: passes over the phase's examples done, fractional.
+      epoch: passes over the phase's examples done, fractional; exact where it is whole.
       examples: examples seen.
       fraction: share of the phase done, 0 to 1.
     """
@@ -116,10 +116,12 @@ class Clock:
     steps_per_pass: int | None = None
 
     def at(self, step) -> Progress:
+        epochs, rest = jnp.divmod(jnp.asarray(step, jnp.int32), self.steps_per_epoch)
         step = jnp.asarray(step, jnp.float32)
         return Progress(
             step=step,
-            epoch=step / self.steps_per_epoch,
+            # Whole epochs are exact: a float32 division, which XLA makes a multiplication, can fall just short.
+            epoch=epochs.astype(jnp.float32) + rest.astype(jnp.float32) / self.steps_per_epoch,
             examples=step * self.batch_size,
             fraction=jnp.clip(step / max(self.total_steps, 1), 0.0, 1.0),
         )

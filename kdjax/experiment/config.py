@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import EXPERIMENT
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.objectives import METHODS, Objective, Sum, method, part_names
+from kdjax.objectives import Objective, Sum, method, part_names
 
 Config = Callable[[str | None], Experiment]
 
@@ -33,7 +33,7 @@ def load_config(path: str) -> Config:
         raise ExperimentError(f"There is no config {path}; give a .py file such as configs/digits/smoke.py, or a run folder.")
     if place.suffix != ".py":
         saved = serialization.load(place)
-        return lambda name: saved if name is None else saved.with_method(_objective(name))
+        return lambda name: saved if name is None else saved.with_method(method_of(name))
     spec = importlib.util.spec_from_file_location(f"kdjax_config_{place.stem}", place)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -43,20 +43,25 @@ def load_config(path: str) -> Config:
     by_method = bool(inspect.signature(function).parameters)
 
     def config(name):
-        if name is not None:
-            method(name) if name in METHODS or not by_method else None
-        if by_method:
-            made = function() if name is None else function(name)
-        else:
-            made = function() if name is None else function().with_method(_objective(name))
+        try:
+            if name is None or not by_method:
+                made = function()
+            else:
+                made = function(name)
+        except (KeyError, ValueError) as error:
+            if name is None or (isinstance(error, KeyError) and error.args != (name,)):
+                raise
+            method_of(name)  # most often it is the name that is wrong
+            raise ExperimentError(f"{path} has no method {name!r} ({error}).") from error
         if not isinstance(made, Experiment):
             raise ExperimentError(f"{path}: experiment() returned a {type(made).__name__}, not an Experiment.")
-        return made
+        return made if name is None or by_method else made.with_method(method_of(name))
 
     return config
 
 
-def _objective(name: str) -> Objective:
+def method_of(name: str) -> Objective:
+    """The objective of a method by name, with the weights of its source."""
     try:
         return method(name).objective
     except ValueError as error:

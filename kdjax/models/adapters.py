@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.functional import functionalise
-from kdjax.models.taps import collect, install_taps
+from kdjax.models.taps import collect, install_taps, no_module
 from kdjax.types import ModelOutput, Network, Tree
 
 
@@ -89,8 +89,8 @@ def from_linen(
       name: for reports; the class name if not given.
 
     Raises:
-      ValueError: under pmap or shard_map, if the module has batch statistics but no `axis_name` field: its BatchNorm
-        would then see one device's rows only.
+      ValueError: when training under pmap or shard_map, if the module has batch statistics but no `axis_name` field: its
+        BatchNorm would then see one device's rows only.
     """
     taps = dict(taps or {})
     arguments = inspect.signature(module.__call__).parameters
@@ -106,16 +106,23 @@ def from_linen(
         if values is None:
             keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
             values = module.init(keys, jnp.zeros(sample.shape, sample.dtype), **mode(False))
-        values = jax.tree.map(jnp.asarray, dict(values))
+        values = jax.tree.map(jnp.array, dict(values))  # copies: a step may give its state's memory up
         return values["params"], {k: v for k, v in values.items() if k not in ("params", "intermediates")}
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
-        runner = _on_axis(module, state, axis)
+        runner = _on_axis(module, state, axis, train)
         keep = {path: tap for tap, path in taps.items()}
         options: dict[str, Any] = mode(train)
         mutable = list(state) if train else []
+        seen = set()
         if taps:
-            options["capture_intermediates"] = lambda m, method: method == "__call__" and "/".join(m.path) in keep
+
+            def capture(submodule, method):
+                path = "/".join(submodule.path)
+                seen.add(path)
+                return method == "__call__" and path in keep
+
+            options["capture_intermediates"] = capture
             mutable = [*mutable, "intermediates"]
         if train:
             key = jax.random.key(0) if rngs is None else rngs
@@ -125,7 +132,7 @@ def from_linen(
         raw, changed = runner.apply({"params": params, **state}, inputs, mutable=mutable, **options)
         result = output(raw)
         if taps:
-            result = _with_taps(result, _linen_taps(dict(changed).get("intermediates", {}), taps, module))
+            result = _with_taps(result, _linen_taps(dict(changed).get("intermediates", {}), taps, seen))
         return result, ({k: changed[k] for k in state} if train else state)
 
     return Network(init, apply, {}, name or type(module).__name__)
@@ -152,7 +159,7 @@ def from_apply(
         raise ValueError("from_apply needs either params= (trained) or init= (key -> params).")
 
     def network_init(key):
-        return (init(key) if init is not None else jax.tree.map(jnp.asarray, params)), {}
+        return (init(key) if init is not None else jax.tree.map(jnp.array, params)), {}
 
     def network_apply(params, state, inputs, *, train, rngs=None, axis=None):
         del train, rngs, axis  # a plain function has no modes
@@ -174,28 +181,28 @@ def _with_taps(result: ModelOutput, taps: dict) -> ModelOutput:
     return dataclasses.replace(result, taps={**result.taps, **taps})
 
 
-def _linen_taps(intermediates: Mapping, taps: Mapping[str, str], module: Any) -> dict:
+def _linen_taps(intermediates: Mapping, taps: Mapping[str, str], seen: set[str]) -> dict:
     found = {}
     for tap, path in taps.items():
+        if path not in seen:
+            raise no_module(path, seen - {""}, "the model")
         node: Any = intermediates
         for part in path.split("/"):
             node = node.get(part, {}) if isinstance(node, Mapping) else {}
         values = node.get("__call__", ()) if isinstance(node, Mapping) else ()
         if len(values) != 1:
             raise ValueError(
-                f"Tap {tap!r}: the module at {path!r} of {type(module).__name__} ran {len(values)} times in one "
-                "forward pass; give the path of a module that runs exactly once (see module.tabulate)."
+                f"Tap {tap!r}: the module at {path!r} ran {len(values)} times in one forward pass; "
+                "tap a module that runs exactly once."
             )
         found[tap] = values[0]
     return found
 
 
-def _on_axis(module: Any, state: Tree, axis: str | None) -> Any:
-    if axis is None:
-        return module
+def _on_axis(module: Any, state: Tree, axis: str | None, train: bool) -> Any:
     if hasattr(module, "axis_name"):
         return module.clone(axis_name=axis)
-    if "batch_stats" in state:
+    if train and axis is not None and "batch_stats" in state:
         raise ValueError(
             f"{type(module).__name__} has batch statistics but no axis_name field, so under pmap each device would "
             "normalise by its own rows; add `axis_name: str | None = None`, pass it to nn.BatchNorm, or use the jit runner."

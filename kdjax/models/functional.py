@@ -61,7 +61,10 @@ class FunctionalModule:
         result = function(module)
         if not train:
             return result, state
-        return result, to_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+        after = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
+        # What the module only noted down in this call (`sow`) is no state.
+        kept = [(path, after[path]) for path, _ in nnx.to_flat_state(state_template)]
+        return result, to_dict(nnx.from_flat_state(kept))
 
 
 def functionalise(module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModule:
@@ -76,7 +79,7 @@ def functionalise(module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Func
         graph, *templates = _split(nnx.eval_shape(lambda: module))
 
         def init(key):
-            return jax.tree.map(jnp.asarray, (values[0], values[2]))
+            return jax.tree.map(jnp.array, (values[0], values[2]))  # copies: a step may give its state's memory up
     else:
         graph, *templates = _split(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
 

@@ -1,7 +1,5 @@
 """A small convolutional network for 28x28 and 8x8 images, quick on a CPU at any width."""
 
-import itertools
-
 import jax.numpy as jnp
 from flax import nnx
 
@@ -10,12 +8,24 @@ from kdjax.models.resnet_cifar import convolution, draw_kernels, linear
 from kdjax.types import Array, ModelOutput
 
 
-class SmallCNN(nnx.Module):
-    """`depth` stages, each a 3x3 convolution of stride 2 with BatchNorm and ReLU, global average pool, linear.
+class ConvNorm(nnx.Module):
+    """A 3x3 convolution and BatchNorm; the ReLU is left to the caller."""
 
-    Stage `i` has `width * 2**i` channels, so the number of parameters grows with the square of `width`: a teacher of
-    width 64 and a student of width 8 have the same layers. There is no max pooling: its gradient is the slowest
-    operation of such a network on a CPU.
+    def __init__(self, in_channels: int, channels: int, *, stride: int, rngs: nnx.Rngs):
+        self.conv = convolution(in_channels, channels, size=3, stride=stride, rngs=rngs)
+        self.norm = BatchNorm(channels, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """`[B, H, W, in_channels]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
+        return self.norm(self.conv(x))
+
+
+class SmallCNN(nnx.Module):
+    """`depth` stages of 3x3 convolutions with BatchNorm and ReLU, global average pool, linear.
+
+    The first convolution of a stage has stride 2. Stage `i` has `width * 2**i` channels, so the number of parameters
+    grows with the square of `width`: a teacher of width 32 to 64 and a student of width 8 have the same layers. There is
+    no max pooling: its gradient is the slowest operation of such a network on a CPU.
     """
 
     def __init__(
@@ -25,6 +35,7 @@ class SmallCNN(nnx.Module):
         width: int = 16,
         in_channels: int = 1,
         depth: int = 3,
+        convs_per_stage: int = 2,
         rngs: nnx.Rngs,
     ):
         """Makes the network.
@@ -34,27 +45,37 @@ class SmallCNN(nnx.Module):
           width: channels of the first stage.
           in_channels: channels of the input image.
           depth: number of stages, each of which halves the image and doubles the channels.
+          convs_per_stage: convolutions a stage. Two learn far more than one at the same width, and more at the same cost.
           rngs: its "params" stream draws the weights.
         """
-        if width < 1 or depth < 1:
-            raise ValueError(f"width and depth must be at least 1, got width={width}, depth={depth}")
-        channels = [in_channels, *(width * 2**stage for stage in range(depth))]
-        pairs = list(itertools.pairwise(channels))
-        self.convs = nnx.List([convolution(a, b, size=3, stride=2, rngs=rngs) for a, b in pairs])
-        self.norms = nnx.List([BatchNorm(b, rngs=rngs) for _, b in pairs])
-        self.classifier = linear(channels[-1], num_classes, rngs=rngs)
+        if min(width, depth, convs_per_stage) < 1:
+            raise ValueError(
+                "width, depth and convs_per_stage must be at least 1, "
+                f"got width={width}, depth={depth}, convs_per_stage={convs_per_stage}"
+            )
+        stages, before = [], in_channels
+        for stage in range(depth):
+            channels = width * 2**stage
+            first = ConvNorm(before, channels, stride=2, rngs=rngs)
+            others = [ConvNorm(channels, channels, stride=1, rngs=rngs) for _ in range(convs_per_stage - 1)]
+            stages.append(nnx.List([first, *others]))
+            before = channels
+        self.stages = nnx.List(stages)
+        self.classifier = linear(before, num_classes, rngs=rngs)
         draw_kernels(self, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` images of any size.
 
-        `features[i]` and `preactivations[i]` are `[B, ceil(H / 2**(i+1)), ceil(W / 2**(i+1)), width * 2**i]`, the
-        embedding is `[B, width * 2**(depth-1)]`.
+        `features[i]` and `preactivations[i]` are those of the end of stage `i`,
+        `[B, ceil(H / 2**(i+1)), ceil(W / 2**(i+1)), width * 2**i]`; the embedding is `[B, width * 2**(depth-1)]`.
         """
         features, preactivations = [], []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            preactivations.append(norm(conv(x)))
-            x = nnx.relu(preactivations[-1])
+        for stage in self.stages:
+            for layer in stage:
+                preactivation = layer(x)
+                x = nnx.relu(preactivation)
+            preactivations.append(preactivation)
             features.append(x)
         embedding = jnp.mean(x, axis=(1, 2))
         return ModelOutput(

@@ -1,6 +1,6 @@
 """Intermediate values of an NNX model by module path, without touching that model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from flax import nnx
@@ -46,6 +46,11 @@ def _recording(cls: type, record: list) -> type:
 def _find(module: nnx.Module, path: str) -> nnx.Module:
     modules = {"/".join(map(str, parts)): node for parts, node in nnx.iter_modules(module) if parts}
     if path not in modules:
-        near = get_close_matches(path, modules, n=3, cutoff=0.3) or sorted(modules)[:5]
-        raise ValueError(f"No module at {path!r} in {type(module).__name__}; there are {', '.join(near)} (…).")
+        raise no_module(path, modules, type(module).__name__)
     return modules[path]
+
+
+def no_module(path: str, paths: Iterable[str], where: str) -> ValueError:
+    """The error for a path at which there is no module, with the nearest of those there are."""
+    near = get_close_matches(path, list(paths), n=3, cutoff=0.3) or sorted(paths)[:5]
+    return ValueError(f"No module at {path!r} in {where}; there are {', '.join(near)} (…).")

@@ -20,8 +20,8 @@ def _resnet_x4(num_classes: int, in_channels: int, rngs: nnx.Rngs, *, depth: int
     return CifarResNet(depth, num_classes=num_classes, channels=channels, in_channels=in_channels, rngs=rngs)
 
 
-def _small_cnn(num_classes: int, in_channels: int, rngs: nnx.Rngs, *, width: int = 16, depth: int = 3) -> nnx.Module:
-    return SmallCNN(num_classes, width=width, in_channels=in_channels, depth=depth, rngs=rngs)
+def _small_cnn(num_classes: int, in_channels: int, rngs: nnx.Rngs, **options: int) -> nnx.Module:
+    return SmallCNN(num_classes, in_channels=in_channels, rngs=rngs, **options)
 
 
 # name -> (num_classes, in_channels, rngs, **options) -> module. `width` is the number of channels of the first stage.

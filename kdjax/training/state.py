@@ -62,7 +62,8 @@ def init_state(
       start: the student's `(params, state)` to begin from, instead of fresh ones.
     """
     key = jax.random.key(seed)
-    student_params, student_state = start or student.init(jax.random.fold_in(key, 0))
+    # A copy of `start`: it may be somebody's teacher, and a step gives its state's memory up.
+    student_params, student_state = jax.tree.map(jnp.copy, start) or student.init(jax.random.fold_in(key, 0))
     objective_params, objective_state = objective.init(jax.random.fold_in(key, 1))
     params = {"student": student_params, "objective": objective_params}
     return TrainState(

@@ -1,0 +1,129 @@
+"""Comparisons: one teacher, equal budgets, honest tables, a report that stands alone."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from kdjax.experiment import ExperimentError
+from kdjax.experiment.compare import compare, paired_gain, spread
+from kdjax.experiment.report import rows_of, verdicts, write_report
+from kdjax.objectives import KD, CrossEntropy, FitNet
+from kdjax.schedules import steps
+from tests.experiment.conftest import small
+
+OPTIONS = {"data": {"labelled": 200}, "length": 6}
+EXPERIMENTS = {
+    "labels": small(CrossEntropy(), **OPTIONS),
+    "kd": small(KD(temperature=2.0), **OPTIONS),
+    "fitnet": small(CrossEntropy() + FitNet(stage=1), **OPTIONS),
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, builder):
+    folder = tmp_path_factory.mktemp("comparison") / "run"
+    said = []
+    comparison = compare(EXPERIMENTS, (0, 1), folder, builder=builder, announce=said.append)
+    return folder, comparison, said
+
+
+def test_one_teacher_serves_all(compared):
+    folder, comparison, said = compared
+    assert said == ["teacher", *(f"{name}, seed {seed}" for name in EXPERIMENTS for seed in (0, 1))]
+    results = [json.loads(path.read_text()) for path in folder.glob("*/seed*/student/result.json")]
+    assert len(results) == 6
+    assert {result["teacher_hash"] for result in results} == {comparison["teacher"]["hash"]}
+    assert {result["steps"] for result in results} == {6}
+
+
+def test_the_table_repeats_the_runs(compared):
+    folder, comparison, _ = compared
+    for name, summary in comparison["methods"].items():
+        values = [
+            json.loads((folder / name / f"seed{seed}/student/result.json").read_text())["last"]["student"]["top1"]
+            for seed in (0, 1)
+        ]
+        assert summary["metrics"]["top1"]["values"] == values
+        assert summary["metrics"]["top1"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    rows = rows_of(comparison)
+    assert [row[0] for row in rows] == ["teacher", *EXPERIMENTS]
+    assert comparison["methods"]["fitnet"]["extra_parameters"] > 0 and "(+" in rows[3][1]
+    assert all("agreement" in summary["metrics"] for summary in comparison["methods"].values())
+    assert comparison["data"]["labelled"] == 200 and comparison["methods"]["labels"]["examples_visited"] == 200
+
+
+def test_the_report_stands_alone(compared):
+    folder, comparison, _ = compared
+    page = write_report(folder, comparison).read_text()
+    assert (folder / "comparison.png").stat().st_size > 5000 and (folder / "curves.png").stat().st_size > 5000
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    for row in rows_of(comparison):
+        assert all(cell in page for cell in row)
+    for sentence in verdicts(comparison):
+        assert sentence in page
+    assert "{" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", page, flags=re.S), "nothing is left unfilled"
+
+
+def test_a_comparison_is_gone_on_with_and_grows(compared, builder):
+    folder, comparison, _ = compared
+    (folder / "kd/seed1/student/result.json").unlink()
+    said = []
+    again = compare(EXPERIMENTS, (0, 1), folder, resume=True, builder=builder, announce=said.append)
+    for name in EXPERIMENTS:
+        assert again["methods"][name]["metrics"] == comparison["methods"][name]["metrics"]
+    grown = compare(EXPERIMENTS, (0, 1, 2), folder, resume=True, builder=builder)
+    assert grown["methods"]["kd"]["metrics"]["top1"]["values"][:2] == comparison["methods"]["kd"]["metrics"]["top1"]["values"]
+
+
+def test_it_is_not_overwritten_silently(compared, builder):
+    with pytest.raises(ExperimentError, match="say --resume"):
+        compare(EXPERIMENTS, (0, 1), compared[0], builder=builder)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        small(KD(), **(OPTIONS | {"length": 7})),
+        small(KD(), **(OPTIONS | {"data": {"labelled": 300}})),
+        small(KD(), **OPTIONS).replace_phase("teacher", duration=steps(5)),
+        small(KD(), student={"ema_decay": 0.9}, **OPTIONS),
+    ],
+)
+def test_unequal_methods_are_not_compared(other, tmp_path, builder):
+    with pytest.raises(ExperimentError, match="would not be fair"):
+        compare({"labels": EXPERIMENTS["labels"], "kd": other}, (0,), tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_are_given_once_each(tmp_path, builder):
+    for seeds in ((), (1, 1)):
+        with pytest.raises(ExperimentError, match="at least one, each once"):
+            compare(EXPERIMENTS, seeds, tmp_path / "run", builder=builder)
+
+
+def test_spread_and_gain():
+    assert spread([0.5]) == {"mean": 0.5, "sd": None, "values": [0.5]}
+    gain = paired_gain([0.80, 0.83, 0.84], [0.79, 0.80, 0.80])
+    assert gain["mean"] == pytest.approx(0.08 / 3) and gain["better"] == 3
+    # t(0.975, 2 degrees of freedom) = 4.302653 (tables), sd of (.01, .03, .04) = 0.0152753
+    assert gain["half_width"] == pytest.approx(4.302653 * 0.0152753 / 3**0.5, rel=1e-5)
+
+
+def verdict(gain):
+    return verdicts({"methods": {"kd": {"gain": gain}}})[0]
+
+
+def test_verdicts_say_what_the_numbers_say():
+    assert "gains 2.00 points" in verdict(paired_gain([0.52, 0.521, 0.522], [0.50, 0.501, 0.502]))
+    assert "loses 2.00 points" in verdict(paired_gain([0.50, 0.501, 0.502], [0.52, 0.521, 0.522]))
+    assert "no clear difference" in verdict(paired_gain([0.52, 0.49, 0.53], [0.50, 0.50, 0.50]))
+    assert "no verdict" in verdict(paired_gain([0.9], [0.1]))
+
+
+def test_fields_that_do_not_matter_for_compilation_share_a_program(builder):
+    first = builder.program(EXPERIMENTS["kd"], EXPERIMENTS["kd"].student)
+    other = dataclasses.replace(EXPERIMENTS["kd"], seed=8, data_seed=9, name="other")
+    assert builder.program(other, other.student) is first

@@ -1,0 +1,161 @@
+"""What an experiment promises beyond finishing: honest labels, phases, equal runners, evaluation of what was kept."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kdjax.experiment import Model, Phase
+from kdjax.experiment.program import Builder, Images, visited
+from kdjax.experiment.run import evaluate_run, run
+from kdjax.objectives import DKD, KD, SP, CrossEntropy
+from kdjax.schedules import steps
+from kdjax.training.checkpoints import load_network
+from kdjax.training.optimizers import SGD
+from tests.experiment.conftest import small
+
+SEMI = {"data": {"labelled": 100}, "length": 6}
+
+
+class Tampered(Builder):
+    """A builder whose unlabelled training examples carry wrong labels."""
+
+    def images(self, data):
+        images = super().images(data)
+        source = images.train
+        labels = np.where(images.labelled, source.labels, (source.labels + 1) % 10).astype(np.int32)
+        return Images(dataclasses.replace(source, labels=labels), images.train_index, images.labelled, images.held,
+                      images.held_index)  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy() + KD() + DKD(unlabelled="teacher"), CrossEntropy()])
+def test_labels_that_may_not_be_used_have_no_influence(objective, tmp_path, builder):
+    """Semi-supervised distillation is honest only if hidden labels could be anything."""
+    experiment = small(objective, **SEMI)
+    run(experiment, tmp_path / "teacher", builder=builder)
+    taught = experiment.replace_phase("teacher", weights=str(tmp_path / "teacher"))
+    hashes = [
+        run(taught, tmp_path / name, builder=one)["student"]["hash"]
+        for name, one in (("as is", builder), ("tampered", Tampered(builder.data_dir, builder.devices)))
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_tampering_would_show(tmp_path, builder):
+    """The same check with all labels in use: it must notice."""
+    experiment = small(CrossEntropy(), data={"labelled": 100}, length=6, student={"labels": "all"})
+    hashes = [
+        run(experiment, tmp_path / name, builder=one)["student"]["hash"]
+        for name, one in (("as is", builder), ("tampered", Tampered(builder.data_dir, builder.devices)))
+    ]
+    assert hashes[0] != hashes[1]
+
+
+def test_untaught_networks_visit_labelled_examples_only(builder):
+    experiment = small(CrossEntropy(), **SEMI)
+    images = builder.images(experiment.data)
+    rows = visited(experiment.student, images)
+    assert len(rows) == 100 and images.labelled[rows].all()
+    assert len(visited(small(**SEMI).student, images)) == len(images.train_index)
+    counts = np.bincount(images.train.labels[rows])
+    assert counts.min() == counts.max() == 10
+
+
+def test_epochs_are_the_same_length_for_every_method(builder):
+    """Otherwise a baseline that sees the labelled examples only would be trained for a fraction of the steps."""
+    from kdjax.schedules import epochs
+
+    lengths = set()
+    for objective in (CrossEntropy(), KD()):
+        experiment = small(objective, data={"labelled": 100}).replace_phase("student", duration=epochs(2))
+        lengths.add(builder.program(experiment, experiment.student).clock.total_steps)
+    assert lengths == {2 * -(-1437 // 32)}
+
+
+def test_held_out_examples_are_never_trained_on(builder):
+    experiment = small(data={"validation": 200, "labelled": 100, "evaluate_on": "validation"})
+    images = builder.images(experiment.data)
+    assert len(images.held_index) == 200 and not set(images.held_index) & set(images.train_index)
+    assert not images.labelled[images.held_index].any()
+
+
+def test_chain_of_phases(tmp_path, builder):
+    """A warm-up on labels, whose weights the student begins with; then a grandchild taught by the student."""
+    base = small(length=3)
+    sgd = SGD(learning_rate=0.05)
+    warm_up = Phase(name="warm-up", network=Model(width=2), duration=steps(2), optimizer=sgd)
+    student = dataclasses.replace(base.student, start="warm-up", optimizer=sgd, ema_decay=0.9)
+    grandchild = dataclasses.replace(base.student, name="grandchild", teacher="student", objective=KD() + SP())
+    experiment = dataclasses.replace(base, phases=(base.phases[0], warm_up, student, grandchild))
+    results = run(experiment, tmp_path / "run", builder=builder)
+    assert results["grandchild"]["teacher_hash"] == results["student"]["hash"]
+    assert results["student"]["teacher_hash"] == results["teacher"]["hash"]
+
+    frozen = experiment.replace_phase("student", optimizer=SGD(learning_rate=0.0), ema_decay=0.0)
+    again = run(frozen, tmp_path / "frozen", builder=builder)
+    assert results["warm-up"]["hash"] == again["warm-up"]["hash"]
+    template = builder.program(frozen, warm_up).network_template()
+    first, second = (load_network(tmp_path / "frozen" / name, template)[0].params for name in ("warm-up", "student"))
+    chex.assert_trees_all_equal(first, second)
+
+
+def test_the_best_and_the_last_are_both_recorded(tmp_path, builder):
+    """A learning rate that grows ruins what was learnt: the best evaluation is not the last."""
+    from kdjax.schedules import Linear
+
+    ruin = SGD(learning_rate=Linear(start=0.05, end=3.0))
+    experiment = small(CrossEntropy(), length=12).replace_phase("student", optimizer=ruin, keep="best")
+    result = run(experiment, tmp_path / "run", builder=builder)["student"]
+    assert result["last"]["step"] == 12
+    found = evaluate_run(tmp_path / "run", builder.data_dir)["student"]
+    assert found["top1"] == pytest.approx(result["best"]["student"]["top1"])
+    assert result["best"]["student"]["top1"] >= result["last"]["student"]["top1"]
+
+
+def test_evaluation_reads_what_was_kept(tmp_path, builder):
+    results = run(small(student={"ema_decay": 0.5}), tmp_path / "run", builder=builder)
+    found = evaluate_run(tmp_path / "run", builder.data_dir)
+    for phase, result in results.items():
+        for name in ("top1", "nll", "ece"):
+            assert found[phase][name] == pytest.approx(result["last"]["student"][name], rel=1e-5)
+
+
+def test_jit_and_pmap_on_eight_devices_agree(tmp_path, data_dir, builder):
+    """Whole runs differ by rounding, which grows; a few steps of a gentle optimizer keep it small."""
+    experiment = small(KD() + CrossEntropy() + SP(), length=3, data={"labelled": 300})
+    results = {}
+    for name, runner, devices in (("one", "jit", 1), ("jit", "jit", 8), ("pmap", "pmap", 8)):
+        one = Builder(data_dir, devices=jax.devices()[:devices])
+        results[name] = run(dataclasses.replace(experiment, runner=runner), tmp_path / name, builder=one)["student"]
+    for name in ("jit", "pmap"):
+        for metric in ("nll", "teacher_kl", "ece"):
+            wanted = results["one"]["last"]["student"][metric]
+            assert results[name]["last"]["student"][metric] == pytest.approx(wanted, rel=2e-4), (name, metric)
+
+
+def test_tiny_shrinks_any_config(tmp_path, builder):
+    experiment = small(length=9000).tiny()
+    results = run(experiment, tmp_path / "run", builder=builder)
+    assert results["student"]["steps"] == 6
+
+
+def test_what_a_run_leaves(tmp_path, builder):
+    run(small(), tmp_path / "run", builder=builder)
+    place = tmp_path / "run/student"
+    assert {p.name for p in place.iterdir()} >= {"checkpoints", "metrics.jsonl", "network.json", "result.json", "tensorboard"}
+    assert list((place / "tensorboard").iterdir())
+    result = json.loads((place / "result.json").read_text())
+    assert result["teacher_hash"] and result["images_per_s"] > 0 and result["parameters"] > 0
+    steps_kept = sorted(int(p.name) for p in (place / "checkpoints/last").iterdir())
+    assert steps_kept == [6, 9]
+
+
+def test_checkpoints_hold_no_teacher(tmp_path, builder):
+    run(small(), tmp_path / "run", builder=builder)
+    meta = json.loads((tmp_path / "run/student/checkpoints/last/9/meta/metadata").read_text())
+    assert meta["teacher"] == json.loads((tmp_path / "run/teacher/result.json").read_text())["hash"]
+    assert all(name.split("/")[0] in {"step", "params", "state", "opt_state", "ema", "keys"} for name in meta["shapes"])
+    assert not any("teacher" in name for name in meta["shapes"])
