@@ -39,7 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return commands[argv[0]](argv[1:]) or 0
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("orbax", "tensorflow_datasets", "grain", "tyro", "rich", "tensorboardX"):
+        if (error.name or "").split(".")[0] in (
+            "orbax",
+            "tensorflow_datasets",
+            "grain",
+            "tyro",
+            "rich",
+            "tensorboardX",
+        ):
             return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
         raise
     except Exception as error:
@@ -191,7 +198,9 @@ def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any,
         if not {"-h", "--help"} & set(argv):
             from kdjax.experiment.spec import ExperimentError
 
-            raise ExperimentError(f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py.")
+            raise ExperimentError(
+                f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py."
+            )
         return None, None
     configure_jax()
     from kdjax.experiment.config import load_config
@@ -261,7 +270,12 @@ def execute(experiment, options) -> int:
         return dry_run(experiment, builder)
     folder = run_folder(options, experiment.name)
     results = run(
-        experiment, folder, resume=options.resume, overwrite=options.overwrite, builder=builder, progress=make_progress()
+        experiment,
+        folder,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        builder=builder,
+        progress=make_progress(),
     )
     show_results(experiment, results, folder, make_console())
     return 0

@@ -13,6 +13,9 @@ from kdjax.types import Array, Progress
 
 Unit = Literal["steps", "epochs", "examples", "percent"]
 
+# `Progress` is exact at whole steps, examples and epochs; at other points float32 can fall short of them by about this.
+SLACK = 1e-4
+
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
@@ -140,8 +143,8 @@ class WarmUp(Schedule):
     def __call__(self, progress):
         where = position(progress, self.length.unit)
         if self.staircase:
-            where = jnp.floor(where + 1e-4) + 1  # float32 epochs can fall just short of a whole number
-        return self.value * jnp.clip(where / max(self.length.amount, 1e-9), 0.0, 1.0)
+            where = jnp.floor(where + (SLACK if self.length.unit == "percent" else 0.0)) + 1
+        return self.value * _share(where, self.length.amount)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Steps(Schedule):
     """unit of the boundaries"""
 
     def __call__(self, progress):
-        passed = sum((position(progress, self.unit) >= b - 1e-4).astype(jnp.float32) for b in self.boundaries)
+        passed = sum(_reached(progress, self.unit, boundary).astype(jnp.float32) for boundary in self.boundaries)
         return self.value * jnp.power(self.factor, jnp.asarray(passed, jnp.float32))
 
 
@@ -193,8 +196,17 @@ def _done(progress: Progress, length: Duration, delay: Duration) -> Array:
     """Share of `length` that has passed since `delay`."""
     if length.unit != delay.unit and delay.amount:
         raise ValueError(f"length is in {length.unit}, delay in {delay.unit}; use one unit for both.")
-    elapsed = position(progress, length.unit) - delay.amount
-    return jnp.clip(elapsed / max(length.amount, 1e-9), 0.0, 1.0)
+    return _share(position(progress, length.unit) - delay.amount, length.amount)
+
+
+def _share(elapsed: Array, length: float) -> Array:
+    """Share of `length` that has passed, 0 to 1; no length at all has passed from the first step on."""
+    return jnp.clip(elapsed / length, 0.0, 1.0) if length else (elapsed >= 0).astype(jnp.float32)
+
+
+def _reached(progress: Progress, unit: Unit, boundary: float) -> Array:
+    whole = unit != "percent" and float(boundary).is_integer()
+    return position(progress, unit) >= (boundary if whole else boundary - SLACK)
 
 
 __all__ = [

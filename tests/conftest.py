@@ -9,7 +9,8 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
-    "jax_compilation_cache_dir", os.environ.get("KDJAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), "kdjax-test-cache"))
+    "jax_compilation_cache_dir",
+    os.environ.get("KDJAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), "kdjax-test-cache")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -30,7 +31,9 @@ def load_config(path: str) -> Config:
     if place.is_dir():
         place = place / EXPERIMENT
     if not place.exists():
-        raise ExperimentError(f"There is no config {path}; give a .py file such as configs/digits/smoke.py, or a run folder.")
+        raise ExperimentError(
+            f"There is no config {path}; give a .py file such as configs/digits/smoke.py, or a run folder."
+        )
     if place.suffix != ".py":
         saved = serialization.load(place)
         return lambda name: saved if name is None else saved.with_method(method_of(name))
@@ -44,10 +47,7 @@ def load_config(path: str) -> Config:
 
     def config(name):
         try:
-            if name is None or not by_method:
-                made = function()
-            else:
-                made = function(name)
+            made = function() if name is None or not by_method else function(name)
         except (KeyError, ValueError) as error:
             if name is None or (isinstance(error, KeyError) and error.args != (name,)):
                 raise
@@ -139,7 +139,11 @@ def field_help(cls: type) -> dict[str, str]:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         except (OSError, TypeError, SyntaxError):
             continue  # no source at hand: no help, but the option works
-        for node, after in zip(body, body[1:], strict=False):
-            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        for node, after in itertools.pairwise(body):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
                 texts[node.target.id] = str(after.value.value)
     return texts

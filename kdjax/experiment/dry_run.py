@@ -69,9 +69,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
 def measure(program: Program, report: PhaseReport) -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
     state = jax.eval_shape(lambda: program.fresh_state(0, 0))
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state
-    )
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state)
     teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
     report.parameters["student"] = count_parameters(state.params["student"])
     report.parameters["objective"] = count_parameters(state.params["objective"])
@@ -91,7 +89,9 @@ def measure(program: Program, report: PhaseReport) -> None:
         report.numbers["of them teacher"] = f"{cost:.3g} ({100 * cost / step:.0f} %)"
         report.numbers["of them student"] = f"{step - cost:.3g} ({100 * (step - cost) / step:.0f} %)"
     held = {"state": size(state), "teacher": size(teacher), "batch": size(batch)}
-    memory = program.step.lower(state, teacher, batch).compile().memory_analysis() if not program.runner.mapped else None
+    memory = (
+        program.step.lower(state, teacher, batch).compile().memory_analysis() if not program.runner.mapped else None
+    )
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory a device"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
@@ -178,7 +178,9 @@ def show(reports: list[PhaseReport], console: Any) -> int:
         for problem in report.problems:
             console.print(f"[bold red]wrong:[/bold red] {problem}")
     count = sum(len(report.problems) for report in reports)
-    console.print(f"[bold red]{count} problem(s).[/bold red]" if count else "[bold green]Nothing is wrong.[/bold green]")
+    console.print(
+        f"[bold red]{count} problem(s).[/bold red]" if count else "[bold green]Nothing is wrong.[/bold green]"
+    )
     return count
 
 

@@ -50,7 +50,9 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
 
 def _remove(folder: Path) -> None:
     if not ((folder / EXPERIMENT).exists() or (folder / COMPARISON).exists()):
-        raise ExperimentError(f"{folder} is not a run of kdjax, so --overwrite will not delete it; choose another with --run.")
+        raise ExperimentError(
+            f"{folder} is not a run of kdjax, so --overwrite will not delete it; choose another with --run."
+        )
     shutil.rmtree(folder)
 
 

@@ -40,10 +40,14 @@ def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
     if comparison["teacher"] is not None:
         value = 100 * comparison["teacher"]["metrics"]["top1"]
         axes.axvline(value, color="#111", linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate("teacher", (value, len(names) - 0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9)
+        axes.annotate(
+            "teacher", (value, len(names) - 0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9
+        )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.3)
-    axes.set_xlabel(f"top-1 accuracy on {comparison['data']['evaluated']:,} {comparison['data']['evaluated_on']} images, %")
+    axes.set_xlabel(
+        f"top-1 accuracy on {comparison['data']['evaluated']:,} {comparison['data']['evaluated_on']} images, %"
+    )
     axes.set_title("dots: seeds;  bars: mean ± standard deviation", fontsize=9, loc="left", color="#555")
     save(made, path)
 

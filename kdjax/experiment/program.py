@@ -57,9 +57,7 @@ class Images:
 def load_images(data: Data, data_dir: str | None = None) -> Images:
     """Loads and splits the images that `data` asks for."""
     train = load(data.name, split="train", data_dir=data_dir)
-    splits = make_splits(
-        train.labels, validation=data.validation, labelled=data.labelled, split_seed=data.split_seed
-    )
+    splits = make_splits(train.labels, validation=data.validation, labelled=data.labelled, split_seed=data.split_seed)
     if data.evaluate_on == "validation":
         return Images(train, splits.train, splits.labelled, train, splits.validation)
     test = load(data.name, split="test", data_dir=data_dir)
@@ -129,7 +127,9 @@ class Program:
     def _evaluation_batches(self):
         size = len(self.images.held_index) * int(np.prod(self.images.shape))
         if size > RESIDENT_BYTES:
-            return (self.runner.place_batch(b) for b in self.images.evaluated_batches(self.experiment.data.eval_batch_size))
+            return (
+                self.runner.place_batch(b) for b in self.images.evaluated_batches(self.experiment.data.eval_batch_size)
+            )
         if not self._resident:
             batches = self.images.evaluated_batches(self.experiment.data.eval_batch_size)
             self._resident.extend(self.runner.place_batch(batch) for batch in batches)
@@ -208,7 +208,8 @@ def build(experiment: Experiment, phase: Phase, images: Images, devices: Any = N
     optimizer = optimizers.build(phase.optimizer, clock, bound)
     # A teacher that the objective does not read is only evaluated beside the student.
     step = make_step(
-        student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=data.views.train, axis=runner.axis,
+        student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=data.views.train,
+        axis=runner.axis,
         ema_decay=phase.ema_decay or None,
     )  # fmt: skip
     evaluation = make_evaluation(student, teacher, views=data.views.evaluate, axis=runner.axis)

@@ -145,7 +145,9 @@ def show_evaluation(results: dict[str, dict[str, Any]], console: Any) -> None:
     table = Table("network", "examples", "top-1 %", "agreement %", "NLL", "ECE %")
     for name, row in results.items():
         agreement = f"{100 * row['agreement']:.1f}" if "agreement" in row else "–"
-        table.add_row(name, row["examples"], f"{100 * row['top1']:.2f}", agreement, f"{row['nll']:.3f}", f"{100 * row['ece']:.1f}")
+        table.add_row(
+            name, row["examples"], f"{100 * row['top1']:.2f}", agreement, f"{row['nll']:.3f}", f"{100 * row['ece']:.1f}"
+        )
     console.print(table)
 
 
@@ -163,7 +165,9 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> Path:
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdicts(comparison))
     teacher = comparison["teacher"]
     lead = (
-        f"{comparison['student']} learns from {teacher['network']}" if teacher else f"{comparison['student']}, no teacher"
+        f"{comparison['student']} learns from {teacher['network']}"
+        if teacher
+        else f"{comparison['student']}, no teacher"
     )
     seeds = "".join(
         f"<tr><td>{html.escape(name)}</td>"
@@ -224,6 +228,7 @@ steps alone. “{baseline}” is the same student without a teacher.</p>
 <h2>Seed by seed</h2>
 <div class="scroll"><table><thead><tr><th>top-1 %, last step</th>{seed_heads}<th>best step (chosen on the evaluated
 images)</th></tr></thead><tbody>{seeds}</tbody></table></div>
-<p class="note">Every run's resolved configuration is its experiment.json: <code>kdjax distill RUN_FOLDER</code> runs it again.</p>
+<p class="note">Every run's resolved configuration is its experiment.json:
+<code>kdjax distill RUN_FOLDER</code> runs it again.</p>
 </body></html>
 """

@@ -75,7 +75,12 @@ def run(
 
 
 def train(
-    program: Program, experiment: Experiment, phase: Phase, place: Path, finished: dict[str, Finished], progress: Progress
+    program: Program,
+    experiment: Experiment,
+    phase: Phase,
+    place: Path,
+    finished: dict[str, Finished],
+    progress: Progress,
 ) -> Finished:
     """Trains one phase in its folder, from its last checkpoint if there is one."""
     seed, data_seed = seeds_of(experiment)
@@ -131,7 +136,11 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder) -> Fini
 
 def keep(network: Variables, program: Program, place: Path, result: dict[str, Any]) -> Finished:
     """Saves a network and its result; the result last, since it says that the phase has ended."""
-    facts = {"phase": program.phase.name, "network": program.student.name, "num_classes": program.images.info.num_classes}
+    facts = {
+        "phase": program.phase.name,
+        "network": program.student.name,
+        "num_classes": program.images.info.num_classes,
+    }
     result["hash"] = save_network(place, network, facts)
     write_json(place / RESULT, result)
     return Finished(network, result)
@@ -187,7 +196,9 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
     """Metrics of every finished network of a run, by phase; each beside its teacher."""
     saved = folder / EXPERIMENT
     if not saved.exists():
-        raise ExperimentError(f"{folder} is not a run: it has no {EXPERIMENT}; give the folder that kdjax distill wrote.")
+        raise ExperimentError(
+            f"{folder} is not a run: it has no {EXPERIMENT}; give the folder that kdjax distill wrote."
+        )
     experiment = serialization.load(saved)
     builder = Builder(data_dir)
     finished: dict[str, Finished] = {}

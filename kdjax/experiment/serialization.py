@@ -29,7 +29,9 @@ def to_data(value: Any) -> Any:
     """A dataclass as a dict with its class's name under "kind"; tuples as lists."""
     if dataclasses.is_dataclass(value):
         if type(value).__name__ not in KINDS:
-            raise ExperimentError(f"{type(value).__name__} cannot be saved as data: it is not one of kdjax's own kinds.")
+            raise ExperimentError(
+                f"{type(value).__name__} cannot be saved as data: it is not one of kdjax's own kinds."
+            )
         fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
     return [to_data(item) for item in value] if isinstance(value, tuple | list) else value
@@ -42,7 +44,7 @@ def from_data(data: Any, where: str = "experiment") -> Any:
       ExperimentError: naming the place, for an unknown kind or key, or a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise ExperimentError(f"{where}: expected an object with a \"kind\", found {data!r}.")
+        raise ExperimentError(f'{where}: expected an object with a "kind", found {data!r}.')
     cls = KINDS.get(data.get("kind", ""))
     if cls is None:
         raise ExperimentError(f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), KINDS)}.")
@@ -70,7 +72,9 @@ def load(path: Path) -> Experiment:
     try:
         data = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ExperimentError(f"{path} cannot be read as JSON ({error}); give a saved experiment or a .py config.") from error
+        raise ExperimentError(
+            f"{path} cannot be read as JSON ({error}); give a saved experiment or a .py config."
+        ) from error
     experiment = from_data(data)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{path} holds a {type(experiment).__name__}, not an Experiment.")
@@ -94,7 +98,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        choices = [a for a in arguments if a is not type(None) and dataclasses.is_dataclass(a) == isinstance(value, dict)]
+        choices = [
+            a for a in arguments if a is not type(None) and dataclasses.is_dataclass(a) == isinstance(value, dict)
+        ]
         for choice in choices:
             try:
                 return _convert(value, choice, where)

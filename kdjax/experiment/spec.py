@@ -143,12 +143,18 @@ class Experiment:
                 source = getattr(phase, field)
                 if source and source not in seen:
                     earlier = ", ".join(seen) or "none"
-                    found.append(f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier}).")
+                    found.append(
+                        f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier})."
+                    )
             if phase.taught and not phase.teacher and not phase.weights:
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
-                found.append(f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher.")
+                found.append(
+                    f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."
+                )
             if not 0 <= phase.ema_decay < 1:
-                found.append(f"Phase {phase.name!r} has ema_decay={phase.ema_decay}; it must be at least 0 and below 1.")
+                found.append(
+                    f"Phase {phase.name!r} has ema_decay={phase.ema_decay}; it must be at least 0 and below 1."
+                )
             seen.append(phase.name)
         data = self.data
         for field in ("batch_size", "eval_batch_size"):

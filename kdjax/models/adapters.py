@@ -20,7 +20,9 @@ def as_output(raw: Any) -> ModelOutput:
         return raw
     if isinstance(raw, tuple | list) and len(raw) == 2:
         logits, features = raw
-        return ModelOutput(logits=logits, features=tuple(features) if isinstance(features, tuple | list) else (features,))
+        return ModelOutput(
+            logits=logits, features=tuple(features) if isinstance(features, tuple | list) else (features,)
+        )
     if hasattr(raw, "shape"):
         return ModelOutput(logits=raw)
     raise TypeError(

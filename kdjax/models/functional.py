@@ -53,9 +53,7 @@ class FunctionalModule:
         """
         params_template, rng_template, state_template = self._templates
         rng = _seed(rng_template, key, axis)
-        module = nnx.merge(
-            self._graph, _fill(params_template, params), rng, _fill(state_template, state), copy=True
-        )
+        module = nnx.merge(self._graph, _fill(params_template, params), rng, _fill(state_template, state), copy=True)
         module.train() if train else module.eval()
         _set_batchnorm_axis(module, axis)
         result = function(module)

@@ -73,9 +73,7 @@ class Bound:
 
     def decay_mask(self, params: Tree) -> Tree:
         """True for the parameters that weight decay applies to, in the structure of `init`'s params."""
-        return {
-            name: jax.tree.map(lambda _, part=self.parts[name]: part.decays, tree) for name, tree in params.items()
-        }
+        return {name: jax.tree.map(lambda _, part=self.parts[name]: part.decays, tree) for name, tree in params.items()}
 
 
 def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None, data: DataInfo) -> Bound:

@@ -11,7 +11,14 @@ from kdjax.objectives.methods import METHODS, method
 def rows() -> list[tuple[str, str, str, str, str, str]]:
     """`(name, source, family, reads, trains, what it does)` of every method."""
     return [
-        (name, source(entry.objective), entry.family, ", ".join(reads(entry.objective)), trains(entry.objective), entry.summary)
+        (
+            name,
+            source(entry.objective),
+            entry.family,
+            ", ".join(reads(entry.objective)),
+            trains(entry.objective),
+            entry.summary,
+        )
         for name, entry in METHODS.items()
     ]
 

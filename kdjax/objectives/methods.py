@@ -55,9 +55,7 @@ METHODS: dict[str, Method] = {
     "fitnet": Method(
         CrossEntropy() + 100.0 * FitNet(stage=2), "feature", "match a middle feature map through a projector", _CIFAR
     ),
-    "sp": Method(
-        CrossEntropy() + 3000.0 * SP(), "relational", "match which examples of the batch look alike", _CIFAR
-    ),
+    "sp": Method(CrossEntropy() + 3000.0 * SP(), "relational", "match which examples of the batch look alike", _CIFAR),
 }
 
 

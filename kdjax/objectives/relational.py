@@ -17,9 +17,7 @@ class SP(Objective):
     """index into `features`; the released code uses the last one"""
 
     reads: ClassVar = ("student.features", "teacher.features")
-    paper: ClassVar = Paper(
-        "Similarity-Preserving Knowledge Distillation", "Tung, Mori", "ICCV", 2019, "1907.09682"
-    )
+    paper: ClassVar = Paper("Similarity-Preserving Knowledge Distillation", "Tung, Mori", "ICCV", 2019, "1907.09682")
 
     def build(self, student, teacher, data, rngs):
         stage_shape(student, self.stage, "student"), stage_shape(teacher, self.stage, "teacher")

@@ -90,7 +90,9 @@ class Checkpoints:
             return manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             others = [s for s in manager.all_steps() if s != step]
-            mend = f"delete it to go on from step {max(others)}" if others else "delete it, or start anew with --overwrite"
+            mend = (
+                f"delete it to go on from step {max(others)}" if others else "delete it, or start anew with --overwrite"
+            )
             raise CheckpointError(f"Checkpoint {place} is damaged ({_first_line(error)}); {mend}.") from error
 
     def wait(self) -> None:
@@ -124,7 +126,9 @@ def load_network(folder: Path, template: Variables) -> tuple[Variables, dict[str
     try:
         meta = json.loads((folder / "network.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder} holds no finished network; give the folder of a phase that has ended.") from error
+        raise CheckpointError(
+            f"{folder} holds no finished network; give the folder of a phase that has ended."
+        ) from error
     tree = {"params": template.params, "state": template.state}
     _check_shapes(meta.pop("shapes"), _shapes(tree), folder)
     try:
@@ -150,7 +154,10 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 def _shapes(tree: Tree) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
 
 
 def _check_shapes(saved: dict[str, str], wanted: dict[str, str], place: Path) -> None:

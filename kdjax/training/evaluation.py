@@ -45,8 +45,11 @@ def classification_sums(output: ModelOutput, batch: Batch) -> dict[str, Array]:
     log_p = jax.nn.log_softmax(logits)
     confidence = jnp.exp(jnp.max(log_p, axis=-1))
     correct = jnp.argmax(logits, axis=-1) == batch.labels
-    label_logit = jnp.take_along_axis(logits, batch.labels[:, None], axis=-1)
-    rank = jnp.sum(logits > label_logit, axis=-1)
+    label = batch.labels[:, None]
+    label_logit = jnp.take_along_axis(logits, label, axis=-1)
+    # Of classes that tie the first comes first, as for argmax; a nan comes before everything.
+    ahead = ~(logits <= label_logit) | ((logits == label_logit) & (jnp.arange(logits.shape[-1])[None, :] < label))
+    rank = jnp.sum(ahead, axis=-1)
     bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
     in_bin = (bins[:, None] == jnp.arange(BINS)[None, :]) & where[:, None]
 

@@ -21,7 +21,7 @@ class TrainingError(Exception):
     """Why training cannot go on, and the mend, in one sentence."""
 
 
-class Stopped(Exception):  # noqa: N818  it is not an error
+class Stopped(Exception):
     """Training was asked to stop, and its state is saved."""
 
 
@@ -100,7 +100,7 @@ class Loop:
                     # A step late, unless the state is needed now anyway: the device never waits for the log.
                     late = pending if evaluates or saves else pending[:-1]
                     self._log(late, window, writer, progress, stopwatch)
-                    pending = pending[len(late):]
+                    pending = pending[len(late) :]
                 progress.advance(step)
                 if evaluates or saves:
                     jax.block_until_ready(state)

@@ -35,7 +35,7 @@ def make_step(
     objective: Bound,
     optimizer: optax.GradientTransformation,
     *,
-    clock: Clock = Clock(),  # noqa: B008  frozen
+    clock: Clock = Clock(),
     views: Views = as_given,
     axis: Axis = None,
     ema_decay: float | None = None,
@@ -79,9 +79,7 @@ def make_step(
                 teacher_call=teacher_call,
             )
             with jax.named_scope("objective"):
-                terms, objective_state = objective.apply(
-                    params["objective"], state.state["objective"], ctx, train=True
-                )
+                terms, objective_state = objective.apply(params["objective"], state.state["objective"], ctx, train=True)
             new_state = {"student": student_state, "objective": objective_state}
             return group_losses(terms, axis), (new_state, terms, output)
 
@@ -131,17 +129,21 @@ def grouped_gradients(losses_of, params: Tree, combine, axis: Axis):
         return sum_over_devices(gradients, axis), aux
     losses, pull, aux = jax.vjp(losses_of, params, has_aux=True)
     gradients = {
-        group: pull({other: jnp.ones_like(v) if other == group else jnp.zeros_like(v) for other, v in losses.items()})[0]
+        group: pull({other: jnp.ones_like(v) if other == group else jnp.zeros_like(v) for other, v in losses.items()})[
+            0
+        ]
         for group in losses
     }
     return combine(sum_over_devices(gradients, axis)), aux
 
 
 def fit_metrics(output: ModelOutput, teacher_output: ModelOutput | None, batch: Batch, axis: Axis) -> Metrics:
-    """Top-1 accuracy on the rows with labels, and agreement with the teacher on all."""
+    """Top-1 accuracy on the rows with labels, and agreement with the teacher on all, as far as there are logits."""
+    if output.logits is None:
+        return {}
     predicted = jnp.argmax(output.logits, axis=-1)
     terms = {"top1": (predicted == batch.labels, batch.where & batch.labelled)}
-    if teacher_output is not None:
+    if teacher_output is not None and teacher_output.logits is not None:
         terms["agreement"] = (predicted == jnp.argmax(teacher_output.logits, axis=-1), batch.where)
     sums = {name: per_example(hit.astype(jnp.float32), where) for name, (hit, where) in terms.items()}
     return sum_over_devices({name: (term.sum, term.count) for name, term in sums.items()}, axis)

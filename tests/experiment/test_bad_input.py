@@ -152,7 +152,9 @@ def test_a_resumed_run_keeps_its_teacher(finished, copy, tmp_path, builder):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_mend(tmp_path, builder):
-    explosive = small(length=9, student={}).replace_phase("student", optimizer=SGD(learning_rate=1e30), duration=steps(9))
+    explosive = small(length=9, student={}).replace_phase(
+        "student", optimizer=SGD(learning_rate=1e30), duration=steps(9)
+    )
     explosive = dataclasses.replace(explosive, checkpoint_every=steps(1), evaluate_every=steps(9))
     with pytest.raises(TrainingError, match=r"'student': .*not finite at step \d; lower the learning rate"):
         run(explosive, tmp_path / "run", builder=builder)

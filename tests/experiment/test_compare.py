@@ -75,7 +75,10 @@ def test_a_comparison_is_gone_on_with_and_grows(compared, builder):
     for name in EXPERIMENTS:
         assert again["methods"][name]["metrics"] == comparison["methods"][name]["metrics"]
     grown = compare(EXPERIMENTS, (0, 1, 2), folder, resume=True, builder=builder)
-    assert grown["methods"]["kd"]["metrics"]["top1"]["values"][:2] == comparison["methods"]["kd"]["metrics"]["top1"]["values"]
+    assert (
+        grown["methods"]["kd"]["metrics"]["top1"]["values"][:2]
+        == comparison["methods"]["kd"]["metrics"]["top1"]["values"]
+    )
 
 
 def test_it_is_not_overwritten_silently(compared, builder):

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from kdjax.cli import main, parse
-from kdjax.cli import DistillOptions
+from kdjax.cli import DistillOptions, main, parse
 from kdjax.data import Views
 from kdjax.experiment import Experiment, ExperimentError, Phase
 from kdjax.experiment.config import load_config
@@ -44,7 +43,10 @@ def changed(path, value):
     ("data", "sentence"),
     [
         (changed(["sead"], 1), r"experiment.sead: Experiment has no such field; did you mean 'seed'"),
-        (changed(["phases", 1, "objective", "kind"], "Sun"), r"phases.1.objective: unknown kind 'Sun'; did you mean 'Sum'"),
+        (
+            changed(["phases", 1, "objective", "kind"], "Sun"),
+            r"phases.1.objective: unknown kind 'Sun'; did you mean 'Sum'",
+        ),
         (changed(["phases", 0, "optimizer", "learning_rate"], "fast"), r"phases.0.optimizer.learning_rate"),
         (changed(["data"], {"kind": "KD"}), r"experiment.data: expected a Data, found a KD"),
         (changed(["runner"], "tpu"), r"'tpu' is not one of 'jit', 'pmap'"),
@@ -125,7 +127,12 @@ def test_help_explains_every_field(capsys):
         overridden("--help")
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for said in ("T, divides both networks' logits", "examples in one optimizer step", "seed of initial weights", "mirror left"):
+    for said in (
+        "T, divides both networks' logits",
+        "examples in one optimizer step",
+        "seed of initial weights",
+        "mirror left",
+    ):
         assert said in text, said
 
 
@@ -191,7 +198,16 @@ def test_dry_run_shows_shapes_costs_and_problems(tmp_path, data_dir, capsys):
     path = write_config(tmp_path, "def experiment():\n    return small()")
     assert main(["distill", path, "--dry-run", "--data-dir", data_dir]) == 0
     text = capsys.readouterr().out
-    for said in ("logits", "32×10", "features[0]", "student parameters", "FLOPs", "of them teacher", "memory", "Nothing is wrong"):
+    for said in (
+        "logits",
+        "32×10",
+        "features[0]",
+        "student parameters",
+        "FLOPs",
+        "of them teacher",
+        "memory",
+        "Nothing is wrong",
+    ):
         assert said in text, said
     wrong = ["--phases.student.network.name", "resnet9", "--data.labelled", "3"]
     assert main(["distill", path, "--dry-run", "--data-dir", data_dir, *wrong]) == 1

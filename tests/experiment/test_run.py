@@ -145,7 +145,13 @@ def test_tiny_shrinks_any_config(tmp_path, builder):
 def test_what_a_run_leaves(tmp_path, builder):
     run(small(), tmp_path / "run", builder=builder)
     place = tmp_path / "run/student"
-    assert {p.name for p in place.iterdir()} >= {"checkpoints", "metrics.jsonl", "network.json", "result.json", "tensorboard"}
+    assert {p.name for p in place.iterdir()} >= {
+        "checkpoints",
+        "metrics.jsonl",
+        "network.json",
+        "result.json",
+        "tensorboard",
+    }
     assert list((place / "tensorboard").iterdir())
     result = json.loads((place / "result.json").read_text())
     assert result["teacher_hash"] and result["images_per_s"] > 0 and result["parameters"] > 0
