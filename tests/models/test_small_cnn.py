@@ -105,5 +105,4 @@ def test_learns_digits():
         params, state, opt_state = step(params, state, opt_state, rng.integers(0, 1400, 64))
     output, _ = network.call(params, state, lambda m: m(images[1400:]), train=False)
     accuracy = np.mean(np.argmax(output.logits, 1) == labels[1400:])
-    print(accuracy)
     assert accuracy > 0.9
