@@ -196,7 +196,7 @@ def assert_same(found, expected):
 
 
 def reference():
-    """Gradients and loss on one device in NumPy's terms: sums over sums, without `kdjax.reduction`."""
+    """Gradients and loss on one device with every mean written out, without `kdjax.reduction`."""
     params, x, where = random_problem()
 
     def loss(params):
