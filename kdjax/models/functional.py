@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kdjax.types import Array, Axis, Tree
@@ -109,7 +110,8 @@ def _fill(template: nnx.State, values: Tree) -> nnx.State:
         node = values
         for name in path:
             node = node[str(name)]
-        flat.append((path, variable.replace(node)))
+        # NNX writes into a NumPy array in place, which would be the caller's own.
+        flat.append((path, variable.replace(jnp.asarray(node) if isinstance(node, np.ndarray) else node)))
     return nnx.from_flat_state(flat)
 
 
