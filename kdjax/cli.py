@@ -129,9 +129,10 @@ def compare(argv):
     config, options = read_config("compare", argv, CompareOptions)
     if config is None:
         return 0
-    parsed = {name: parse("compare", argv, config(name), options) for name in options.methods}
-    experiments = {name: with_teacher(experiment, options.teacher) for name, (experiment, _) in parsed.items()}
-    options = next(iter(parsed.values()))[1] if parsed else options
+    experiments = {}
+    for name in options.methods:
+        experiment, options = parse("compare", argv, config(name), options)
+        experiments[name] = with_teacher(experiment, options.teacher)
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import show_comparison, write_report
@@ -295,7 +296,7 @@ def make_console():
     from rich.console import Console
 
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 110))
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
 
 
 def configure_jax() -> None:
@@ -306,6 +307,9 @@ def configure_jax() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # Virtual CPU devices share few threads: collectives that are dispatched ahead wait for each other for ever.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Eight devices on few cores: programs with collectives that run ahead of each other would wait for threads for ever.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update(
     "jax_compilation_cache_dir",
     os.environ.get("KDJAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), "kdjax-test-cache")),

@@ -22,7 +22,7 @@ def rows_of(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     if teacher is not None:
         metrics = teacher["metrics"]
         rows.append((
-            "teacher", f"{teacher['parameters']:,}", f"{100 * metrics['top1']:.2f}", "", "", f"{metrics['nll']:.3f}",
+            "teacher", f"{teacher['parameters']:,}", f"{100 * metrics['top1']:.2f}", "", "", f"{metrics['nll']:.2f}",
             f"{100 * metrics['ece']:.1f}", _rate(teacher["images_per_s"]), _seconds(teacher["seconds"]),
         ))  # fmt: skip
     for name, summary in comparison["methods"].items():
@@ -30,7 +30,7 @@ def rows_of(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
         extra = f" (+{summary['extra_parameters']:,})" if summary["extra_parameters"] else ""
         rows.append((
             name, f"{summary['parameters']:,}{extra}", mean_sd(metrics["top1"], 100, 2), gain_text(summary.get("gain")),
-            mean_sd(metrics.get("agreement"), 100, 1), mean_sd(metrics["nll"], 1, 3), mean_sd(metrics["ece"], 100, 1),
+            mean_sd(metrics.get("agreement"), 100, 1), mean_sd(metrics["nll"], 1, 2), mean_sd(metrics["ece"], 100, 1),
             _rate(summary["images_per_s"]["mean"]), _seconds(summary["seconds"]["mean"]),
         ))  # fmt: skip
     return rows
@@ -101,11 +101,12 @@ def setting(comparison: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def show_comparison(comparison: dict[str, Any], console: Any) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=comparison["name"], title_justify="left")
+    table = Table(title=comparison["name"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows_of(comparison):
         table.add_row(*row)
     console.print(table)
@@ -120,12 +121,13 @@ def show_comparison(comparison: dict[str, Any], console: Any) -> None:
 
 
 def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], folder: Path, console: Any) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=experiment.name, title_justify="left")
+    table = Table(title=experiment.name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(("phase", "network", "parameters", "top-1 %", "best (step)", "agreement %", "NLL", "ECE %",
                                  "images/s", "time")):  # fmt: skip
-        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i == 0)
     for name, result in results.items():
         last, best = result["last"]["student"], result.get("best")
         agreement = f"{100 * last['agreement']:.1f}" if "agreement" in last else "–"

@@ -1,0 +1,211 @@
+"""Optimizers against torch's own trajectories, optax, and formulas."""
+
+import dataclasses
+import json
+import pathlib
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax.objectives import CrossEntropy, FitNet, bind
+from kdjax.schedules import Cosine, Schedule, Steps, WarmUp, epochs
+from kdjax.training.optimizers import SGD, AdamW, Optimizer, build
+from kdjax.types import Clock, DataInfo, ModelOutput
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+OUTPUT = ModelOutput(logits=jnp.zeros((2, 5)), features=(jnp.zeros((2, 4, 4, 3)),))
+LABELS_ONLY = bind(CrossEntropy(), OUTPUT, None, DataInfo(5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(Schedule):
+    """A value a step, in the precision of the computation."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, progress):
+        return jnp.asarray(self.values)[progress.step.astype(jnp.int32)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Undecayed(FitNet):
+    """A projector that is exempt from weight decay."""
+
+    decays: ClassVar = False
+
+
+def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS_ONLY):  # noqa: B008  frozen
+    """Parameters after every update, for a list of gradients."""
+    transformation = build(optimizer, clock, objective)
+
+    @jax.jit
+    def update(weights, state, gradient):
+        updates, state = transformation.update(gradient, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    state, seen = transformation.init(weights), []
+    for gradient in gradients:
+        weights, state = update(weights, state, gradient)
+        seen.append(jax.device_get(weights))
+    assert update._cache_size() == 1
+    return seen
+
+
+def student_only(values):
+    return {"student": {"w": values}, "objective": {}}
+
+
+def torch_cases():
+    return json.loads((GOLDEN / "manifest_optim.json").read_text())["methods"]["optim"]["cases"]
+
+
+def follow_torch(name, dtype, tolerance, **options):
+    """Runs SGD on a recorded trajectory and compares the weights after every step."""
+    case = torch_cases()[name]
+    hyper, advice = case["hyper"], case["tol_advice"]
+    with np.load(GOLDEN / "optim.npz") as stored:
+        start, gradients = (stored[f"{name}/in/{key}"].astype(dtype) for key in ("w0", "grads"))
+        expected = stored[f"{name}/out/w.f64"]
+    options = {"learning_rate": Listed(tuple(hyper["lr"]))} | options
+    clock = options.pop("clock", Clock())
+    sgd = SGD(momentum=hyper["momentum"], weight_decay=hyper["weight_decay"], nesterov=hyper["nesterov"], **options)
+    seen = trajectory(sgd, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients], clock=clock)
+    found = np.stack([weights["student"]["w"] for weights in seen])
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=advice[tolerance[0]], atol=advice[tolerance[1]])
+
+
+@pytest.mark.parametrize("name", torch_cases())
+def test_sgd_is_torchs_in_float64(name):
+    """Momentum, coupled decay, one of them Nesterov; the learning rate drops twice while the buffer is warm."""
+    with jax.enable_x64(True):
+        follow_torch(name, np.float64, ("f64_rtol", "f64_atol"))
+
+
+@pytest.mark.parametrize("name", torch_cases())
+@pytest.mark.parametrize(
+    "rate",
+    [
+        {},
+        {"learning_rate": Steps(0.05, 0.1, (3, 6), "steps")},
+        {"learning_rate": Steps(0.05, 0.1, (1, 2)), "clock": Clock(total_steps=8, steps_per_epoch=3)},
+    ],
+    ids=["listed", "steps", "epochs"],
+)
+def test_sgd_is_torchs_in_float32(name, rate):
+    follow_torch(name, np.float32, ("f32_rtol_out", "f32_atol_out"), **rate)
+
+
+def test_both_forms_of_momentum_are_recorded():
+    assert [case["hyper"]["nesterov"] for case in torch_cases().values()] == [False, True]
+
+
+def test_plain_sgd():
+    (after,) = trajectory(SGD(learning_rate=0.5, momentum=0.0), student_only(jnp.ones(2)), [student_only(jnp.ones(2))])
+    np.testing.assert_array_equal(after["student"]["w"], 0.5)
+
+
+def test_a_drop_of_the_learning_rate_acts_at_once():
+    """The buffer holds gradients, not steps: once the rate is 0 nothing moves, whatever has gathered."""
+    optimizer = SGD(learning_rate=Listed((1.0, 1.0, 0.0)), momentum=0.9)
+    first, second, third = trajectory(optimizer, student_only(jnp.zeros(1)), [student_only(jnp.ones(1))] * 3)
+    np.testing.assert_allclose([first["student"]["w"][0], second["student"]["w"][0]], [-1.0, -2.9], rtol=1e-6)
+    assert third["student"]["w"] == second["student"]["w"]
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_a_schedule_is_read_at_the_step_that_is_taken(kind):
+    """A warm-up from 0 leaves the first step without effect; a cosine ends a phase of four steps near its floor."""
+    clock = Clock(total_steps=4, steps_per_epoch=2)
+    gradients = [student_only(jnp.ones(1))] * 4
+
+    def moves(rate):
+        seen = trajectory(kind(learning_rate=rate), student_only(jnp.zeros(1)), gradients, clock=clock)
+        return np.abs(np.diff([0.0, *(weights["student"]["w"][0] for weights in seen)]))
+
+    constant = moves(0.1)
+    np.testing.assert_allclose(moves(Cosine(0.1)) / constant, 0.5 * (1 + np.cos(np.pi * np.arange(4) / 4)), rtol=1e-5)
+    np.testing.assert_allclose(moves(0.1 * WarmUp(length=epochs(1))) / constant, [0, 0.5, 1, 1], rtol=1e-5)
+
+
+def weights_of_all_kinds(bound):
+    student = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0), "conv": jnp.full((1, 1, 2, 2), 3.0)}
+    return {"student": student, "objective": jax.tree.map(lambda x: jnp.full(x.shape, 3.0), bound.init(jax.random.key(0))[0])}
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_weight_decay_reaches_what_it_should(kind, vectors):
+    """With zero gradients only decay moves: 3 becomes 3 (1 - 0.5 * 0.1)."""
+    bound = bind(CrossEntropy() + FitNet(stage=0) + Undecayed(stage=0), OUTPUT, OUTPUT, DataInfo(5))
+    weights = weights_of_all_kinds(bound)
+    optimizer = kind(learning_rate=0.5, weight_decay=0.1, decay_vectors=vectors)
+    (after,) = trajectory(optimizer, weights, [jax.tree.map(jnp.zeros_like, weights)], objective=bound)
+    decayed, kept = 3.0 * 0.95, 3.0
+    vector = decayed if vectors else kept
+    for name, wanted in (("kernel", decayed), ("conv", decayed), ("bias", vector)):
+        np.testing.assert_allclose(after["student"][name], wanted, rtol=1e-6)
+    np.testing.assert_allclose(after["objective"]["fitnet"]["conv"]["kernel"], decayed, rtol=1e-6)
+    for path in (("conv", "bias"), ("norm", "scale"), ("norm", "bias")):
+        np.testing.assert_allclose(after["objective"]["fitnet"][path[0]][path[1]], vector, rtol=1e-6)
+    for leaf in jax.tree.leaves(after["objective"]["undecayed"]):
+        np.testing.assert_array_equal(leaf, kept)
+
+
+def test_no_decay_by_default():
+    weights = student_only(jnp.ones((2, 2)))
+    for optimizer in (SGD(learning_rate=1.0), AdamW(learning_rate=1.0)):
+        (after,) = trajectory(optimizer, weights, [jax.tree.map(jnp.zeros_like, weights)])
+        np.testing.assert_array_equal(after["student"]["w"], 1.0)
+
+
+def test_clipping_is_by_the_norm_of_the_whole_gradient():
+    """Student and objective together, before decay and momentum; a smaller gradient is left as it is."""
+    weights = {"student": {"w": jnp.zeros(1)}, "objective": {"x": {"w": jnp.zeros((1, 1))}}}
+    gradient = {"student": {"w": jnp.full(1, 3.0)}, "objective": {"x": {"w": jnp.full((1, 1), 4.0)}}}
+    bound = dataclasses.replace(LABELS_ONLY, parts={"x": CrossEntropy()})
+    sgd = SGD(learning_rate=1.0, momentum=0.0, clip=1.0)
+    (after,) = trajectory(sgd, weights, [gradient], objective=bound)
+    np.testing.assert_allclose((after["student"]["w"][0], after["objective"]["x"]["w"][0, 0]), (-0.6, -0.8), rtol=1e-6)
+    (after,) = trajectory(dataclasses.replace(sgd, clip=5.1), weights, [gradient], objective=bound)
+    np.testing.assert_array_equal(after["student"]["w"], -3.0)
+    weights = jax.tree.map(lambda w: w + 100.0, weights)
+    (after,) = trajectory(dataclasses.replace(sgd, weight_decay=0.5), weights, [gradient], objective=bound)
+    np.testing.assert_allclose(after["student"]["w"], 100 - 50 - 0.6, rtol=1e-6)
+
+
+def test_adamw_is_optaxs_and_the_formula():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal(5), rng.standard_normal((6, 5))
+    rate, decay, b1, b2, eps = 0.01, 0.2, 0.8, 0.95, 1e-3
+    with jax.enable_x64(True):
+        optimizer = AdamW(learning_rate=rate, weight_decay=decay, b1=b1, b2=b2, eps=eps)
+        seen = trajectory(optimizer, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients])
+        reference = optax.adamw(rate, b1, b2, eps, weight_decay=decay)
+        weights, state = jnp.asarray(start), reference.init(jnp.asarray(start))
+        w, m, v = start.copy(), np.zeros(5), np.zeros(5)
+        for t, (gradient, found) in enumerate(zip(gradients, seen, strict=True), 1):
+            updates, state = reference.update(jnp.asarray(gradient), state, weights)
+            weights = optax.apply_updates(weights, updates)
+            m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+            w = w - rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * w)
+            for expected in (weights, w):
+                np.testing.assert_allclose(found["student"]["w"], expected, rtol=1e-12)
+
+
+def test_optimizers_are_data():
+    assert SGD() == SGD(momentum=0.9) and hash(SGD()) == hash(SGD()) and SGD() != SGD(nesterov=True)
+    assert eval(repr(AdamW(learning_rate=0.1)), {"AdamW": AdamW}) == AdamW(learning_rate=0.1)
+
+
+def test_an_optimizer_without_an_update_says_so():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(Optimizer):
+        pass
+
+    with pytest.raises(TypeError, match="Mine does not say its update"):
+        build(Mine(), Clock(), LABELS_ONLY)
