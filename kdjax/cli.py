@@ -126,12 +126,12 @@ def distill(argv):
 
 
 def compare(argv):
-    config, options = read_config("compare", argv, CompareOptions)
+    config, early = read_config("compare", argv, CompareOptions)
     if config is None:
         return 0
-    experiments = {}
-    for name in options.methods:
-        experiment, options = parse("compare", argv, config(name), options)
+    experiments, options = {}, early
+    for name in early.methods:
+        experiment, options = parse("compare", argv, config(name), early)
         experiments[name] = with_teacher(experiment, options.teacher)
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder

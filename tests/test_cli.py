@@ -78,6 +78,7 @@ def test_compare_prints_a_table_and_writes_a_report(teacher, options, tmp_path, 
     shown = capsys.readouterr().out
     for said in ("teacher", "labels", "kd", "±", "top-1 %", "agreement %", "NLL", "ECE %", "images/s", "report.html"):
         assert said in shown, said
+    assert main(arguments) == 1 and main([*arguments, "--resume"]) == 0 and main([*arguments, "--overwrite"]) == 0
     assert {"report.html", "comparison.png", "curves.png", "comparison.json"} <= {p.name for p in folder.iterdir()}
 
 

@@ -59,9 +59,13 @@ def load_images(data: Data, data_dir: str | None = None) -> Images:
     train = load(data.name, split="train", data_dir=data_dir)
     splits = make_splits(train.labels, validation=data.validation, labelled=data.labelled, split_seed=data.split_seed)
     if data.evaluate_on == "validation":
-        return Images(train, splits.train, splits.labelled, train, splits.validation)
-    test = load(data.name, split="test", data_dir=data_dir)
-    return Images(train, splits.train, splits.labelled, test, np.arange(len(test)))
+        held, rows = train, splits.validation
+    else:
+        held = load(data.name, split="test", data_dir=data_dir)
+        rows = np.arange(len(held))
+    if 0 < data.eval_examples < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, data.eval_examples).round().astype(int)]
+    return Images(train, splits.train, splits.labelled, held, rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.loop import evaluated
 from kdjax.training.progress import Progress, Silent
 from kdjax.training.writers import MetricWriter
+from kdjax.types import ModelOutput
 
 
 @dataclasses.dataclass
@@ -93,7 +94,6 @@ def train(
     if resumed is not None:
         state, facts = checkpoints.restore(state)
     writer = MetricWriter(place, resumed)
-    began = time.perf_counter()
     try:
         state, facts = program.loop(data_seed, teacher_variables).run(
             state, teacher_variables, checkpoints, writer, progress, facts
@@ -107,7 +107,7 @@ def train(
         checkpoints.close()
         writer.close()
     network = evaluated(state)
-    result = describe(program, seed, data_seed, facts, teacher) | {"seconds": time.perf_counter() - began}
+    result = describe(program, seed, data_seed, facts, teacher)
     return keep(network, program, place, result)
 
 
@@ -185,6 +185,7 @@ def describe(
         "last": facts["last"],
         "best": facts["best"],
         "kept": program.phase.keep,
+        "seconds": facts["seconds"],
         "train_seconds": seconds,
         "images_per_s": steps * program.clock.batch_size / seconds if seconds else None,
         "teacher_hash": None if teacher is None else teacher.result["hash"],
@@ -221,3 +222,32 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
     return results
+
+
+def load_trained(
+    folder: str | Path, phase: str | None = None, data_dir: str | None = None
+) -> Callable[[jax.Array], ModelOutput]:
+    """A finished network of a run as a function from images to its output, to be used or jitted like any other.
+
+    Args:
+      folder: run folder.
+      phase: which network; the last phase's, the student, if not given.
+      data_dir: folder of prepared data sets; that of TFDS if not given.
+
+    Returns:
+      A pure function from uint8 images `[B, H, W, C]`, as the data set stores them, to a `ModelOutput`. Its attributes
+      `network` and `variables` are what it is made of.
+    """
+    experiment = serialization.load(Path(folder) / EXPERIMENT)
+    chosen = experiment.phase(phase) if phase else experiment.student
+    place = Path(folder) / chosen.name
+    builder = Builder(data_dir)
+    program = builder.program(experiment, chosen)
+    variables = (adopt(program, chosen, place, builder) if chosen.weights else load_phase(program, place)).network
+
+    def predict(images):
+        inputs = experiment.data.views.evaluate(images)
+        return program.student.apply(variables.params, variables.state, inputs, train=False)[0]
+
+    predict.network, predict.variables = program.student, variables
+    return predict

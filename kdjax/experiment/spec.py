@@ -27,6 +27,8 @@ class Data:
     """examples in one optimizer step, over all devices"""
     eval_batch_size: int = 512
     """examples in one evaluation step, over all devices"""
+    eval_examples: int = 0
+    """evaluate at most so many examples, evenly spaced over the split; 0 for all"""
     validation: int = 0
     """examples held out of the training split, for tuning"""
     evaluate_on: Literal["test", "validation"] = "test"
@@ -167,12 +169,14 @@ class Experiment:
         return found
 
     def tiny(self) -> "Experiment":
-        """A copy that runs in seconds, to see that everything works: a few steps of small batches."""
+        """A copy that runs in seconds, to see that everything works: a few steps of small batches, narrow networks."""
         phases = tuple(
-            dataclasses.replace(phase, duration=Duration(6, "steps"), network=_tiny_network(phase.network))
+            dataclasses.replace(
+                phase, duration=Duration(6, "steps"), network=dataclasses.replace(phase.network, width=4)
+            )
             for phase in self.phases
         )
-        data = dataclasses.replace(self.data, batch_size=min(self.data.batch_size, 32))
+        data = dataclasses.replace(self.data, batch_size=min(self.data.batch_size, 32), eval_examples=256)
         return dataclasses.replace(
             self,
             name=f"{self.name}-tiny",
@@ -182,10 +186,6 @@ class Experiment:
             evaluate_every=Duration(3, "steps"),
             checkpoint_every=Duration(3, "steps"),
         )
-
-
-def _tiny_network(model: Model) -> Model:
-    return dataclasses.replace(model, width=4) if model.width else model
 
 
 def seeds_of(experiment: Experiment) -> tuple[int, int]:

@@ -71,13 +71,14 @@ class Loop:
           facts: those of the restored checkpoint.
 
         Returns:
-          The last state, and facts: best evaluation, last evaluation, seconds of training, images/s.
+          The last state, and facts: best evaluation, last evaluation, seconds in all and in training steps.
 
         Raises:
           TrainingError: at a loss that is not finite; no checkpoint is written after it.
           Stopped: at SIGTERM or SIGINT, after a checkpoint was written.
         """
-        facts = {"best": None, "last": None, "train_seconds": 0.0, "timed_steps": 0, **(facts or {})}
+        facts = {"best": None, "last": None, "seconds": 0.0, "train_seconds": 0.0, "timed_steps": 0, **(facts or {})}
+        began, before = time.perf_counter(), facts["seconds"]
         begin = int(state.step)
         pending: list = []
         window = dict(facts.get("window", {}))
@@ -107,6 +108,7 @@ class Loop:
                     stopwatch.pause(facts)
                     if evaluates:
                         self._evaluate(state, step, checkpoints, writer, progress, facts)
+                    facts["seconds"] = before + time.perf_counter() - began
                     if saves:
                         checkpoints.save(state, step, facts | {"window": window})
                     stopwatch.restart()

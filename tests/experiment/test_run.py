@@ -10,7 +10,7 @@ import pytest
 
 from kdjax.experiment import Model, Phase
 from kdjax.experiment.program import Builder, Images, visited
-from kdjax.experiment.run import evaluate_run, run
+from kdjax.experiment.run import evaluate_run, load_trained, run
 from kdjax.objectives import DKD, KD, SP, CrossEntropy
 from kdjax.schedules import steps
 from kdjax.training.checkpoints import load_network
@@ -165,3 +165,31 @@ def test_checkpoints_hold_no_teacher(tmp_path, builder):
     assert meta["teacher"] == json.loads((tmp_path / "run/teacher/result.json").read_text())["hash"]
     assert all(name.split("/")[0] in {"step", "params", "state", "opt_state", "ema", "keys"} for name in meta["shapes"])
     assert not any("teacher" in name for name in meta["shapes"])
+
+
+def test_a_trained_network_is_used_as_a_function(tmp_path, builder):
+    results = run(small(), tmp_path / "run", builder=builder)
+    images = builder.images(small().data)
+    predict = jax.jit(load_trained(tmp_path / "run", data_dir=builder.data_dir))
+    predicted = np.argmax(predict(images.held.images).logits, axis=-1)
+    assert np.mean(predicted == images.held.labels) == pytest.approx(results["student"]["last"]["student"]["top1"])
+    assert load_trained(tmp_path / "run", "teacher", builder.data_dir).network.name == "small_cnn (width 4)"
+
+
+def test_evaluation_may_be_cut_short(builder):
+    rows = builder.images(small(data={"eval_examples": 50}).data).held_index
+    assert len(rows) == len(set(rows)) == 50 and rows[0] == 0 and rows[-1] == 359
+
+
+def test_a_config_of_a_stock_set_runs_tiny(tmp_path):
+    """CIFAR-100 as TFDS has it, with made-up images: name, shapes and classes are the real ones."""
+    import tensorflow_datasets as tfds
+
+    from kdjax.experiment.config import load_config
+
+    experiment = load_config("configs/cifar100/resnet32x4_resnet8x4.py")("kd").tiny()
+    experiment = experiment.replace_phase("teacher", network=Model(name="resnet8x4", width=4))
+    with tfds.testing.mock_data(num_examples=64):
+        one = Builder(str(tmp_path / "data"), devices=jax.devices()[:1])
+        results = run(experiment, tmp_path / "run", builder=one)
+    assert results["student"]["steps"] == 6 and results["student"]["last"]["student"]["nll"] > 0

@@ -605,7 +605,9 @@ def test_linen_batch_norm_without_the_axis_field_is_refused_under_an_axis():
         rows = jnp.ones((DEVICES, 4, 3))
         return jax.pmap(lambda x: network.apply(params, state, x, train=train, axis="data")[0].logits, "data")(rows)
 
-    with pytest.raises(ValueError, match=r"LinenWithoutAxis has batch statistics .* add `axis_name: str \| None = None`"):
+    with pytest.raises(
+        ValueError, match=r"LinenWithoutAxis has batch statistics .* add `axis_name: str \| None = None`"
+    ):
         run(train=True)
     assert run(train=False).shape == (DEVICES, 4, 3), "a frozen teacher takes no statistics"
     network.apply(params, state, ROWS, train=True)

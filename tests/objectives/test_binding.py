@@ -300,7 +300,9 @@ def test_problems_are_said_in_words(objective, student, teacher, problems):
 @pytest.mark.parametrize("method", [FitNet, SP])
 @pytest.mark.parametrize("stage", [2, -3])
 def test_a_stage_that_is_not_there_is_refused(method, stage):
-    with pytest.raises(ValueError, match=rf"stage={stage}, but the student network gives 2 stages of features \(0 to 1\)"):
+    with pytest.raises(
+        ValueError, match=rf"stage={stage}, but the student network gives 2 stages of features \(0 to 1\)"
+    ):
         bind(method(stage=stage), STUDENT, output(stages=3), DATA)
     with pytest.raises(ValueError, match="the teacher network gives 1 stages"):
         bind(method(stage=1), STUDENT, output(stages=1), DATA)

@@ -16,7 +16,12 @@ from tests.losses.computing import DTYPES, computing_in
 
 # The one case of another repository pools the teacher's map first.
 CASES = [case for case in cases("fitnet") if "variant" not in case.tags]
-NAMES = {"conv.weight": ("conv", "kernel"), "conv.bias": ("conv", "bias"), "bn.weight": ("norm", "scale"), "bn.bias": ("norm", "bias")}
+NAMES = {
+    "conv.weight": ("conv", "kernel"),
+    "conv.bias": ("conv", "bias"),
+    "bn.weight": ("norm", "scale"),
+    "bn.bias": ("norm", "bias"),
+}
 STATISTICS = {"bn.running_mean": ("norm", "mean"), "bn.running_var": ("norm", "var")}
 
 

@@ -98,7 +98,7 @@ def test_metrics_equal_numpy_over_a_partial_batch(form):
         assert set(found[role]) == set(metrics)
         assert all(type(value) is float for value in found[role].values())
         for name, value in metrics.items():
-            assert 0.0 < value, f"{name} is no test"
+            assert value > 0.0, f"{name} is no test"
             np.testing.assert_allclose(found[role][name], value, rtol=2e-6, err_msg=f"{role} {name}")
 
 

@@ -38,7 +38,7 @@ class Undecayed(FitNet):
     decays: ClassVar = False
 
 
-def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS_ONLY):  # noqa: B008  frozen
+def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS_ONLY):
     """Parameters after every update, for a list of gradients."""
     transformation = build(optimizer, clock, objective)
 
@@ -73,7 +73,9 @@ def follow_torch(name, dtype, tolerance, **options):
     options = {"learning_rate": Listed(tuple(hyper["lr"]))} | options
     clock = options.pop("clock", Clock())
     sgd = SGD(momentum=hyper["momentum"], weight_decay=hyper["weight_decay"], nesterov=hyper["nesterov"], **options)
-    seen = trajectory(sgd, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients], clock=clock)
+    seen = trajectory(
+        sgd, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients], clock=clock
+    )
     found = np.stack([weights["student"]["w"] for weights in seen])
     assert found.dtype == dtype
     np.testing.assert_allclose(found, expected, rtol=advice[tolerance[0]], atol=advice[tolerance[1]])
@@ -134,7 +136,10 @@ def test_a_schedule_is_read_at_the_step_that_is_taken(kind):
 
 def weights_of_all_kinds(bound):
     student = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0), "conv": jnp.full((1, 1, 2, 2), 3.0)}
-    return {"student": student, "objective": jax.tree.map(lambda x: jnp.full(x.shape, 3.0), bound.init(jax.random.key(0))[0])}
+    return {
+        "student": student,
+        "objective": jax.tree.map(lambda x: jnp.full(x.shape, 3.0), bound.init(jax.random.key(0))[0]),
+    }
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])
@@ -184,7 +189,9 @@ def test_adamw_is_optaxs_and_the_formula():
     rate, decay, b1, b2, eps = 0.01, 0.2, 0.8, 0.95, 1e-3
     with jax.enable_x64(True):
         optimizer = AdamW(learning_rate=rate, weight_decay=decay, b1=b1, b2=b2, eps=eps)
-        seen = trajectory(optimizer, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients])
+        seen = trajectory(
+            optimizer, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients]
+        )
         reference = optax.adamw(rate, b1, b2, eps, weight_decay=decay)
         weights, state = jnp.asarray(start), reference.init(jnp.asarray(start))
         w, m, v = start.copy(), np.zeros(5), np.zeros(5)

@@ -1,0 +1,183 @@
+"""Every method of the catalogue binds, trains and is explained."""
+
+import dataclasses
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from kdjax import objectives
+from kdjax.models import from_nnx
+from kdjax.models.normalization import BatchNorm
+from kdjax.objectives import METHODS, Objective, Sum, bind, catalogue, method, part_names, reads_teacher
+from kdjax.schedules import Schedule
+from kdjax.training import Variables, init_state, make_runner, make_step
+from kdjax.training.optimizers import SGD, build
+from kdjax.types import Clock, DataInfo, ModelOutput
+from tests.training.toy import CLASSES, shapes, toy_batch
+
+EVERY = sorted(
+    (cls for cls in vars(objectives).values() if isinstance(cls, type) and issubclass(cls, Objective)),
+    key=lambda cls: cls.__name__,
+)
+
+
+class ThreeStages(nnx.Module):
+    """As many stages as the published weights' settings read, with BatchNorm."""
+
+    def __init__(self, width, rngs):
+        self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
+        self.norm = BatchNorm(width, rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (1, 1), strides=2, rngs=rngs)
+        self.classifier = nnx.Linear(width, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        first = jnp.tanh(self.norm(self.conv1(x)))
+        second = jnp.tanh(self.conv2(first))
+        embedding = second.mean((1, 2))
+        return ModelOutput(
+            logits=self.classifier(embedding), features=(first, first, second), preactivations=(first, first, second),
+            embedding=embedding,
+        )  # fmt: skip
+
+
+def network(width):
+    return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classifier",))
+
+
+@functools.cache
+def four_steps(name):
+    """Parameters before and after, and the metrics of four steps on one batch, some of it missing or unlabelled."""
+    student, teacher = network(3), network(4)
+    objective = METHODS[name].objective
+    needs_teacher = reads_teacher(objective.parts)
+    bound = bind(objective, shapes(student), shapes(teacher) if needs_teacher else None, DataInfo(CLASSES, 64))
+    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=16)
+    optimizer = build(SGD(learning_rate=1e-3, momentum=0.0), clock, bound)
+    runner = make_runner("jit", jax.devices()[:1])
+    state = init_state(student, bound, optimizer, seed=0)
+    before = jax.tree.map(np.array, state.params)
+    step = runner.compile(make_step(student, teacher if needs_teacher else None, bound, optimizer, clock=clock))
+    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
+    state, metrics = runner.place(state), []
+    for _ in range(4):
+        state, seen = step(state, variables, runner.place_batch(toy_batch()))
+        metrics.append(jax.device_get(seen))
+    return before, jax.device_get((state.params, state.state)), metrics
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name):
+    before, (params, state), metrics = four_steps(name)
+    for leaf in jax.tree.leaves((params, state, metrics)):
+        assert np.all(np.isfinite(leaf))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, params)
+    assert moved["student"]["conv1"]["kernel"] > 0
+    assert set(moved["objective"]) == {key for key, part in part_names(METHODS[name].objective).items() if part.trains}
+    for own in moved["objective"].values():
+        assert max(jax.tree.leaves(own)) > 0
+    assert metrics[0]["gradient_norm"][0] > 1e-4
+
+
+def has_schedule(name):
+    return any(isinstance(part.weight, Schedule) for part in METHODS[name].objective.parts)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not has_schedule(name)])
+def test_every_method_of_constant_weight_lowers_its_loss(name):
+    metrics = four_steps(name)[2]
+    assert metrics[3]["loss"][0] < metrics[0]["loss"][0]
+
+
+def test_the_warm_up_of_dkd_acts():
+    """Staircase over 20 epochs of two steps: the weight is 1/20, 1/20, 2/20, 2/20."""
+    metrics = four_steps("dkd")[2]
+    for seen, weight in zip(metrics, (0.05, 0.05, 0.1, 0.1), strict=True):
+        means = {part: seen[part][0] / seen[part][1] for part in ("cross_entropy", "dkd")}
+        np.testing.assert_allclose(seen["loss"][0], means["cross_entropy"] + weight * means["dkd"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", EVERY, ids=lambda cls: cls.__name__)
+def test_every_objective_is_explained_and_is_data(cls):
+    doc = vars(cls).get("__doc__") or ""
+    assert doc.strip() and not doc.startswith(f"{cls.__name__}("), "the docstring is the one dataclasses makes up"
+    assert dataclasses.is_dataclass(cls) and cls() == cls() and hash(cls()) == hash(cls())
+    assert cls.group in ("task", "distill")
+    if cls not in (Objective, Sum):
+        assert cls.__module__.startswith("kdjax.objectives.")
+        for read in cls.reads:
+            role, _, field = read.partition(".")
+            assert read == "labels" or (role in ("student", "teacher") and hasattr(ModelOutput(), field))
+
+
+def test_every_objective_is_in_the_catalogue():
+    used = {type(part) for entry in METHODS.values() for part in entry.objective.parts}
+    assert used == set(EVERY) - {Objective, Sum}
+
+
+def test_published_weights():
+    assert method("kd").objective.parts == (
+        objectives.CrossEntropy(weight=0.1), objectives.KD(weight=0.9, temperature=4.0),
+    )  # fmt: skip
+    assert [part.weight for part in method("fitnet").objective.parts] == [1.0, 100.0]
+    assert [part.weight for part in method("sp").objective.parts] == [1.0, 3000.0]
+
+
+def test_rows_of_the_catalogue():
+    rows = catalogue.rows()
+    assert [row[0] for row in rows] == list(METHODS)
+    assert all(len(row) == 6 and row[2] and row[3] and row[5] for row in rows)
+    by_name = {row[0]: row for row in rows}
+    assert by_name["kd"][1:5] == (
+        "Hinton, Vinyals, Dean, NIPS workshop 2015", "logit", "student.logits, labels, teacher.logits", "–",
+    )  # fmt: skip
+    assert by_name["labels"][1] == "" and by_name["labels"][3] == "student.logits, labels"
+    assert by_name["fitnet"][4] == "a convolutional projector"
+
+
+def test_the_catalogue_as_a_table():
+    lines = catalogue.markdown().splitlines()
+    assert len(lines) == len(METHODS) + 2
+    assert {line.count("|") for line in lines} == {7}
+    assert lines[2].startswith("| `labels` |  | labels | student.logits, labels | – | no teacher")
+
+
+def console():
+    return Console(file=io.StringIO(), width=400, color_system=None)
+
+
+def test_the_catalogue_on_a_terminal():
+    out = console()
+    catalogue.show_methods(out)
+    text = out.file.getvalue()
+    for name, entry in METHODS.items():
+        assert any(line.startswith(f"{name} ") and line.rstrip().endswith(entry.summary) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_explains_itself(name):
+    out = console()
+    catalogue.show_method(name, out)
+    text = out.file.getvalue()
+    entry = METHODS[name]
+    assert text.startswith(f"{name}: {entry.summary}")
+    assert (entry.setting or "no published setting") in text
+    for part_name, part in part_names(entry.objective).items():
+        assert f"× {part_name}" in text
+        assert type(part).__doc__.splitlines()[0] in text
+        assert part.paper is None or part.paper.title in text
+        for field in dataclasses.fields(part):
+            assert field.name == "weight" or f"  {field.name} = {getattr(part, field.name)!r}" in text
+
+
+def test_an_unknown_method_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"Unknown method 'fitnets'; did you mean 'fitnet'\?"):
+        method("fitnets")
+    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, sp\."):
+        method("zzz")
+    assert method("sp") is METHODS["sp"]

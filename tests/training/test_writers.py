@@ -1,0 +1,93 @@
+"""The metrics file: rows, resuming, and what a crash leaves behind."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from kdjax.training.writers import MetricWriter, read_metrics
+
+
+def write(folder, steps, resume_at=None, **values):
+    writer = MetricWriter(folder, resume_at)
+    for step in steps:
+        writer.write(step, "train", {"loss": step / 4} | values)
+    writer.close()
+
+
+def test_rows_are_kept_in_order(tmp_path):
+    writer = MetricWriter(tmp_path / "phase" / "0")
+    writer.write(10, "train", {"loss": 0.5, "top1": 0.25})
+    writer.write(10, "eval", {"top1": 0.75})
+    writer.write(20, "train", {"loss": 1e-30})
+    writer.close()
+    assert read_metrics(tmp_path / "phase" / "0" / "metrics.jsonl") == [
+        {"step": 10, "kind": "train", "loss": 0.5, "top1": 0.25},
+        {"step": 10, "kind": "eval", "top1": 0.75},
+        {"step": 20, "kind": "train", "loss": 1e-30},
+    ]
+
+
+def test_rows_can_be_read_while_training(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, "train", {"loss": 0.5})
+    assert [row["step"] for row in read_metrics(writer.path)] == [1]
+    writer.close()
+
+
+def test_numbers_come_back_bit_for_bit(tmp_path):
+    value = float(np.nextafter(0.1, 1))
+    write(tmp_path, [1], other=value)
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["other"] == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_null(tmp_path, value):
+    """JSON has no nan: other readers would stop there."""
+    write(tmp_path, [1], loss=value, top1=0.5)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert line == '{"step": 1, "kind": "train", "loss": null, "top1": 0.5}'
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path):
+    write(tmp_path, [1, 2])
+    MetricWriter(tmp_path).close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
+    """Rows of the checkpoint's own step stay; the file then reads as if the run had never stopped."""
+    write(tmp_path, range(1, 8))
+    write(tmp_path, range(5, 9), resume_at=4)
+    resumed = (tmp_path / "metrics.jsonl").read_text()
+    write(tmp_path / "unbroken", range(1, 9))
+    assert resumed == (tmp_path / "unbroken" / "metrics.jsonl").read_text()
+
+
+def test_resuming_without_a_file(tmp_path):
+    write(tmp_path, [5], resume_at=4)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [5]
+
+
+@pytest.mark.parametrize("missing", [1, 2, 10, 30])
+def test_a_torn_last_line_is_left_out_and_mended_on_resuming(tmp_path, missing):
+    write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-missing])
+    whole = 3 if missing == 1 else 2  # only the line break is gone
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3][:whole]
+    write(tmp_path, [4], resume_at=3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [*range(1, whole + 1), 4]
+
+
+def test_no_file_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_nothing_is_left_beside_the_file(tmp_path):
+    write(tmp_path, [1])
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+    assert any((tmp_path / "tensorboard").iterdir())
