@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdjax import __version__
-from kdjax.experiment.compare import BASELINE
+from kdjax.experiment.compare import BASELINE, paired_gain
 from kdjax.experiment.plots import plot_comparison, plot_curves
 from kdjax.experiment.spec import Experiment
 
@@ -36,6 +36,13 @@ def rows_of(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def markdown_table(comparison: dict[str, Any]) -> str:
+    """The table for a README."""
+    lines = [" | ".join(HEADINGS), " | ".join(["---", *["---:"] * (len(HEADINGS) - 1)])]
+    lines += [" | ".join(row) for row in rows_of(comparison)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
 def mean_sd(value: dict[str, Any] | None, scale: float, digits: int) -> str:
     """ "85.31 ± 0.24": mean and sample standard deviation over seeds."""
     if value is None:
@@ -52,9 +59,10 @@ def gain_text(gain: dict[str, Any] | None) -> str:
 
 
 def verdicts(comparison: dict[str, Any]) -> list[str]:
-    """A sentence a method: how it compares with labels only, and how sure that is."""
+    """What the table says in sentences: each method against labels only, the gap to the teacher, the best two."""
     sentences = []
-    for name, summary in comparison["methods"].items():
+    methods, teacher = comparison["methods"], comparison["teacher"]
+    for name, summary in methods.items():
         gain = summary.get("gain")
         if gain is None:
             continue
@@ -63,16 +71,42 @@ def verdicts(comparison: dict[str, Any]) -> list[str]:
         direction = "gains" if gain["mean"] > 0 else "loses"
         if gain["half_width"] is None:
             sentences.append(f"{name} {direction} {points} over labels only, with one seed: no spread, so no verdict.")
-            continue
-        interval = f"95 % interval {100 * (gain['mean'] - gain['half_width']):+.2f} to " \
-                   f"{100 * (gain['mean'] + gain['half_width']):+.2f}"  # fmt: skip
-        if abs(gain["mean"]) > gain["half_width"]:
-            sentences.append(f"{name} {direction} {points} over labels only ({interval}, {count} seeds).")
-        else:
+        elif not clear(gain):
             sentences.append(
-                f"{name} shows no clear difference to labels only ({100 * gain['mean']:+.2f} points, {interval}, {count} seeds)."
+                f"{name} shows no clear difference to labels only "
+                f"({100 * gain['mean']:+.2f} points, {interval(gain)}, {count} seeds)."
             )
-    return sentences
+        else:
+            closed = ""
+            gap = teacher["metrics"]["top1"] - methods[BASELINE]["metrics"]["top1"]["mean"] if teacher else 0.0
+            if 0 < gain["mean"] <= gap:
+                closed = f", and closes {100 * gain['mean'] / gap:.0f} % of the gap to the teacher"
+            sentences.append(f"{name} {direction} {points} over labels only ({interval(gain)}, {count} seeds){closed}.")
+    return sentences + best_two(methods)
+
+
+def best_two(methods: dict[str, Any]) -> list[str]:
+    """Whether the best method is really better than the second: a table invites reading more into it."""
+    ranked = sorted((name for name in methods if name != BASELINE), key=lambda n: -methods[n]["metrics"]["top1"]["mean"])
+    if len(ranked) < 2:
+        return []
+    first, second = ranked[:2]
+    gain = paired_gain(*(methods[name]["metrics"]["top1"]["values"] for name in (first, second)))
+    if gain["half_width"] is None:
+        return []
+    difference = f"{100 * gain['mean']:+.2f} points, {interval(gain)}, {len(gain['values'])} seeds"
+    said = "is better than" if clear(gain) else "is not clearly better than"
+    return [f"{first}, the best, {said} {second}, the second ({difference})."]
+
+
+def clear(gain: dict[str, Any]) -> bool:
+    """Whether the 95 % interval of a paired difference leaves out 0."""
+    return abs(gain["mean"]) > gain["half_width"]
+
+
+def interval(gain: dict[str, Any]) -> str:
+    low, high = 100 * (gain["mean"] - gain["half_width"]), 100 * (gain["mean"] + gain["half_width"])
+    return f"95 % interval {low:+.2f} to {high:+.2f}"
 
 
 def setting(comparison: dict[str, Any]) -> list[tuple[str, str]]:
@@ -154,7 +188,7 @@ def show_evaluation(results: dict[str, dict[str, Any]], console: Any) -> None:
 
 
 def write_report(folder: Path, comparison: dict[str, Any]) -> Path:
-    """Draws the pictures and writes report.html, which needs no other file; returns its path."""
+    """Draws the pictures, writes table.md, and report.html, which needs no other file; returns the path of the last."""
     pictures = {"comparison": folder / "comparison.png", "curves": folder / "curves.png"}
     plot_comparison(comparison, pictures["comparison"])
     plot_curves(comparison, folder, pictures["curves"])
@@ -183,6 +217,7 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> Path:
         comparison=images["comparison"], curves=images["curves"], seeds=seeds, seed_heads=seed_heads,
         baseline=html.escape(BASELINE),
     )  # fmt: skip
+    (folder / "table.md").write_text(markdown_table(comparison))
     path = folder / "report.html"
     path.write_text(page)
     return path

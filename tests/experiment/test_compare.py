@@ -115,15 +115,30 @@ def test_spread_and_gain():
     assert gain["half_width"] == pytest.approx(4.302653 * 0.0152753 / 3**0.5, rel=1e-5)
 
 
-def verdict(gain):
-    return verdicts({"methods": {"kd": {"gain": gain}}})[0]
+LABELS = [0.50, 0.501, 0.502]
+
+
+def said(kd, labels=LABELS, teacher=None, **others):
+    """The sentences about methods with these accuracies."""
+    methods = {
+        name: {"metrics": {"top1": spread(values)}, **({"gain": paired_gain(values, labels)} if name != "labels" else {})}
+        for name, values in {"labels": labels, "kd": kd, **others}.items()
+    }
+    return verdicts({"methods": methods, "teacher": teacher and {"metrics": {"top1": teacher}}})
 
 
 def test_verdicts_say_what_the_numbers_say():
-    assert "gains 2.00 points" in verdict(paired_gain([0.52, 0.521, 0.522], [0.50, 0.501, 0.502]))
-    assert "loses 2.00 points" in verdict(paired_gain([0.50, 0.501, 0.502], [0.52, 0.521, 0.522]))
-    assert "no clear difference" in verdict(paired_gain([0.52, 0.49, 0.53], [0.50, 0.50, 0.50]))
-    assert "no verdict" in verdict(paired_gain([0.9], [0.1]))
+    assert "kd gains 2.00 points" in said([0.52, 0.521, 0.522])[0]
+    assert "kd loses 2.00 points" in said([0.48, 0.481, 0.482])[0]
+    assert "no clear difference" in said([0.52, 0.49, 0.53])[0]
+    assert "no verdict" in said([0.9], [0.1])[0]
+    assert "closes 50 % of the gap" in said([0.52, 0.521, 0.522], teacher=0.541)[0]
+    assert "gap" not in said([0.52, 0.521, 0.522], teacher=0.51)[0], "a student better than its teacher closes no gap"
+
+
+def test_the_best_two_are_compared_with_each_other():
+    assert "dkd, the best, is better than kd" in said([0.52, 0.521, 0.522], dkd=[0.54, 0.541, 0.542])[-1]
+    assert "dkd, the best, is not clearly better than kd" in said([0.52, 0.521, 0.522], dkd=[0.53, 0.511, 0.54])[-1]
 
 
 def test_fields_that_do_not_matter_for_compilation_share_a_program(builder):

@@ -24,7 +24,7 @@ from kdjax.reduction import per_example
 from kdjax.schedules import Linear, steps
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.optimizers import SGD, build
-from kdjax.types import Clock, DataInfo, ModelOutput, Network
+from kdjax.types import Batch, Clock, DataInfo, ModelOutput, Network
 from tests.training.toy import CLASSES, shapes, toy, toy_batch
 
 FORMS = {"jit 1": ("jit", 1), "jit 8": ("jit", 8), "pmap": ("pmap", 8)}
@@ -280,6 +280,49 @@ def test_starting_from_the_teachers_own_weights_leaves_them_alone():
     for leaf in jax.tree.leaves(given):
         leaf.delete()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((variables, state.ema)))
+
+
+# --- keys and views ---
+
+
+def test_keys_change_with_the_step_and_views_with_the_epoch():
+    """Dropout and objectives follow `seed` and the step; views follow `data_seed` and the pass over the data."""
+    seen = []
+
+    def apply(params, state, inputs, *, train, rngs=None, axis=None):
+        seen.append(("network" if train else "teacher", inputs.mean(), None if rngs is None else bits(rngs)))
+        return ModelOutput(logits=inputs @ params["w"]), state
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Keyed(KD):
+        def terms(self, module, ctx):
+            seen.append(("objective", None, bits(ctx.key)))
+            return super().terms(module, ctx)
+
+    def views(inputs, index, epoch, key):
+        seen.append(("views", int(epoch), bits(key)))
+        return inputs + epoch
+
+    def bits(key):
+        return tuple(jax.random.key_data(key).tolist())
+
+    network = Network(lambda key: ({"w": jnp.eye(3)}, {}), apply)
+    bound = bind(Keyed(), ModelOutput(logits=jnp.ones((4, 3))), ModelOutput(logits=jnp.ones((4, 3))), DataInfo(3))
+    clock = Clock(total_steps=8, steps_per_epoch=2, steps_per_pass=3)
+    optimizer = build(SGD(), clock, bound)
+    state = init_state(network, bound, optimizer, seed=5, data_seed=6)
+    step = make_step(network, network, bound, optimizer, clock=clock, views=views)
+    batch = Batch.of(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
+    keys = []
+    for number in (0, 1, 3, 1):
+        seen.clear()
+        step(dataclasses.replace(state, step=jnp.int32(number)), Variables({"w": jnp.eye(3)}, {}), batch)
+        assert seen[0] == ("views", number // 3, bits(jax.random.key(6)))
+        assert seen[1] == ("teacher", number // 3, None) and seen[2][:2] == ("network", number // 3)
+        assert seen[3][0] == "objective" and len(seen) == 4
+        keys.append((seen[2][2], seen[3][2]))
+    assert keys[3] == keys[1], "the same step draws the same numbers"
+    assert len({key for pair in keys for key in pair}) == 6
 
 
 # --- collectives ---
