@@ -1,13 +1,15 @@
 """kdjax compare configs/fashion_mnist/few_labels.py --methods labels hard_label kd dkd --seeds 0 1 2
 
-Semi-supervised distillation on the embedded Fashion-MNIST images, in minutes on two CPU cores. The owner of the student has
-10,000 images and labels for 500 of them, and was handed a teacher that had all 10,000 labels. "labels" is the same student
-trained without the teacher, on the 500. Every method runs the same number of steps with the same batch size.
+Semi-supervised distillation on the embedded Fashion-MNIST images, about four minutes on two CPU cores. The owner of the
+student has 10,000 images and labels for 500 of them, and was handed a teacher that had all 10,000 labels. "labels" is the same
+student without the teacher, on the 500; "hard_label" learns the teacher's predicted classes, so that what its soft
+probabilities add can be seen. Every method runs the same number of steps with the same batch size, optimizer and views.
 
-How the settings were found: on 2,000 images held out of the training split, never on the test images. The student's optimizer
-was chosen for each side by itself, so that the baseline is no straw man: it has label smoothing and crops, which help it, and
-which the distilled students do without, since they hurt those. A larger weight for the labels hurts KD: the 500 are few, and
-the teacher has seen them too.
+How the settings were found: on 2,000 images held out of the training split, never on the test images, with other seeds than
+the demo's. Where a choice suits one side, it is the baseline's: crops raise labels-only by almost two points and cost KD and
+DKD up to one; label smoothing is used by the baseline alone, which it helps. SGD was better than AdamW for both sides. For KD,
+temperatures 2 to 4 are alike; a weight of 1 for the 500 labels costs three points, since three rows of a batch have one. For
+DKD, beta = 8 (the CIFAR-100 setting) is worse than 2 here.
 """
 
 from kdjax.data import Views
@@ -34,27 +36,27 @@ def experiment(name: str = "kd") -> Experiment:
             labelled=500,
             batch_size=64,
             eval_batch_size=512,
-            views=Views(flip=True, mean=(0.286,), std=(0.353,)),
+            views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,)),
         ),
         phases=(
             Phase(
                 name="teacher",
-                network=Model(name="small_cnn", width=32),
+                network=Model(name="small_cnn", width=24),
                 labels="all",
-                duration=steps(1600),
+                duration=steps(1200),
                 optimizer=AdamW(learning_rate=4e-3 * (warm_up * Cosine()), weight_decay=0.05, decay_vectors=False),
             ),
             Phase(
                 name="student",
-                network=Model(name="small_cnn", width=12),
+                network=Model(name="small_cnn", width=8),
                 teacher="teacher",
                 objective=OBJECTIVES.get(name) or method(name).objective,
-                duration=steps(1200),
+                duration=steps(1000),
                 optimizer=SGD(
                     learning_rate=0.1 * (warm_up * Cosine()), nesterov=True, weight_decay=5e-3, decay_vectors=False
                 ),
             ),
         ),
-        evaluate_every=Duration(10, "percent"),
+        evaluate_every=Duration(20, "percent"),
         checkpoint_every=Duration(50, "percent"),
     )
