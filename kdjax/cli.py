@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -300,15 +301,21 @@ def make_console():
 
 
 def configure_jax() -> None:
-    """Keeps compiled programs between runs, so that the second one starts at once."""
+    """Keeps compiled programs between runs, so that the second one starts at once.
+
+    Virtual CPU devices get a thread each, and one program at a time: with fewer they wait for each other in a collective
+    for ever.
+    """
+    virtual = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if virtual:
+        os.environ.setdefault("NPROC", str(4 * int(virtual.group(1))))
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        # Virtual CPU devices share few threads: collectives that are dispatched ahead wait for each other for ever.
+    if virtual:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

@@ -15,7 +15,11 @@ def blocks(language):
 
 
 def between(name):
-    return re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", README.read_text(), flags=re.S).group(1).strip()
+    return (
+        re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", README.read_text(), flags=re.S)
+        .group(1)
+        .strip()
+    )
 
 
 def test_the_loss_example_runs_alone(capsys):

@@ -70,9 +70,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def find_network(path: Path, phase: str) -> Path:
-    """The folder of a finished network: `path` itself, its phase of that name, or its last finished phase."""
+    """The folder of a finished network: `path` itself, its phase of that name, or its last finished phase.
+
+    A phase that took its network from elsewhere leads there.
+    """
     candidates = [path, path / phase, *sorted(path.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)]
     for candidate in candidates:
         if (candidate / "network.json").exists():
             return candidate
+        result = read_result(candidate)
+        if result is not None and "from" in result:
+            return find_network(Path(result["from"]), phase)
     raise ExperimentError(f"{path} holds no finished network; give the folder of a run or phase that has ended.")

@@ -68,7 +68,7 @@ def load_images(data: Data, data_dir: str | None = None) -> Images:
     return Images(train, splits.train, splits.labelled, held, rows)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """One phase, compiled for any seed."""
 
@@ -163,7 +163,7 @@ class Builder:
 
     def __init__(self, data_dir: str | None = None, devices: Any = None):
         self.data_dir, self.devices = data_dir, devices
-        self.networks: dict[Path, Any] = {}
+        self.networks: dict[tuple[Path, Program], Any] = {}
         self._images: dict[Data, Images] = {}
         self._programs: dict[tuple[Experiment, str], Program] = {}
 
@@ -174,8 +174,14 @@ class Builder:
         return self._images[key]
 
     def program(self, experiment: Experiment, phase: Phase) -> Program:
-        # Seeds, names and where a network comes from change neither shapes nor code.
-        phases = tuple(dataclasses.replace(p, weights="") for p in experiment.phases)
+        # Seeds, names and where a network comes from change neither shapes nor code, nor does a phase that does not teach.
+        taking_part = [p for p in experiment.phases if p.name in (phase.name, phase.teacher)]
+        phases = tuple(
+            dataclasses.replace(p, weights="", start="")
+            if p.name == phase.name
+            else Phase(name=p.name, network=p.network)
+            for p in taking_part
+        )
         key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
         if key not in self._programs:
             self._programs[key] = build(experiment, phase, self.images(experiment.data), self.devices)

@@ -87,7 +87,9 @@ def verdicts(comparison: dict[str, Any]) -> list[str]:
 
 def best_two(methods: dict[str, Any]) -> list[str]:
     """Whether the best method is really better than the second: a table invites reading more into it."""
-    ranked = sorted((name for name in methods if name != BASELINE), key=lambda n: -methods[n]["metrics"]["top1"]["mean"])
+    ranked = sorted(
+        (name for name in methods if name != BASELINE), key=lambda n: -methods[n]["metrics"]["top1"]["mean"]
+    )
     if len(ranked) < 2:
         return []
     first, second = ranked[:2]

@@ -67,7 +67,7 @@ def run(
         place = folder / phase.name
         place.mkdir(exist_ok=True)
         if phase.weights:
-            finished[phase.name] = adopt(program, phase, place, builder)
+            finished[phase.name] = adopt(program, phase, place, builder, finished)
         elif read_result(place) is not None:
             finished[phase.name] = load_phase(program, place)
         else:
@@ -111,26 +111,31 @@ def train(
     return keep(network, program, place, result)
 
 
-def adopt(program: Program, phase: Phase, place: Path, builder: Builder) -> Finished:
-    """Takes a finished network as a phase's result: it stays where it is, its folder and hash are noted."""
-    source = find_network(Path(phase.weights), phase.name)
-    if source not in builder.networks:
-        check_classes(source, program)
-        network, facts = load_network(source, program.network_template())
-        result = read_result(source) or {
+def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finished: dict[str, "Finished"]) -> Finished:
+    """Takes a finished network as a phase's result: it stays where it is, and is evaluated on this experiment's images."""
+    source = network_folder(phase, place).absolute()
+    if (source, program) not in builder.networks:
+        network, facts = stored_network(program, source)
+        teacher = finished[phase.teacher].network if phase.teacher else None
+        before = read_result(source) or {}
+        result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
+            "phase": phase.name,
             "network": program.student.name,
             "parameters": count_parameters(network.params),
-            "last": {"step": 0, **program.evaluate(network, None)},
+            "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
+            "hash": facts["hash"],
+            "from": str(source),
         }
-        builder.networks[source] = Finished(network, result | {"hash": facts["hash"], "from": str(source.absolute())})
-    found = builder.networks[source]
+        builder.networks[source, program] = Finished(network, result)
+    found = builder.networks[source, program]
     before = read_result(place)
     if before is not None and before["hash"] != found.result["hash"]:
         raise ExperimentError(
             f"The network in {source} is not the one this run began with (hash {found.result['hash']}, was "
             f"{before['hash']}); put that one back, or start anew with --overwrite."
         )
-    write_json(place / RESULT, found.result | {"phase": phase.name})
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / RESULT, found.result)
     return found
 
 
@@ -148,9 +153,19 @@ def keep(network: Variables, program: Program, place: Path, result: dict[str, An
 
 def load_phase(program: Program, place: Path) -> Finished:
     """A phase that has ended, from its folder."""
-    check_classes(place, program)
-    network, _ = load_network(place, program.network_template())
+    network, _ = stored_network(program, place)
     return Finished(network, read_result(place))
+
+
+def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:
+    """A finished network and its facts, checked against what the program expects."""
+    check_classes(folder, program)
+    return load_network(folder, program.network_template())
+
+
+def network_folder(phase: Phase, place: Path) -> Path:
+    """Where the network of a phase lies: in its own folder, or where it was taken from."""
+    return find_network(Path(phase.weights), phase.name) if phase.weights else place
 
 
 def check_classes(folder: Path, program: Program) -> None:
@@ -202,23 +217,16 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         )
     experiment = serialization.load(saved)
     builder = Builder(data_dir)
-    finished: dict[str, Finished] = {}
+    networks: dict[str, Variables] = {}
     results = {}
     for phase in experiment.phases:
         place = folder / phase.name
+        if not phase.weights and read_result(place) is None:
+            continue
         program = builder.program(experiment, phase)
-        if phase.weights:
-            finished[phase.name] = adopt(program, phase, place, builder)
-        elif read_result(place) is not None:
-            finished[phase.name] = load_phase(program, place)
-        else:
-            continue
-        teacher = finished[phase.teacher].network if phase.teacher in finished else None
-        if phase.teacher and teacher is None:
-            continue
-        means = program.evaluate(finished[phase.name].network, teacher)["student"]
-        held = f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"
-        results[phase.name] = means | {"examples": held}
+        networks[phase.name], _ = stored_network(program, network_folder(phase, place))
+        means = program.evaluate(networks[phase.name], networks.get(phase.teacher))["student"]
+        results[phase.name] = means | {"examples": f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"}
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
     return results
@@ -240,10 +248,8 @@ def load_trained(
     """
     experiment = serialization.load(Path(folder) / EXPERIMENT)
     chosen = experiment.phase(phase) if phase else experiment.student
-    place = Path(folder) / chosen.name
-    builder = Builder(data_dir)
-    program = builder.program(experiment, chosen)
-    variables = (adopt(program, chosen, place, builder) if chosen.weights else load_phase(program, place)).network
+    program = Builder(data_dir).program(experiment, chosen)
+    variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
 
     def predict(images):
         inputs = experiment.data.views.evaluate(images)

@@ -121,7 +121,10 @@ LABELS = [0.50, 0.501, 0.502]
 def said(kd, labels=LABELS, teacher=None, **others):
     """The sentences about methods with these accuracies."""
     methods = {
-        name: {"metrics": {"top1": spread(values)}, **({"gain": paired_gain(values, labels)} if name != "labels" else {})}
+        name: {
+            "metrics": {"top1": spread(values)},
+            **({"gain": paired_gain(values, labels)} if name != "labels" else {}),
+        }
         for name, values in {"labels": labels, "kd": kd, **others}.items()
     }
     return verdicts({"methods": methods, "teacher": teacher and {"metrics": {"top1": teacher}}})
