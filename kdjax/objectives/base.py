@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from kdjax.schedules import Schedule, multiply, value_at
-from kdjax.types import Context, DataInfo, ModelOutput, Network, Term, Terms, Tree
+from kdjax.types import Context, DataInfo, ModelOutput, Term, Terms, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,6 @@ class Objective:
     def combine(self, gradients: dict[str, Tree]) -> Tree:
         """Makes one gradient of those of every group, summed over devices; override it to do more than add them."""
         return jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
-
-    def deploy(self, student: Network, module: nnx.Module | None) -> Network:
-        """The network to ship; override it where part of the method's module stays with the student."""
-        return student
 
     @property
     def parts(self) -> "tuple[Objective, ...]":

@@ -7,7 +7,7 @@ from flax import nnx
 
 from kdjax.models.functional import FunctionalModule, functionalise
 from kdjax.objectives.base import Objective, part_names, weighted
-from kdjax.types import Array, Context, DataInfo, ModelOutput, Network, Terms, Tree
+from kdjax.types import Array, Context, DataInfo, ModelOutput, Terms, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,6 @@ class Bound:
     @property
     def needs_teacher(self) -> bool:
         return reads_teacher(self.parts.values())
-
-    def deploy(self, student: Network) -> Network:
-        """The network to ship, as every part leaves it."""
-        for name, part in self.parts.items():
-            student = part.deploy(student, self.modules.get(name))
-        return student
 
     def decay_mask(self, params: Tree) -> Tree:
         """True for the parameters that weight decay applies to, in the structure of `init`'s params."""

@@ -14,7 +14,7 @@ from kdjax.objectives import DKD, KD, SP, CrossEntropy, FitNet, LogitMSE, Object
 from kdjax.objectives.base import snake_case
 from kdjax.reduction import per_example
 from kdjax.schedules import Constant, WarmUp, epochs, steps
-from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput, Network
+from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
 
 DATA = DataInfo(num_classes=5, num_examples=100)
 CLOCK = Clock(total_steps=100, steps_per_epoch=10)
@@ -225,20 +225,6 @@ def test_combining_gradients():
 def test_the_usual_combination_is_the_sum():
     gradients = {"task": {"w": jnp.ones(2)}, "distill": {"w": jnp.full(2, 3.0)}}
     np.testing.assert_array_equal(KD().combine(gradients)["w"], 4.0)
-
-
-def test_deployment_passes_through_every_part():
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Renaming(KD):
-        to: str = ""
-
-        def deploy(self, student, module):
-            return student._replace(name=f"{student.name}, {self.to}")
-
-    network = Network(init=lambda key: ({}, {}), apply=lambda *args, **options: None, name="student")
-    bound = bind(CrossEntropy() + Renaming(to="cut") + Renaming(to="glued"), STUDENT, TEACHER, DATA)
-    assert bound.deploy(network).name == "student, cut, glued"
-    assert bind(CrossEntropy() + FitNet(stage=0), STUDENT, TEACHER, DATA).deploy(network) is network
 
 
 def test_binding_computes_nothing():
