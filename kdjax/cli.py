@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
     try:
         return commands[argv[0]](argv[1:]) or 0
+    except KeyboardInterrupt:
+        print("kdjax: interrupted before there was anything to save.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in (
             "orbax",
@@ -69,7 +72,7 @@ class RunOptions:
     """How a command runs; the same for every config."""
 
     run: str = ""
-    """run folder; runs/NAME if not given"""
+    """run folder; runs/NAME-COMMAND if not given, with the method after it for distill"""
     resume: bool = False
     """go on with the run that is in the folder"""
     overwrite: bool = False
@@ -114,8 +117,7 @@ def train(argv):
         from kdjax.experiment.spec import ExperimentError
 
         raise ExperimentError("Every phase of this config is taught; use kdjax distill.")
-    experiment = dataclasses.replace(experiment, phases=phases)
-    return execute(experiment, options)
+    return execute(dataclasses.replace(experiment, phases=phases), options, "train")
 
 
 def distill(argv):
@@ -123,7 +125,7 @@ def distill(argv):
     if config is None:
         return 0
     experiment, options = parse("distill", argv, config(options.method or None), options)
-    return execute(with_teacher(experiment, options.teacher), options)
+    return execute(with_teacher(experiment, options.teacher), options, options.method or "distill")
 
 
 def compare(argv):
@@ -143,7 +145,7 @@ def compare(argv):
     if options.dry_run:
         return max(dry_run(experiment, builder) for experiment in experiments.values())
     console = make_console()
-    folder = run_folder(options, next(iter(experiments.values())).name)
+    folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
         progress=make_progress(), announce=lambda line: console.print(f"[bold]{line}[/bold]", highlight=False),
@@ -257,10 +259,10 @@ def with_teacher(experiment, teacher: str):
 
     if not experiment.student.teacher:
         raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
-    return experiment.replace_phase(experiment.student.teacher, weights=teacher)
+    return experiment.replace_phase(experiment.student.teacher, weights=str(Path(teacher).absolute()))
 
 
-def execute(experiment, options) -> int:
+def execute(experiment, options, suffix: str) -> int:
     """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import show_results
@@ -270,7 +272,7 @@ def execute(experiment, options) -> int:
     builder = Builder(options.data_dir or None)
     if options.dry_run:
         return dry_run(experiment, builder)
-    folder = run_folder(options, experiment.name)
+    folder = run_folder(options, f"{experiment.name}-{suffix}")
     results = run(
         experiment,
         folder,

@@ -87,7 +87,7 @@ class Progress:
     Attributes:
       step: optimizer steps done.
       epoch: passes over the phase's examples done, fractional; exact where it is whole.
-      examples: examples seen.
+      examples: examples seen; as float32, exact up to 16.7 million.
       fraction: share of the phase done, 0 to 1.
     """
 

@@ -48,20 +48,22 @@ def compare(
     for experiment in experiments.values():  # what does not fit is said before anything is trained
         builder.program(experiment, experiment.student)
     open_run(folder, first, resume=resume, overwrite=overwrite)
-    write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
+    if not (folder / COMPARISON).exists():
+        write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
     teacher: dict[str, Any] = {}
     earlier = first.phases[:-1]
     if earlier:
         announce("teacher")
-        base = dataclasses.replace(first, name=f"{first.name}: teacher", phases=earlier)
+        base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
         teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, experiment in experiments.items():
         for seed in seeds:
             announce(f"{name}, seed {seed}")
-            phases = tuple(dataclasses.replace(p, weights=str(folder / "teacher" / p.name)) for p in earlier)
+            # From the run's own folder, NAME/seedN, so that a comparison can be moved as a whole.
+            phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
             one = dataclasses.replace(
-                experiment, name=f"{first.name}: {name}, seed {seed}", seed=seed, data_seed=seed,
+                experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seed,
                 phases=(*phases, experiment.student),
             )  # fmt: skip
             place = folder / name / f"seed{seed}"

@@ -94,7 +94,7 @@ def measure(program: Program, report: PhaseReport) -> None:
     )
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
-    report.numbers["memory a device"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
+    report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
 
 
 def batch_shapes(program: Program) -> Batch:

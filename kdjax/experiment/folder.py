@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.experiment import serialization
-from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
 
@@ -23,7 +23,7 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
     saved = folder / EXPERIMENT
     if folder.exists() and any(folder.iterdir()):
         if overwrite:
-            _remove(folder)
+            _remove(folder, experiment)
         elif not resume:
             raise ExperimentError(
                 f"Run folder {folder} exists; say --resume to go on with it, --overwrite to delete it, or --run for another."
@@ -48,12 +48,22 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
         )
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, experiment: Experiment) -> None:
+    """Empties a run folder, unless the experiment needs something in it."""
     if not ((folder / EXPERIMENT).exists() or (folder / COMPARISON).exists()):
         raise ExperimentError(
             f"{folder} is not a run of kdjax, so --overwrite will not delete it; choose another with --run."
         )
-    shutil.rmtree(folder)
+    for phase in experiment.phases:
+        if phase.weights:
+            source = network_folder(phase, folder / phase.name).resolve()
+            if folder.resolve() in (source, *source.parents):
+                raise ExperimentError(
+                    f"--overwrite would delete {folder} with the network in {source} that phase {phase.name!r} takes; "
+                    "choose another folder with --run."
+                )
+    for child in folder.iterdir():  # not the folder itself, which may be a link
+        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -82,3 +92,14 @@ def find_network(path: Path, phase: str) -> Path:
         if result is not None and "from" in result:
             return find_network(Path(result["from"]), phase)
     raise ExperimentError(f"{path} holds no finished network; give the folder of a run or phase that has ended.")
+
+
+def network_folder(phase: Phase, place: Path) -> Path:
+    """Where the network of a phase lies: in its own folder `place`, or where it is taken from.
+
+    A relative path is meant from the run folder, if there is something, so that runs that belong together can be moved.
+    """
+    if not phase.weights:
+        return place
+    beside = place.parent / phase.weights
+    return find_network(beside if beside.exists() else Path(phase.weights), phase.name)

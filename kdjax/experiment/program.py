@@ -84,7 +84,7 @@ class Program:
     step: Any
     evaluation: Any
     rows: np.ndarray
-    _resident: list = dataclasses.field(default_factory=list)
+    resident: list  # evaluation batches on the devices, once there; programs of the same data share it
 
     def fresh_state(self, seed: int, data_seed: int, start: Variables | None = None) -> TrainState:
         """The state before the first step, on the devices."""
@@ -134,10 +134,10 @@ class Program:
             return (
                 self.runner.place_batch(b) for b in self.images.evaluated_batches(self.experiment.data.eval_batch_size)
             )
-        if not self._resident:
+        if not self.resident:
             batches = self.images.evaluated_batches(self.experiment.data.eval_batch_size)
-            self._resident.extend(self.runner.place_batch(batch) for batch in batches)
-        return self._resident
+            self.resident.extend(self.runner.place_batch(batch) for batch in batches)
+        return self.resident
 
     def _steps(self, duration) -> int:
         return duration.steps(self.clock.steps_per_epoch, self.clock.batch_size, self.clock.total_steps)
@@ -165,6 +165,7 @@ class Builder:
         self.data_dir, self.devices = data_dir, devices
         self.networks: dict[tuple[Path, Program], Any] = {}
         self._images: dict[Data, Images] = {}
+        self._resident: dict[tuple[Data, str], list] = {}
         self._programs: dict[tuple[Experiment, str], Program] = {}
 
     def images(self, data: Data) -> Images:
@@ -184,12 +185,13 @@ class Builder:
         )
         key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
         if key not in self._programs:
-            self._programs[key] = build(experiment, phase, self.images(experiment.data), self.devices)
+            resident = self._resident.setdefault((experiment.data, experiment.runner), [])
+            self._programs[key] = build(experiment, phase, self.images(experiment.data), resident, self.devices)
         return self._programs[key]
 
 
-def build(experiment: Experiment, phase: Phase, images: Images, devices: Any = None) -> Program:
-    """Builds one phase of an experiment.
+def build(experiment: Experiment, phase: Phase, images: Images, resident: list, devices: Any = None) -> Program:
+    """Builds one phase of an experiment; `resident` is where evaluation batches stay.
 
     Raises:
       ExperimentError: one sentence for the first thing that does not fit.
@@ -225,7 +227,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, devices: Any = N
     evaluation = make_evaluation(student, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
         experiment, phase, images, student, teacher, bound, optimizer, clock, runner,
-        runner.compile(step), runner.compile(evaluation, donate=False), rows,
+        runner.compile(step), runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
 
 

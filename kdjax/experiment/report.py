@@ -259,8 +259,8 @@ p.note {{ color: var(--soft); font-size: .9rem; }}
 <h2>Side by side</h2>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p class="note">Mean ± standard deviation over seeds, after the last step. Agreement: same prediction as the teacher.
-NLL in nats. ECE: calibration error over 15 bins. Time: one run, compilation and evaluation included; images/s: training
-steps alone. “{baseline}” is the same student without a teacher.</p>
+NLL in nats. ECE: calibration error over 15 bins. Time: one run, evaluation included, and compilation in the first run of
+each method; images/s: training steps alone. “{baseline}” is the same student without a teacher.</p>
 <h2>Where every seed ended</h2><img alt="top-1 accuracy by method, a dot a seed" src="data:image/png;base64,{comparison}">
 <h2>How training went</h2><img alt="top-1 accuracy over training steps by method" src="data:image/png;base64,{curves}">
 <h2>What was compared</h2><dl>{facts}</dl>

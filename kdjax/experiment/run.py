@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment import serialization
-from kdjax.experiment.folder import EXPERIMENT, RESULT, find_network, open_run, read_result, write_json
+from kdjax.experiment.folder import COMPARISON, EXPERIMENT, RESULT, network_folder, open_run, read_result, write_json
 from kdjax.experiment.program import Builder, Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.training import Variables, count_parameters
@@ -56,6 +56,10 @@ def run(
     """
     builder, progress = builder or Builder(), progress or Silent()
     problems = experiment.problems()
+    if jax.process_count() > 1:
+        problems.insert(
+            0, "Runs are made by one process, with all devices of its host; this is one of several: start one."
+        )
     if problems:
         raise ExperimentError(problems[0])
     # Everything is built before anything is written: what does not fit is said at once.
@@ -93,6 +97,7 @@ def train(
     facts, resumed = None, checkpoints.latest()
     if resumed is not None:
         state, facts = checkpoints.restore(state)
+        checkpoints.forget_best_after(resumed)
     writer = MetricWriter(place, resumed)
     try:
         state, facts = program.loop(data_seed, teacher_variables).run(
@@ -102,6 +107,11 @@ def train(
             raise ExperimentError(f"{place} was never evaluated at its last step; run it again with --overwrite.")
         if phase.keep == "best" and facts["best"]["step"] != program.clock.total_steps:
             state, _ = checkpoints.restore(state, best=True)
+            if int(state.step) != facts["best"]["step"]:
+                raise ExperimentError(
+                    f"The best state of {place}, of step {facts['best']['step']}, is gone (there is one of step "
+                    f"{int(state.step)}); run it again with --overwrite, or set keep=last."
+                )
     finally:
         progress.finish()
         checkpoints.close()
@@ -163,11 +173,6 @@ def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str,
     return load_network(folder, program.network_template())
 
 
-def network_folder(phase: Phase, place: Path) -> Path:
-    """Where the network of a phase lies: in its own folder, or where it was taken from."""
-    return find_network(Path(phase.weights), phase.name) if phase.weights else place
-
-
 def check_classes(folder: Path, program: Program) -> None:
     """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
     path = folder / "network.json"
@@ -215,6 +220,8 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         raise ExperimentError(
             f"{folder} is not a run: it has no {EXPERIMENT}; give the folder that kdjax distill wrote."
         )
+    if (folder / COMPARISON).exists():
+        raise ExperimentError(f"{folder} is a comparison; name one of its runs, such as {folder}/kd/seed0.")
     experiment = serialization.load(saved)
     builder = Builder(data_dir)
     networks: dict[str, Variables] = {}

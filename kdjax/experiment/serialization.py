@@ -64,7 +64,10 @@ def from_data(data: Any, where: str = "experiment") -> Any:
 
 
 def save(experiment: Experiment, path: Path) -> None:
-    path.write_text(json.dumps(to_data(experiment), indent=2) + "\n")
+    """Writes the experiment to `path`, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_data(experiment), indent=2) + "\n")
+    temporary.rename(path)
 
 
 def load(path: Path) -> Experiment:

@@ -89,7 +89,7 @@ class Experiment:
     """A whole run."""
 
     name: str = "experiment"
-    """what reports call it; the run folder is runs/NAME unless --run says otherwise"""
+    """what reports call it, and what the run folder is named after"""
     data: Data = Data()
     """the images"""
     phases: tuple[Phase, ...] = ()

@@ -83,8 +83,9 @@ def from_linen(
     """A network from a Flax Linen module.
 
     Args:
-      module: an unbound module; if its `__call__` takes `train` or `deterministic`, that is passed.
-      inputs: an example input (or `jax.ShapeDtypeStruct`) with a batch axis, from which `init` makes the variables.
+      module: an unbound module; if its `__call__` takes `train`, `training`, `is_training` or `deterministic`, that is
+        passed.
+      inputs: example inputs (or `jax.ShapeDtypeStruct`) with a batch axis, from which `init` makes the variables.
       taps: intermediate values to keep, `{name: module path}`, such as `{"block": "Dense_0"}`.
       output: makes a `ModelOutput` of what the module returns.
       variables: trained variables, `{"params": ..., "batch_stats": ...}`, which `init` then gives.
@@ -96,18 +97,17 @@ def from_linen(
     """
     taps = dict(taps or {})
     arguments = inspect.signature(module.__call__).parameters
-    sample = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
 
     def mode(train):
-        if "train" in arguments:
-            return {"train": train}
-        return {"deterministic": not train} if "deterministic" in arguments else {}
+        named = {"train": train, "training": train, "is_training": train, "deterministic": not train}
+        return {name: value for name, value in named.items() if name in arguments}
 
     def init(key):
         values = variables
         if values is None:
             keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-            values = module.init(keys, jnp.zeros(sample.shape, sample.dtype), **mode(False))
+            values = module.init(keys, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample), **mode(False))
         values = jax.tree.map(jnp.array, dict(values))  # copies: a step may give its state's memory up
         return values["params"], {k: v for k, v in values.items() if k not in ("params", "intermediates")}
 
@@ -130,7 +130,8 @@ def from_linen(
             key = jax.random.key(0) if rngs is None else rngs
             if axis is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-            options["rngs"] = {"dropout": key}
+            # A stream that is not named here is drawn from "params", as Linen does.
+            options["rngs"] = {"dropout": key, "params": jax.random.fold_in(key, 1)}
         raw, changed = runner.apply({"params": params, **state}, inputs, mutable=mutable, **options)
         result = output(raw)
         if taps:

@@ -111,7 +111,8 @@ def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | Non
             elif not _present(getattr(output, field)):
                 mend = "return them in a ModelOutput, or pass output= to the adapter"
                 problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
-    if not problems and reads_teacher(objective.parts) and teacher is not None:
+    compares_logits = any("teacher.logits" in part.reads for part in objective.parts)
+    if not problems and compares_logits and teacher is not None:
         both = student.logits is not None and teacher.logits is not None
         if both and student.logits.shape[-1] != teacher.logits.shape[-1]:
             problems.append(

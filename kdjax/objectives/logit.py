@@ -46,7 +46,9 @@ class LogitMSE(Objective):
 class HardLabel(Objective):
     """Cross-entropy with the teacher's most likely class, over all rows: pseudo-labels."""
 
-    paper: ClassVar = Paper("Pseudo-Label", "Lee", "ICML workshop", 2013)
+    paper: ClassVar = Paper(
+        "A Note on Knowledge Distillation Loss Function for Object Classification", "Chen", "arXiv", 2021, "2109.06458"
+    )
 
     def terms(self, module, ctx):
         return per_example(losses.hard_label(ctx.student.logits, ctx.teacher.logits), ctx.batch.where)

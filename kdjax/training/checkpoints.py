@@ -24,7 +24,7 @@ class CheckpointError(Exception):
 
 
 class Checkpoints:
-    """The last two states of a phase, and the best one, under one folder.
+    """The last two states of a phase, and its best one (with the one before), under one folder.
 
     Args:
       folder: made if missing.
@@ -35,7 +35,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.description = description
         self._last = self._manager("last", keep=2)
-        self._best = self._manager("best", keep=1)
+        self._best = self._manager("best", keep=2)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
@@ -51,14 +51,21 @@ class Checkpoints:
           best: write it to the place of the best one instead of the last ones.
         """
         manager = self._best if best else self._last
-        if step in manager.all_steps():
-            return
+        if step in manager.all_steps():  # left by a run that was stopped later than where this one goes on
+            manager.wait_until_finished()
+            manager.delete(step)
         meta = {**self.description, "facts": facts, "shapes": _shapes(_as_dict(state))}
         manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave(meta)),
             force=True,
         )
+
+    def forget_best_after(self, step: int) -> None:
+        """Drops best states of later steps: they are of a future that a resumed run has not had."""
+        self._best.wait_until_finished()
+        for later in [s for s in self._best.all_steps() if s > step]:
+            self._best.delete(later)
 
     def latest(self) -> int | None:
         """Step of the newest complete state, or None."""

@@ -9,6 +9,7 @@ import numpy as np
 from kdjax import losses
 from kdjax.reduction import sum_over_devices
 from kdjax.training.state import Variables
+from kdjax.training.step import same_classes
 from kdjax.types import Array, Axis, Batch, ModelOutput, Network
 
 BINS = 15  # equal-width confidence bins of the calibration error
@@ -31,10 +32,12 @@ def make_evaluation(
             teacher_output, _ = teacher.apply(
                 teacher_variables.params, teacher_variables.state, inputs, train=False, axis=axis
             )
-            sums["teacher"] = classification_sums(teacher_output, batch)
-            sums["student"] |= comparison_sums(student_output, teacher_output, batch)
+            if same_classes(student_output, teacher_output):
+                sums["teacher"] = classification_sums(teacher_output, batch)
+                sums["student"] |= comparison_sums(student_output, teacher_output, batch)
         return sum_over_devices(sums, axis)
 
+    evaluate.axis = axis
     return evaluate
 
 

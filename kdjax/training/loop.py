@@ -96,23 +96,28 @@ class Loop:
                 pending.append((step, metrics))
                 ends = step == self.total_steps
                 evaluates = ends or step % self.evaluate_every == 0
-                saves = ends or step % self.checkpoint_every == 0 or bool(stop)
-                if step % self.log_every == 0 or evaluates or saves:
+                saves = ends or step % self.checkpoint_every == 0
+                if evaluates or saves or (step - 1) % self.log_every == 0:
                     # A step late, unless the state is needed now anyway: the device never waits for the log.
                     late = pending if evaluates or saves else pending[:-1]
                     self._log(late, window, writer, progress, stopwatch)
                     pending = pending[len(late) :]
                 progress.advance(step)
-                if evaluates or saves:
+                if evaluates:
                     jax.block_until_ready(state)
                     stopwatch.pause(facts)
-                    if evaluates:
-                        self._evaluate(state, step, checkpoints, writer, progress, facts)
-                    facts["seconds"] = before + time.perf_counter() - began
-                    if saves:
-                        checkpoints.save(state, step, facts | {"window": window})
+                    self._evaluate(state, step, checkpoints, writer, progress, facts)
                     stopwatch.restart()
-                if stop and not ends:
+                stopping = bool(stop)  # read once: a signal may come at any moment, and what it stops must be saved
+                if saves or stopping:
+                    self._log(pending, window, writer, progress, stopwatch)
+                    pending = []
+                    jax.block_until_ready(state)
+                    stopwatch.pause(facts)
+                    facts["seconds"] = before + time.perf_counter() - began
+                    checkpoints.save(state, step, facts | {"window": window})
+                    stopwatch.restart()
+                if stopping:
                     checkpoints.wait()
                     raise Stopped(f"Stopped by {stop[0]} at step {step} of {self.total_steps} of phase {self.name!r}.")
         checkpoints.wait()
@@ -136,7 +141,7 @@ class Loop:
                 means = {name: value / max(count, 1.0) for name, (value, count) in window.items()}
                 rate = stopwatch.rate(self.batch_size)
                 writer.write(step, "train", means | ({"images_per_s": rate} if rate else {}))
-                progress.show(means)
+                progress.show(means, rate)
                 window.clear()
 
     def _evaluate(self, state, step, checkpoints, writer, progress, facts) -> None:

@@ -10,7 +10,7 @@ class Progress(Protocol):
 
     def start(self, name: str, step: int, total: int, batch_size: int) -> None: ...
     def advance(self, step: int) -> None: ...
-    def show(self, metrics: dict[str, float]) -> None: ...
+    def show(self, metrics: dict[str, float], images_per_s: float) -> None: ...
     def evaluated(self, metrics: dict[str, float]) -> None: ...
     def finish(self) -> None: ...
 
@@ -24,7 +24,7 @@ class Silent:
     def advance(self, step):
         pass
 
-    def show(self, metrics):
+    def show(self, metrics, images_per_s):
         pass
 
     def evaluated(self, metrics):
@@ -43,8 +43,8 @@ class Lines:
 
     def start(self, name, step, total, batch_size):
         self.name, self.begin, self.step, self.total, self.batch_size = name, step, step, total, batch_size
-        self.loss, self.top1 = "", ""
-        self.began = self.said = time.perf_counter()
+        self.loss, self.top1, self.rate = "", "", 0.0
+        self.said = time.perf_counter()
 
     def advance(self, step):
         self.step = step
@@ -53,15 +53,14 @@ class Lines:
 
     def _say(self):
         self.said = time.perf_counter()
-        seconds = self.said - self.began
-        done = self.step - self.begin
-        left = seconds / max(done, 1) * (self.total - self.step)
-        rate = f"{done * self.batch_size / max(seconds, 1e-9):,.0f} images/s"
-        line = f"{self.name}: step {self.step}/{self.total}, {rate}, {left:.0f} s left"
+        line = f"{self.name}: step {self.step}/{self.total}"
+        if self.rate:
+            left = (self.total - self.step) * self.batch_size / self.rate
+            line += f", {self.rate:,.0f} images/s, {left:.0f} s left"
         print(", ".join(x for x in (line, self.loss, self.top1) if x), file=self.file, flush=True)
 
-    def show(self, metrics):
-        self.loss = f"loss {metrics['loss']:.3f}"
+    def show(self, metrics, images_per_s):
+        self.loss, self.rate = f"loss {metrics['loss']:.3f}", images_per_s or self.rate
 
     def evaluated(self, metrics):
         self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
@@ -87,21 +86,17 @@ class Bar:
         self._bar = None
 
     def start(self, name, step, total, batch_size):
-        self.begin, self.batch_size, self.loss, self.top1 = step, batch_size, "", ""
+        self.loss, self.top1, self.rate = "", "", ""
         self._bar = self._make(*self._columns)
         self._bar.start()
         self._task = self._bar.add_task(name, total=total, completed=step, rate="", note="compiling")
-        self.began = time.perf_counter()
 
     def advance(self, step):
-        if step == self.begin + 1:
-            self.began = time.perf_counter()
-        seconds = time.perf_counter() - self.began
-        rate = f"{(step - self.begin - 1) * self.batch_size / seconds:,.0f} images/s" if step > self.begin + 1 else ""
-        self._bar.update(self._task, completed=step, rate=rate, note=f"{self.loss}  {self.top1}".strip())
+        self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss}  {self.top1}".strip())
 
-    def show(self, metrics):
+    def show(self, metrics, images_per_s):
         self.loss = f"loss {metrics['loss']:.3f}"
+        self.rate = f"{images_per_s:,.0f} images/s" if images_per_s else self.rate
 
     def evaluated(self, metrics):
         self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"

@@ -1,4 +1,4 @@
-"""How one step is compiled: `jit` over a mesh (the default, one device to a pod), or `pmap`.
+"""How one step is compiled: `jit` over a mesh (the default), or `pmap`.
 
 Both give the same loss and the same gradients for networks whose BatchNorm axis can be set and whose randomness is keyed
 per example.
@@ -43,7 +43,17 @@ class Runner:
         return NamedSharding(self.mesh, PartitionSpec(DATA))
 
     def compile(self, function: Callable, *, donate: bool = True) -> Callable:
-        """Compiles `(state, teacher, batch) -> any`; all but the batch is replicated, the state given up if `donate`."""
+        """Compiles `(state, teacher, batch) -> any`; all but the batch is replicated, the state given up if `donate`.
+
+        Raises:
+          ValueError: if the function was made for another axis: its sums over devices would be missing, silently.
+        """
+        made_for = getattr(function, "axis", self.axis)
+        if made_for != self.axis:
+            raise ValueError(
+                f"This step was made with axis={made_for!r}, the runner needs {self.axis!r}; "
+                "make it with make_step(..., axis=runner.axis)."
+            )
         donated = (0,) if donate else ()
         if self.mapped:
             return jax.pmap(
@@ -63,9 +73,13 @@ class Runner:
 
     def place_batch(self, batch: Batch) -> Batch:
         """Puts this process's rows of a batch on its devices; their number must divide by the devices."""
+        if jax.process_count() == 1:
+            self.check_batch_size(np.shape(jax.tree.leaves(batch)[0])[0])
         if self.mapped:
             count = jax.local_device_count() if jax.process_count() > 1 else self.mesh.size
             return jax.tree.map(lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), batch)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, self.sharded)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.sharded, np.asarray(x)), batch)
 
     def check_batch_size(self, batch_size: int) -> None:

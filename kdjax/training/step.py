@@ -61,20 +61,21 @@ def make_step(
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.keys["train"], state.step)
+        student_key, objective_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
         inputs = views(batch.inputs, batch.index, clock.pass_index(state.step), state.keys["data"])
         teacher_output, teacher_call = run_teacher(teacher, teacher_variables, inputs, axis)
 
         def losses_of(params):
             with jax.named_scope("student"):
                 output, student_state = student.apply(
-                    params["student"], state.state["student"], inputs, train=True, rngs=key, axis=axis
+                    params["student"], state.state["student"], inputs, train=True, rngs=student_key, axis=axis
                 )
             ctx = Context(
                 student=output,
                 teacher=teacher_output,
                 batch=batch,
                 progress=clock.at(state.step),
-                key=jax.random.fold_in(key, 1),
+                key=objective_key,
                 axis=axis,
                 teacher_call=teacher_call,
             )
@@ -96,6 +97,7 @@ def make_step(
             ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
         return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), metrics
 
+    step.axis = axis  # runners refuse a step made for another one
     return step
 
 
@@ -143,7 +145,13 @@ def fit_metrics(output: ModelOutput, teacher_output: ModelOutput | None, batch: 
         return {}
     predicted = jnp.argmax(output.logits, axis=-1)
     terms = {"top1": (predicted == batch.labels, batch.where & batch.labelled)}
-    if teacher_output is not None and teacher_output.logits is not None:
+    if teacher_output is not None and same_classes(output, teacher_output):
         terms["agreement"] = (predicted == jnp.argmax(teacher_output.logits, axis=-1), batch.where)
     sums = {name: per_example(hit.astype(jnp.float32), where) for name, (hit, where) in terms.items()}
     return sum_over_devices({name: (term.sum, term.count) for name, term in sums.items()}, axis)
+
+
+def same_classes(student: ModelOutput, teacher: ModelOutput) -> bool:
+    """Whether both give logits over the same number of classes, so that their predictions can be compared."""
+    both = student.logits is not None and teacher.logits is not None
+    return both and student.logits.shape[-1] == teacher.logits.shape[-1]

@@ -70,6 +70,20 @@ def test_overwrite_starts_anew(copy, builder):
     assert results["student"]["seed"] == 5 and results["student"]["hash"] != before["hash"]
 
 
+def test_overwrite_does_not_delete_the_teacher_it_needs(copy, builder):
+    before = contents(copy)
+    for weights in (copy, copy / "teacher"):
+        with pytest.raises(ExperimentError, match=r"would delete .* that phase 'teacher' takes"):
+            run(small().replace_phase("teacher", weights=str(weights)), copy, overwrite=True, builder=builder)
+    assert contents(copy) == before
+
+
+def test_overwrite_works_through_a_link(copy, tmp_path, builder):
+    (tmp_path / "link").symlink_to(copy)
+    run(small(), tmp_path / "link", overwrite=True, builder=builder)
+    assert (tmp_path / "link").is_symlink() and (copy / "student/result.json").exists()
+
+
 def largest(folder):
     """The file that holds the values: damage there is silent unless somebody checks."""
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -140,6 +154,19 @@ def test_class_counts_of_teacher_and_student_must_agree():
 
     with pytest.raises(ValueError, match=r"teacher has 1000 classes and the student 100; they must agree"):
         bind(KD(), logits(100), logits(1000), DataInfo(100))
+
+
+def test_class_counts_may_differ_where_logits_are_not_compared():
+    import jax
+
+    from kdjax.objectives import bind
+    from kdjax.types import DataInfo, ModelOutput
+
+    def output(classes):
+        logits, features = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, classes), (4, 5, 5, 3)))
+        return ModelOutput(logits=logits, features=(features,))
+
+    assert bind(CrossEntropy() + FitNet(stage=0), output(3), output(1000), DataInfo(3)).needs_teacher
 
 
 def test_a_resumed_run_keeps_its_teacher(finished, copy, tmp_path, builder):
@@ -226,6 +253,7 @@ def test_two_methods_cannot_both_combine_gradients():
         (["distill", "nowhere.py"], "There is no config nowhere.py"),
         (["methods", "dkdd"], "did you mean 'dkd'"),
         (["evaluate", "nowhere"], "is not a run"),
+        (["distill", "configs"], "There is no config configs"),
         (["data", "prepare", "cifar1000"], "cifar"),
     ],
 )

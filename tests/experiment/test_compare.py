@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.compare import compare, paired_gain, spread
 from kdjax.experiment.report import rows_of, verdicts, write_report
+from kdjax.experiment.run import evaluate_run
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
 from tests.experiment.conftest import small
@@ -79,6 +81,18 @@ def test_a_comparison_is_gone_on_with_and_grows(compared, builder):
         grown["methods"]["kd"]["metrics"]["top1"]["values"][:2]
         == comparison["methods"]["kd"]["metrics"]["top1"]["values"]
     )
+
+
+def test_it_may_be_moved_as_a_whole(compared, builder, tmp_path):
+    """A run finds its teacher from where it lies, not from where the command was given."""
+    moved = shutil.copytree(compared[0], tmp_path / "elsewhere")
+    shutil.rmtree(moved / "teacher/teacher/weights")
+    shutil.copytree(compared[0] / "teacher/teacher/weights", moved / "teacher/teacher/weights")
+    found = evaluate_run(moved / "kd/seed0", builder.data_dir)
+    values = compared[1]["methods"]["kd"]["metrics"]
+    assert found["student"]["agreement"] == pytest.approx(values["agreement"]["values"][0])
+    with pytest.raises(ExperimentError, match="is a comparison; name one of its runs"):
+        evaluate_run(moved, builder.data_dir)
 
 
 def test_it_is_not_overwritten_silently(compared, builder):

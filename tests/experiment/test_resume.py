@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is, bit for bit, the run that was not."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -100,8 +101,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, builder)
 
 def test_another_seed_is_another_run(whole, tmp_path, builder):
     """The comparison above would be empty if every run came out alike."""
-    import dataclasses
-
     folder = tmp_path / "run"
     run(dataclasses.replace(EXPERIMENT, seed=1), folder, builder=builder)
     assert outcome(folder)["hash"] != outcome(whole)["hash"]
@@ -112,3 +111,54 @@ def test_a_finished_run_is_not_run_again(whole, builder):
     results = run(EXPERIMENT, whole, resume=True, builder=builder)
     assert (whole / "student/metrics.jsonl").stat().st_mtime_ns == before
     assert results["student"]["hash"] == outcome(whole)["hash"]
+
+
+class StopDuringEvaluation(Silent):
+    """Sends a signal while a phase is being evaluated at a step where no checkpoint is due."""
+
+    def __init__(self, phase, count):
+        self.phase, self.count = phase, count
+
+    def start(self, name, step, total, batch_size):
+        self.name, self.seen = name, 0
+
+    def evaluated(self, metrics):
+        self.seen += 1
+        if (self.name, self.seen) == (self.phase, self.count):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_during_evaluation_saves_what_it_says_it_saves(tmp_path, builder):
+    experiment = dataclasses.replace(EXPERIMENT, evaluate_every=steps(2), checkpoint_every=steps(9))
+    with pytest.raises(Stopped, match="at step 4 of 9"):
+        run(experiment, tmp_path / "run", builder=builder, progress=StopDuringEvaluation("student", 2))
+    assert [p.name for p in (tmp_path / "run/student/checkpoints/last").iterdir()] == ["4"]
+
+
+def test_a_signal_at_the_end_of_a_phase_is_not_lost(whole, tmp_path, builder):
+    """A scheduler sends it once: the next phase must not begin."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="at step 4 of 4 of phase 'teacher'"):
+        run(EXPERIMENT, folder, builder=builder, progress=StopDuringEvaluation("teacher", 2))
+    assert not (folder / "student").exists()
+    run(EXPERIMENT, folder, resume=True, builder=builder)
+    assert outcome(folder) == outcome(whole)
+
+
+def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
+    """A run killed after its best evaluation, but before a checkpoint, must not ship that state unless it comes there again."""
+    from kdjax.experiment.program import open_checkpoints
+
+    experiment = small(length=9)
+    program = builder.program(experiment, experiment.student)
+    checkpoints = open_checkpoints(tmp_path, experiment.student, None)
+    state = program.fresh_state(0, 0)
+    for step in (3, 8):
+        checkpoints.save(dataclasses.replace(state, step=state.step + step), step, {}, best=True)
+    checkpoints.forget_best_after(6)
+    restored, _ = checkpoints.restore(state, best=True)
+    assert int(restored.step) == 3
+    checkpoints.save(dataclasses.replace(state, step=state.step + 33), 3, {}, best=True)
+    checkpoints.wait()
+    assert int(checkpoints.restore(state, best=True)[0].step) == 33, "a state saved anew replaces the old one"
+    checkpoints.close()

@@ -645,3 +645,18 @@ def test_a_module_is_read_once_and_made_once_a_key():
     assert made == [True]
     network.init(KEY)
     assert made == [True, False]
+
+
+def test_linen_modules_with_other_names_for_training_inputs_and_streams():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, training=False):
+            noise = jax.random.normal(self.make_rng("noise"), (1, 3)) if training else jnp.zeros((1, 3))
+            return nn.Dense(3)(inputs["a"]) + nn.Dense(3)(inputs["b"]) + noise
+
+    inputs = {"a": jnp.ones((2, 4)), "b": jnp.ones((2, 5))}
+    network = from_linen(Named(), inputs)
+    params, state = network.init(jax.random.key(0))
+    still, _ = network.apply(params, state, inputs, train=False)
+    moved, _ = network.apply(params, state, inputs, train=True, rngs=jax.random.key(1))
+    assert still.logits.shape == (2, 3) and not jnp.allclose(still.logits, moved.logits)

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -468,3 +469,19 @@ def test_a_batch_in_which_no_row_counts_gives_zero(mask):
         np.testing.assert_array_equal(leaf, 0.0)
     assert metrics["loss"] == (0.0, 1.0) and metrics["cross_entropy"] == (0.0, 0.0) and metrics["top1"] == (0.0, 0.0)
     assert metrics["gradient_norm"][0] == 0.0
+
+
+@pytest.mark.parametrize(("made", "needed"), [("jit", "pmap"), ("pmap", "jit")])
+def test_a_step_made_for_another_runner_is_refused(made, needed):
+    """Compiled all the same, it would train with one device's gradients, and nothing would show."""
+    network = toy(2)
+    bound = bind(CrossEntropy(), shapes(network), None, DataInfo(CLASSES))
+    step = make_step(network, None, bound, optax.sgd(0.1), axis=make_runner(made).axis)
+    with pytest.raises(ValueError, match="make it with make_step"):
+        make_runner(needed).compile(step)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_a_batch_that_does_not_divide_is_refused(kind):
+    with pytest.raises(ValueError, match="batch_size=13 does not divide over 8 devices; use 8 or 16"):
+        make_runner(kind).place_batch(toy_batch(13))
