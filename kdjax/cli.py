@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
     try:
         return commands[argv[0]](argv[1:]) or 0
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("kdjax: interrupted before there was anything to save.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -230,11 +233,7 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
     tiny = "--tiny" in argv
     if experiment is not None and tiny:
         experiment = experiment.tiny()
-    config = Annotated[str, tyro.conf.Positional, tyro.conf.arg(name="config", help="config file, or run folder")]
-    fields = [
-        ("config", config, dataclasses.field(default="CONFIG")),
-        ("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
-    ]
+    fields = [("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options))]
     if experiment is not None:
         kind = mirror(experiment, "Experiment")
         fields.append(("experiment", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=kind)))
@@ -245,7 +244,8 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
         "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
     }[command]
     parsed = tyro.cli(
-        arguments, args=argv, prog=f"kdjax {command}", description=description,
+        arguments, args=[word for i, word in enumerate(argv) if i or word.startswith("-")],  # without the config
+        prog=f"kdjax {command} CONFIG", description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
     return (None if experiment is None else rebuild(experiment, parsed.experiment)), parsed.options

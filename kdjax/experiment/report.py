@@ -142,7 +142,7 @@ def show_comparison(comparison: dict[str, Any], console: Any) -> None:
 
     table = Table(title=comparison["name"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows_of(comparison):
         table.add_row(*row)
     console.print(table)
@@ -163,7 +163,7 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
     table = Table(title=experiment.name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(("phase", "network", "parameters", "top-1 %", "best (step)", "agreement %", "NLL", "ECE %",
                                  "images/s", "time")):  # fmt: skip
-        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i == 0)
+        table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i == 0, overflow="fold")
     for name, result in results.items():
         last, best = result["last"]["student"], result.get("best")
         agreement = f"{100 * last['agreement']:.1f}" if "agreement" in last else "–"

@@ -75,11 +75,11 @@ class Bar:
     """A progress bar on a terminal."""
 
     def __init__(self):
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._columns = (
-            TextColumn("[bold]{task.description:<24}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=12), TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True), TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         self._make = RichProgress
@@ -92,7 +92,7 @@ class Bar:
         self._task = self._bar.add_task(name, total=total, completed=step, rate="", note="compiling")
 
     def advance(self, step):
-        self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss}  {self.top1}".strip())
+        self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss} {self.top1}".strip())
 
     def show(self, metrics, images_per_s):
         self.loss = f"loss {metrics['loss']:.3f}"
