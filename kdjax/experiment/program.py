@@ -204,6 +204,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         runner = make_runner(experiment.runner, devices)
         runner.check_batch_size(data.batch_size)
         runner.check_batch_size(data.eval_batch_size)
+        jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
         student = make_network(phase.network, images)
         teacher = make_network(experiment.phase(phase.teacher).network, images) if phase.teacher else None
         inputs = jax.ShapeDtypeStruct((data.batch_size, *images.shape), np.float32)

@@ -130,7 +130,7 @@ def setting(comparison: dict[str, Any]) -> list[tuple[str, str]]:
         ("images visited", visits),
         ("evaluated on", f"{data['evaluated']:,} {data['evaluated_on']} images, after the last step"),
         ("spread", f"sample standard deviation over {seeds} seed(s): initial weights, order of examples and their views; "
-                   "one teacher, one split. “vs labels” is paired by seed, ± half its 95 % interval"),
+                   "one teacher, one split. “vs labels” is paired by seed, ± the half-width of its 95 % interval"),
         ("device", comparison["device"]),
         ("kdjax", __version__),
     ]  # fmt: skip
@@ -178,9 +178,12 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
 
 
 def show_evaluation(results: dict[str, dict[str, Any]], console: Any) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table("network", "examples", "top-1 %", "agreement %", "NLL", "ECE %")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(("network", "examples", "top-1 %", "agreement %", "NLL", "ECE %")):
+        table.add_column(heading, justify="left" if i == 0 else "right")
     for name, row in results.items():
         agreement = f"{100 * row['agreement']:.1f}" if "agreement" in row else "–"
         table.add_row(

@@ -1,5 +1,7 @@
 """Experiments of seconds on the digits, prepared once."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -30,7 +32,9 @@ def small(
     sgd = SGD(learning_rate=0.05, weight_decay=5e-4)
     options = {
         "name": "small",
-        "data": Data(name="digits", batch_size=32, eval_batch_size=128, views=Views(crop_padding=1), **(data or {})),
+        "data": dataclasses.replace(
+            Data(name="digits", batch_size=32, eval_batch_size=128, views=Views(crop_padding=1)), **(data or {})
+        ),
         "phases": (
             Phase(name="teacher", network=Model(width=4), duration=steps(4), optimizer=sgd, labels="all"),
             Phase(

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from kdjax.cli import main
-from kdjax.data import DataError
+from kdjax.data import DataError, Views
 from kdjax.experiment import Data, ExperimentError, Model
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
@@ -203,6 +203,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_mend(tmp_path, builder):
         (small().replace_phase("student", duration=steps(0)), "no step at all"),
         (small(CrossEntropy() + FitNet(stage=7)), r"stage=7, but the student network gives \d stages"),
         (small(data={"evaluate_on": "validation"}), "data.validation is 0; hold some examples out"),
+        (small(data={"views": Views(mean=(0.5, 0.5, 0.5))}), "images have 1 channels, Views.mean has 3"),
         (small(log_every=0), "log_every=0; it must be at least 1"),
     ],
 )
