@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from kdjax import __version__
+
 USAGE = """usage: kdjax COMMAND ...
 
 commands:
@@ -32,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"kdjax {__version__}")
+        return 0
     if argv[0] not in commands:
         from difflib import get_close_matches
 

@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from kdjax import __version__
 from kdjax.cli import main
 from kdjax.experiment import program
 from kdjax.objectives import METHODS
@@ -103,3 +104,4 @@ def test_every_method_trains(name, teacher, options, tmp_path):
 def test_usage(capsys):
     assert main(["--help"]) == 0 and main([]) == 2
     assert "kdjax compare" not in capsys.readouterr().err
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"kdjax {__version__}\n"
