@@ -12,7 +12,7 @@ from jax import lax
 from kdjax.types import Array, Axis, Term, Terms
 
 
-def per_example(values: Array, where: Array | None = None, *, group: str = "distill") -> Term:
+def per_example(values: Array, where: Array | None = None, *, group: str = "") -> Term:
     """The term of a loss with one value an example (or token): the sum and count of the rows held here.
 
     Args:
@@ -29,7 +29,7 @@ def per_example(values: Array, where: Array | None = None, *, group: str = "dist
     return Term(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype), group=group)
 
 
-def whole_batch(value: Array, *, group: str = "distill") -> Term:
+def whole_batch(value: Array, *, group: str = "") -> Term:
     """The term of a scalar computed alike on every device from gathered rows: its share is one part in all devices."""
     return Term(value, jnp.ones_like(value), group=group)
 

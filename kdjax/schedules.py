@@ -123,9 +123,11 @@ class Cosine(Schedule):
     """how long the change takes"""
     delay: Duration = Duration(0.0, "steps")
     """how long before it begins"""
+    staircase: bool = False
+    """change once a unit and count from 1, as the curriculum-temperature code does"""
 
     def __call__(self, progress):
-        done = _done(progress, self.length, self.delay)
+        done = _done(progress, self.length, self.delay, self.staircase)
         return self.end + (self.start - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
 
@@ -141,10 +143,7 @@ class WarmUp(Schedule):
     """rise once a unit and count from 1, as the DKD and RLD code does: min(epoch / length, 1) with epoch = 1, 2, ..."""
 
     def __call__(self, progress):
-        where = position(progress, self.length.unit)
-        if self.staircase:
-            where = jnp.floor(where + (SLACK if self.length.unit == "percent" else 0.0)) + 1
-        return self.value * _share(where, self.length.amount)
+        return self.value * _share(_elapsed(progress, self.length.unit, self.staircase), self.length.amount)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +191,17 @@ def multiply(first: float | Schedule, second: float | Schedule) -> float | Sched
     return first * second
 
 
-def _done(progress: Progress, length: Duration, delay: Duration) -> Array:
+def _elapsed(progress: Progress, unit: Unit, staircase: bool) -> Array:
+    """How far training has come; on a staircase the number of the unit that has begun, from 1."""
+    where = position(progress, unit)
+    return jnp.floor(where + (SLACK if unit == "percent" else 0.0)) + 1 if staircase else where
+
+
+def _done(progress: Progress, length: Duration, delay: Duration, staircase: bool = False) -> Array:
     """Share of `length` that has passed since `delay`."""
     if length.unit != delay.unit and delay.amount:
         raise ValueError(f"length is in {length.unit}, delay in {delay.unit}; use one unit for both.")
-    return _share(position(progress, length.unit) - delay.amount, length.amount)
+    return _share(_elapsed(progress, length.unit, staircase) - delay.amount, length.amount)
 
 
 def _share(elapsed: Array, length: float) -> Array:

@@ -135,14 +135,14 @@ class Clock:
 class Term:
     """A weighted loss term as a sum and a count, so that it is averaged once and exactly.
 
-    `kdjax.reduction` makes terms and is the only place that divides. `group` lets a method treat the
-    gradients of, say, "task" and "distill" terms apart.
+    `kdjax.reduction` makes terms and is the only place that divides. `group` lets a method treat the gradients of
+    "task" and "distill" terms apart; binding fills in the objective's own where a term says none.
     """
 
     sum: Array
     count: Array
     weight: Array | float = 1.0
-    group: str = "distill"
+    group: str = ""
 
 
 Terms = dict[str, Term]
@@ -182,8 +182,10 @@ class Context:
     """All that an objective may look at.
 
     Attributes:
-      student: what the student said, or a dict of it by view.
+      student: what the student said about the main view.
       teacher: the same of the teacher, already under `stop_gradient`; None if the phase has no teacher.
+      peer: the same of a network that is trained alongside (mutual learning), under `stop_gradient`, or None.
+      views: the context of every further view that the objective asks for, by name ("strong").
       batch: the rows, their labels and masks.
       progress: for schedules.
       key: a PRNG key of this step.
@@ -192,10 +194,12 @@ class Context:
       teacher_call: `(part, *arrays) -> Any`: a named part of the frozen teacher, differentiable in its inputs.
     """
 
-    student: Any
-    teacher: Any
+    student: ModelOutput
+    teacher: ModelOutput | None
     batch: Batch
     progress: Progress
+    peer: ModelOutput | None = None
+    views: "dict[str, Context]" = dataclasses.field(default_factory=dict)
     key: Array | None = None
     axis: Axis = None
     train: bool = True

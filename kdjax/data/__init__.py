@@ -14,7 +14,8 @@ from kdjax.data.catalogue import DataError
 from kdjax.data.pipeline import Pipeline, evaluation_batches
 from kdjax.data.sources import Source, load
 from kdjax.data.splits import Splits, make_splits
+from kdjax.data.strong import Strong
 
 __all__ = [
-    "DataError", "Pipeline", "Source", "Splits", "Views", "evaluation_batches", "load", "make_splits",
+    "DataError", "Pipeline", "Source", "Splits", "Strong", "Views", "evaluation_batches", "load", "make_splits",
 ]  # fmt: skip

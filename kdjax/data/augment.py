@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kdjax.data.strong import Strong, threefry
 from kdjax.types import Array
 
 
@@ -27,6 +28,11 @@ class Views:
     """of each channel, of pixels scaled to 0..1; subtracted. Empty: 0"""
     std: tuple[float, ...] = ()
     """of each channel, of pixels scaled to 0..1; divided by. Empty: 1"""
+    strong: Strong = Strong()
+    """what the view "strong" adds to crop and flip; only for objectives that compare two views"""
+    mixup: float = 0.0
+    """strength of mixing each input with its neighbour's in the batch, Beta(a, a); 0 for none. Only for objectives that
+    read no labels"""
 
     def __post_init__(self):
         if self.crop_padding < 0:
@@ -35,6 +41,8 @@ class Views:
             raise ValueError(f"Views.std is {self.std}; every channel's must be above 0.")
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ValueError(f"Views.mean has {len(self.mean)} values, std {len(self.std)}; give one a channel.")
+        if not 0 <= self.mixup < np.inf:
+            raise ValueError(f"Views.mixup is {self.mixup}; use a finite number, 0 or more.")
 
     def num_views(self) -> int:
         """How many distinct views an example has: a crop for every offset, times two if it may be flipped."""
@@ -51,8 +59,7 @@ class Views:
         Raises:
           TypeError: a key of another generator.
         """
-        key = _threefry(key)
-        key = jax.random.fold_in(key, epoch)
+        key = jax.random.fold_in(threefry(key), epoch)
         words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(index)
         return (words % np.uint32(self.num_views())).astype(jnp.int32)  # uneven by less than one part in 10 million
 
@@ -64,6 +71,22 @@ class Views:
     def train(self, images: Array, index: Array, epoch, key: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for training; the arguments are those of `numbers` and `show`."""
         return self.show(images, self.numbers(index, epoch, key))
+
+    def train_views(
+        self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]
+    ) -> dict[str, Array]:
+        """Inputs for training by the view's name, the named ones only; the other arguments are those of `train`.
+
+        "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup is left to the step.
+
+        Raises:
+          ValueError: a name that is neither.
+        """
+        makers = {"main": self.train, "strong": self._train_strong}
+        for name in names:
+            if name not in makers:
+                raise ValueError(f"There is no view {name!r}; there are {', '.join(makers)}.")
+        return {name: makers[name](images, index, epoch, key) for name in names}
 
     def evaluate(self, images: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for evaluation: normalised and nothing else."""
@@ -86,6 +109,13 @@ class Views:
         scale, shift = (x.astype(np.float32).reshape((1,) * (images.ndim - 1) + (channels,)) for x in (scale, shift))
         return images.astype(jnp.float32) * scale + shift
 
+    def _train_strong(self, images: Array, index: Array, epoch, key: Array) -> Array:
+        _check_images(images)
+        key = jax.random.fold_in(threefry(key), 0x7374726F)  # apart from the draws of the main view
+        crops, distortions = jax.random.split(key)
+        images = jax.vmap(self._view)(images, self.numbers(index, epoch, crops))
+        return self.normalise(self.strong.train(images, index, epoch, distortions))
+
     def _view(self, image: Array, number: Array) -> Array:
         """One example `[H, W, C]` in its view. The number is `(row * side + column) * flips + flipped`."""
         padding, side = self.crop_padding, 2 * self.crop_padding + 1
@@ -101,11 +131,3 @@ class Views:
 def _check_images(images) -> None:
     if images.ndim != 4 or images.dtype != jnp.uint8:
         raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
-
-
-def _threefry(key: Array) -> Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(key, impl="threefry2x32")
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        raise TypeError(f'Views need a threefry key, this is {jax.random.key_impl(key)}; use impl="threefry2x32".')
-    return key

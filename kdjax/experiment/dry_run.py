@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.data import DataError
-from kdjax.experiment.program import Builder, Program, make_network, template_of, visited
+from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import Objective, check, part_names
@@ -45,7 +45,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
             continue
         try:
             student = make_network(phase.network, images)
-            teacher = make_network(experiment.phase(phase.teacher).network, images) if phase.teacher else None
+            teacher = make_teacher(experiment, phase, images)
         except (ValueError, ExperimentError) as error:
             report.problems.append(str(error))
             continue

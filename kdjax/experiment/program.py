@@ -1,21 +1,26 @@
 """Experiments made real, in one place: images, networks, objectives, compiled steps."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import from_nnx, output_shapes, zoo
+from kdjax.models import ensemble, from_nnx, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import Runner, TrainState, Variables, init_state, make_runner, make_step, optimizers
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.loop import Loop
+from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
+from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Batch, Clock, DataInfo, Network
 
 RESIDENT_BYTES = 512 * 2**20  # an evaluation set below this stays on the devices
@@ -81,6 +86,7 @@ class Program:
     optimizer: Any
     clock: Clock
     runner: Runner
+    views: Any
     step: Any
     evaluation: Any
     rows: np.ndarray
@@ -90,32 +96,57 @@ class Program:
         """The state before the first step, on the devices."""
 
         def make(start):
-            return init_state(
+            state = init_state(
                 self.student, self.bound, self.optimizer, seed=seed, data_seed=data_seed,
                 ema=self.phase.ema_decay > 0, start=None if start is None else (start.params, start.state),
             )  # fmt: skip
+            if not self.bound.needs_peer:
+                return state
+            peer = init_state(self.student, self.bound, self.optimizer, seed=seed + PEER_SEED, data_seed=data_seed)
+            return join(state, peer)
 
         return jax.jit(make, out_shardings=self.runner.replicated)(start)
+
+    def ready_teacher(self, teacher: Variables | None, data_seed: int) -> Variables | None:
+        """The teacher as the step wants it: with its mean gradient over the data, if the objective corrects by that."""
+        if teacher is None or not any(part.corrects_over_data for part in self.bound.parts.values()):
+            return teacher
+        function = make_teacher_gradient(
+            self.student, self.bound, clock=self.clock, views=self.views, axis=self.runner.axis
+        )
+        compiled = self.runner.compile(function, donate=False)
+        state = self.fresh_state(0, data_seed)
+        batches = itertools.islice(self.pipeline(data_seed).iterate(0), self.clock.steps_per_pass)
+        total, count = None, 0
+        for batch in batches:
+            gradient, rows = compiled(state, teacher, self.runner.place_batch(batch))
+            weighted = jax.tree.map(lambda g: g * rows, gradient)
+            total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
+            count = count + rows
+        return dataclasses.replace(teacher, gradient=jax.tree.map(lambda g: g / jnp.maximum(count, 1), total))
 
     def network_template(self) -> Variables:
         """Shapes of the student's variables, with the sharding they are wanted in."""
         return template_of(self.student, self.runner)
 
+    def pipeline(self, data_seed: int) -> Pipeline:
+        """The phase's batches in the order of `data_seed`."""
+        # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
+        images = self.images
+        labelled = np.ones(len(images.train), bool) if self.phase.labels == "all" else images.labelled
+        return Pipeline(
+            images.train, self.rows, batch_size=self.experiment.data.batch_size, data_seed=data_seed,
+            labelled_mask=labelled, process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+
     def loop(self, data_seed: int, teacher: Variables | None) -> Loop:
         """The phase's loop over batches in the order of `data_seed`."""
-        data, images = self.experiment.data, self.images
-        # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
-        labelled = np.ones(len(images.train), bool) if self.phase.labels == "all" else images.labelled
-        pipeline = Pipeline(
-            images.train, self.rows, batch_size=data.batch_size, data_seed=data_seed, labelled_mask=labelled,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
-        steps = self._steps
+        data, steps = self.experiment.data, self._steps
         return Loop(
             name=self.phase.name,
             step=self.step,
             evaluate=lambda student: self.evaluate(student, teacher),
-            batches=pipeline.iterate,
+            batches=self.pipeline(data_seed).iterate,
             runner=self.runner,
             total_steps=self.clock.total_steps,
             log_every=self.experiment.log_every,
@@ -158,6 +189,12 @@ def make_network(model: Model, images: Images) -> Network:
     return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify",), name=name)
 
 
+def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Network | None:
+    """The network that teaches a phase, an ensemble of several, or None."""
+    networks = [make_network(experiment.phase(name).network, images) for name in phase.teachers]
+    return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
+
+
 class Builder:
     """Builds programs and keeps them: runs that differ only in seeds share images, compiled steps and teachers."""
 
@@ -176,7 +213,7 @@ class Builder:
 
     def program(self, experiment: Experiment, phase: Phase) -> Program:
         # Seeds, names and where a network comes from change neither shapes nor code, nor does a phase that does not teach.
-        taking_part = [p for p in experiment.phases if p.name in (phase.name, phase.teacher)]
+        taking_part = [p for p in experiment.phases if p.name in (phase.name, *phase.teachers)]
         phases = tuple(
             dataclasses.replace(p, weights="", start="")
             if p.name == phase.name
@@ -206,7 +243,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         runner.check_batch_size(data.eval_batch_size)
         jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
         student = make_network(phase.network, images)
-        teacher = make_network(experiment.phase(phase.teacher).network, images) if phase.teacher else None
+        teacher = make_teacher(experiment, phase, images)
         inputs = jax.ShapeDtypeStruct((data.batch_size, *images.shape), np.float32)
         bound = bind(
             phase.objective,
@@ -218,16 +255,21 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         raise ExperimentError(str(error)) from error
     rows = visited(phase, images)
     clock = make_clock(experiment, phase, images, len(rows))
-    optimizer = optimizers.build(phase.optimizer, clock, bound)
-    # A teacher that the objective does not read is only evaluated beside the student.
-    step = make_step(
-        student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=data.views.train,
-        axis=runner.axis,
-        ema_decay=phase.ema_decay or None,
-    )  # fmt: skip
+    views = functools.partial(data.views.train_views, names=bound.views)
+    try:
+        optimizer = optimizers.build(phase.optimizer, clock, bound)
+        # A teacher that the objective does not read is only evaluated beside the student.
+        step = make_step(
+            student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=views,
+            mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    if bound.needs_peer:
+        step = make_mutual_step(step, bound.peer_order)
     evaluation = make_evaluation(student, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
-        experiment, phase, images, student, teacher, bound, optimizer, clock, runner,
+        experiment, phase, images, student, teacher, bound, optimizer, clock, runner, views,
         runner.compile(step), runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
 

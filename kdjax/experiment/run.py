@@ -12,6 +12,7 @@ from kdjax.experiment import serialization
 from kdjax.experiment.folder import COMPARISON, EXPERIMENT, RESULT, network_folder, open_run, read_result, write_json
 from kdjax.experiment.program import Builder, Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
+from kdjax.models import join_members
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.loop import evaluated
@@ -89,9 +90,10 @@ def train(
 ) -> Finished:
     """Trains one phase in its folder, from its last checkpoint if there is one."""
     seed, data_seed = seeds_of(experiment)
-    teacher = finished[phase.teacher] if phase.teacher else None
+    seed = seed + phase.seed_offset
+    teacher = teacher_of(phase, finished)
     start = finished[phase.start].network if phase.start else None
-    teacher_variables = None if teacher is None else teacher.network
+    teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
     checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
     state = program.fresh_state(seed, data_seed, start)
     facts, resumed = None, checkpoints.latest()
@@ -121,12 +123,30 @@ def train(
     return keep(network, program, place, result)
 
 
+def teacher_of(phase: Phase, finished: dict[str, Finished]) -> Finished | None:
+    """The finished phase that teaches, several as one, or None."""
+    found = [finished[name] for name in phase.teachers]
+    if len(found) < 2:
+        return next(iter(found), None)
+    return Finished(
+        join_networks([item.network for item in found]), {"hash": "+".join(item.result["hash"] for item in found)}
+    )
+
+
+def join_networks(networks: list[Variables]) -> Variables | None:
+    """Variables of one network, or of the ensemble of several."""
+    if len(networks) < 2:
+        return next(iter(networks), None)
+    return Variables(join_members([n.params for n in networks]), join_members([n.state for n in networks]))
+
+
 def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finished: dict[str, "Finished"]) -> Finished:
     """Takes a finished network as a phase's result: it stays where it is, and is evaluated on this experiment's images."""
     source = network_folder(phase, place).absolute()
     if (source, program) not in builder.networks:
         network, facts = stored_network(program, source)
-        teacher = finished[phase.teacher].network if phase.teacher else None
+        teaching = teacher_of(phase, finished)
+        teacher = None if teaching is None else teaching.network
         before = read_result(source) or {}
         result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
             "phase": phase.name,
@@ -232,7 +252,9 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
             continue
         program = builder.program(experiment, phase)
         networks[phase.name], _ = stored_network(program, network_folder(phase, place))
-        means = program.evaluate(networks[phase.name], networks.get(phase.teacher))["student"]
+        teachers = [networks[name] for name in phase.teachers if name in networks]
+        together = join_networks(teachers) if len(teachers) == len(phase.teachers) else None
+        means = program.evaluate(networks[phase.name], together)["student"]
         results[phase.name] = means | {"examples": f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"}
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")

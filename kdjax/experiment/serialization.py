@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdjax import objectives, schedules
-from kdjax.data import Views
+from kdjax.data import Strong, Views
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
 from kdjax.objectives import Objective, Sum
 from kdjax.training import optimizers
@@ -17,7 +17,7 @@ from kdjax.training import optimizers
 KINDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Experiment, Phase, Data, Model, Views, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW,
+        Experiment, Phase, Data, Model, Views, Strong, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW,
         schedules.Constant, schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Steps, schedules.Product,
         *(cls for cls in vars(objectives).values()
           if isinstance(cls, type) and issubclass(cls, Objective) and cls is not Objective),

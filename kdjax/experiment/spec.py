@@ -68,7 +68,7 @@ class Phase:
     labels: Literal["all", "labelled"] = "labelled"
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
-    """earlier phase whose network teaches; empty for none"""
+    """earlier phase whose network teaches; several, joined by +, teach together; empty for none"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
@@ -77,6 +77,13 @@ class Phase:
     """decay per step of a moving average of the weights, which is then what is evaluated and kept; 0 for none"""
     keep: Literal["last", "best"] = "last"
     """which weights are the phase's result: of the last step, or of the best evaluation"""
+    seed_offset: int = 0
+    """added to the run's seed for this network, so that networks of one kind begin differently"""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the phases whose networks teach."""
+        return tuple(self.teacher.split("+")) if self.teacher else ()
 
     @property
     def taught(self) -> bool:
@@ -141,9 +148,9 @@ class Experiment:
                 found.append(f"Two phases are called {phase.name!r}; give each its own name.")
             if not phase.name.replace("_", "").replace("-", "").isalnum():
                 found.append(f"Phase name {phase.name!r} is used as a folder; use letters, digits, - and _.")
-            for field in ("teacher", "start"):
-                source = getattr(phase, field)
-                if source and source not in seen:
+            sources = [("teacher", name) for name in phase.teachers] + [("start", phase.start)] * bool(phase.start)
+            for field, source in sources:
+                if source not in seen:
                     earlier = ", ".join(seen) or "none"
                     found.append(
                         f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier})."
@@ -159,6 +166,14 @@ class Experiment:
                 )
             seen.append(phase.name)
         data = self.data
+        if data.views.mixup:
+            for phase in self.phases:
+                reading = [n for n, part in part_names(phase.objective).items() if "labels" in part.reads]
+                if reading:
+                    found.append(
+                        f"data.views.mixup mixes inputs, but the objective {reading[0]!r} of phase {phase.name!r} reads "
+                        "labels, which are not mixed; use one that reads the teacher only, or set mixup to 0."
+                    )
         for field in ("batch_size", "eval_batch_size"):
             if getattr(data, field) < 1:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")

@@ -91,87 +91,6 @@ def logit_mse(
     return value / count if class_reduction == "mean" else value
 
 
-def dkd(student_logits, teacher_logits, *, labels, alpha=1.0, beta=8.0, temperature=4.0) -> Array:
-    r"""Decoupled distillation: pulls towards the teacher's trust in the label, and towards its ranking of the rest.
-
-    $$\alpha \, \mathrm{TCKD} + \beta \, \mathrm{NCKD}$$
-
-    `kd` is the same sum with `alpha = 1` and `beta = 1 - p_t^T(y)`: there a sure teacher silences the second part,
-    which here keeps a weight of its own. See `dkd_parts` for the two.
-
-    Args:
-      student_logits: `[..., C]`.
-      teacher_logits: `[..., C]`, a constant.
-      labels: `[...]` integers. A label outside 0 to C - 1 gives nan: hide such rows from the mean.
-      alpha: weight of the target-class part; a number, a traced scalar or one an example.
-      beta: weight of the non-target part, likewise.
-      temperature: a number, a traced scalar, or an array that broadcasts to the leading axes.
-
-    Returns:
-      `[...]` in nats (times `T^2`). The published loss is their mean over the batch. Its warm-up over epochs belongs to
-      a schedule.
-
-    Raises:
-      TypeError: logits are not floating point, or labels not integers.
-      ValueError: class counts or leading axes differ, or a hyperparameter does not broadcast to the leading axes.
-
-    Paper: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679. The released
-    code removes the label by adding -1000 to its logit and takes the logarithm of summed probabilities; here the label
-    is masked out and everything stays in log space, which changes nothing for ordinary logits and is right, with a
-    finite gradient, where the released code gives inf or nan.
-
-    >>> student, teacher = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[0.0, 0.0, 2.0]])
-    >>> print(f"{dkd(student, teacher, labels=jnp.array([0]), temperature=1.0)[0]:.3f}")
-    3.109
-    """
-    student = checks.class_scores(student_logits, "student_logits")
-    alpha, beta = checks.per_example(alpha, student, "alpha"), checks.per_example(beta, student, "beta")
-    target_part, other_part = dkd_parts(student, teacher_logits, labels=labels, temperature=temperature)
-    return alpha * target_part + beta * other_part
-
-
-def dkd_parts(student_logits, teacher_logits, *, labels, temperature=4.0) -> tuple[Array, Array]:
-    r"""The two divergences that `dkd` weighs, both times `T^2`.
-
-    Target class: between the two-class distributions $b = (p^T(y), 1 - p^T(y))$. Non-target classes: between the
-    softmaxes $q$ over all classes but the label.
-
-    $$\mathrm{TCKD} = T^2 \, \mathrm{KL}(b_t \| b_s), \qquad \mathrm{NCKD} = T^2 \, \mathrm{KL}(q_t \| q_s)$$
-
-    They make up distillation exactly: `kd = TCKD + (1 - p_t^T(y)) NCKD`. With two classes NCKD is 0; with one class
-    both are.
-
-    Args:
-      student_logits: `[..., C]`.
-      teacher_logits: `[..., C]`, a constant.
-      labels: `[...]` integers; one outside 0 to C - 1 gives nan.
-      temperature: a number, a traced scalar, or an array that broadcasts to the leading axes.
-
-    Returns:
-      `(TCKD, NCKD)`, each `[...]`. The published losses are their means over the batch.
-
-    Raises:
-      TypeError: logits are not floating point, or labels not integers.
-      ValueError: class counts or leading axes differ, or `temperature` is not above 0 or does not broadcast.
-
-    Paper: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
-
-    >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]])
-    >>> print(*(f"{part[0]:.4f}" for part in dkd_parts(student, teacher, labels=jnp.array([0]), temperature=1.0)))
-    0.1201 0.0000
-    """
-    student, teacher = checks.logits_pair(student_logits, teacher_logits)
-    temperature = checks.softening(temperature, student)
-    target = logspace.one_hot(checks.class_indices(labels, student), student.shape[-1])
-    student_binary, student_rest = _decouple(student, temperature, target)
-    teacher_binary, teacher_rest = _decouple(teacher, temperature, target)
-    known = jnp.any(target, axis=-1)
-    scale = temperature**2
-    target_part = scale * logspace.kl(teacher_binary, student_binary)
-    other_part = scale * logspace.kl(teacher_rest, student_rest)
-    return jnp.where(known, target_part, jnp.nan), jnp.where(known, other_part, jnp.nan)
-
-
 def hard_label(student_logits, teacher_logits) -> Array:
     r"""Pulls the student towards the teacher's single most likely class.
 
@@ -198,12 +117,3 @@ def hard_label(student_logits, teacher_logits) -> Array:
     student, teacher = checks.logits_pair(student_logits, teacher_logits)
     target = logspace.one_hot(jnp.argmax(teacher, axis=-1), student.shape[-1])
     return -logspace.pick(logspace.log_softmax(student), target)
-
-
-def _decouple(logits: Array, temperature: Array, target: Array) -> tuple[Array, Array]:
-    """Log-probabilities of (label, not label), `[..., 2]`, and of the other classes among themselves, `[..., C]`."""
-    log_p = logspace.log_softmax(logits, temperature)
-    log_target = jnp.sum(jnp.where(target, log_p, 0), axis=-1)
-    log_other = logspace.log_sum_exp(log_p, where=~target)
-    # The rest is normalised anew: log_p - log_other would cancel where both are thousands of nats below zero.
-    return jnp.stack([log_target, log_other], axis=-1), logspace.log_softmax(logits, temperature, where=~target)

@@ -12,7 +12,7 @@ Array = jax.Array
 SKEW_LIMIT = 1e-4
 
 
-def cross_entropy(student_logits, *, labels) -> Array:
+def cross_entropy(student_logits, labels) -> Array:
     r"""Pulls the student towards the labels: $-\log p_s(y)$.
 
     Args:
@@ -63,7 +63,7 @@ def cross_entropy_with_targets(student_logits, targets) -> Array:
     return logspace.cross_entropy(targets, logspace.log_softmax(student))
 
 
-def label_smoothing(student_logits, *, labels, smoothing, over_all_classes: bool = True) -> Array:
+def label_smoothing_xent(logits, labels, *, smoothing, over_all_classes: bool = True) -> Array:
     r"""Cross-entropy with a label that keeps a share of doubt: pulls towards it and, a little, towards every class.
 
     $$-\sum_c q(c) \log p_s(c)$$
@@ -74,7 +74,7 @@ def label_smoothing(student_logits, *, labels, smoothing, over_all_classes: bool
     second with $\varepsilon (C - 1) / C$ is the first with $\varepsilon$.
 
     Args:
-      student_logits: `[..., C]`.
+      logits: `[..., C]`, the student's.
       labels: `[...]` integers; one outside 0 to C - 1 gives nan.
       smoothing: the share ε, 0 to 1; a number, a traced scalar or one an example.
       over_all_classes: True spreads ε over all classes, the label's included; False over the other C - 1.
@@ -90,11 +90,11 @@ def label_smoothing(student_logits, *, labels, smoothing, over_all_classes: bool
     arXiv 1512.00567. Over the others, Shen et al., "Is Label Smoothing Truly Incompatible with Knowledge
     Distillation?", ICLR 2021, arXiv 2104.00676, and Yuan et al. (Tf-KD), CVPR 2020, arXiv 1909.11723.
 
-    >>> student, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
-    >>> print(f"{label_smoothing(student, labels=labels, smoothing=0.2)[0]:.4f}")
+    >>> logits, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
+    >>> print(f"{label_smoothing_xent(logits, labels, smoothing=0.2)[0]:.4f}")
     0.4133
     """
-    student = checks.class_scores(student_logits, "student_logits")
+    student = checks.class_scores(logits, "logits")
     classes = student.shape[-1]
     target = logspace.one_hot(checks.class_indices(labels, student), classes)
     share = checks.per_example(smoothing, student, "smoothing", above=0, below=1)[..., None]
@@ -104,13 +104,13 @@ def label_smoothing(student_logits, *, labels, smoothing, over_all_classes: bool
     return jnp.where(jnp.any(target, axis=-1), values, jnp.nan)
 
 
-def confidence_penalty(student_logits, *, beta) -> Array:
+def confidence_penalty(logits, *, beta) -> Array:
     r"""Pulls the student away from certainty: $-\beta H(p_s) = \beta \, (\mathrm{KL}(p_s \| u) - \log C)$.
 
     The penalty alone, at most 0: add it to a cross-entropy.
 
     Args:
-      student_logits: `[..., C]`; a class at -inf has no probability and no part in the entropy.
+      logits: `[..., C]`, the student's; a class at -inf has no probability and no part in the entropy.
       beta: strength; a number, a traced scalar or one an example.
 
     Returns:
@@ -123,11 +123,11 @@ def confidence_penalty(student_logits, *, beta) -> Array:
     Paper: Pereyra, Tucker, Chorowski, Kaiser, Hinton, "Regularizing Neural Networks by Penalizing Confident Output
     Distributions", ICLR 2017 workshop, arXiv 1701.06548.
 
-    >>> student = jnp.array([[0.0, 0.0]])
-    >>> print(f"{confidence_penalty(student, beta=0.1)[0]:.4f}")
+    >>> logits = jnp.array([[0.0, 0.0]])
+    >>> print(f"{confidence_penalty(logits, beta=0.1)[0]:.4f}")
     -0.0693
     """
-    student = checks.class_scores(student_logits, "student_logits")
+    student = checks.class_scores(logits, "logits")
     return -checks.per_example(beta, student, "beta") * logspace.entropy(logspace.log_softmax(student))
 
 

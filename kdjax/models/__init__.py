@@ -1,6 +1,10 @@
 """Networks, and what makes any network usable for distillation."""
 
 from kdjax.models.adapters import as_output, from_apply, from_linen, from_nnx, output_shapes
+from kdjax.models.ensemble import ensemble, join_members
 from kdjax.models.functional import FunctionalModule, functionalise
 
-__all__ = ["FunctionalModule", "as_output", "from_apply", "from_linen", "from_nnx", "functionalise", "output_shapes"]
+__all__ = [
+    "FunctionalModule", "as_output", "ensemble", "from_apply", "from_linen", "from_nnx", "functionalise", "join_members",
+    "output_shapes",
+]  # fmt: skip

@@ -6,13 +6,14 @@ Objectives add and weigh, `CrossEntropy() + 8.0 * DKD(temperature=4.0)`, and are
 
 import dataclasses
 import re
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.schedules import Schedule, multiply, value_at
-from kdjax.types import Context, DataInfo, ModelOutput, Term, Terms, Tree
+from kdjax.types import Array, Context, DataInfo, ModelOutput, Progress, Term, Terms, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,14 @@ class Objective:
 
     Class attributes say what a method needs; the dry run shows them and binding checks them:
 
-      reads: what it looks at: "labels", and fields of `ModelOutput` as "student.logits", "teacher.features", ...
-      group: which gradient group its terms belong to, "task" or "distill".
+      reads: what it looks at: "labels", and fields of `ModelOutput` as "student.logits", "teacher.features", or
+        "peer.logits" of a network trained alongside; "teacher.gradient" is the gradient of the task at the teacher.
+      views: the views of each example that it compares; the networks run once on each. The first is the main one.
+      group: which gradient group its terms belong to, "task" or "distill", unless a term says otherwise.
       trains: what module of its own it trains, in a word or two.
       decays: whether weight decay applies to the parameters of its own modules.
+      any_classes: whether the two networks may know different classes.
+      formula: the loss in a line of plain text.
       paper: where it comes from.
     """
 
@@ -43,9 +48,12 @@ class Objective:
     """what the term is multiplied by: a number, or a schedule"""
 
     reads: ClassVar[tuple[str, ...]] = ("student.logits", "teacher.logits")
+    views: ClassVar[tuple[str, ...]] = ("main",)
     group: ClassVar[str] = "distill"
     trains: ClassVar[str] = ""
     decays: ClassVar[bool] = True
+    any_classes: ClassVar[bool] = False
+    formula: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
 
     def build(
@@ -58,9 +66,24 @@ class Objective:
         """The unweighted loss terms of one batch; several are a dict by name."""
         raise TypeError(f"{type(self).__name__} does not say its loss; define terms(module, ctx).")
 
+    @property
+    def combines(self) -> bool:
+        """Whether the gradients of the groups are to be combined by `combine`, at the price of a backward pass each."""
+        return False
+
     def combine(self, gradients: dict[str, Tree]) -> Tree:
-        """Makes one gradient of those of every group, summed over devices; override it to do more than add them."""
+        """Makes one gradient of those of every group, summed over devices."""
         return jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
+
+    def correct(self, gradient: Tree, at_teacher: Tree, over_data: Tree | None, progress: Progress) -> Tree:
+        """For an objective that reads "teacher.gradient": the student's gradient, corrected by the task's gradient at the
+        teacher's weights on this batch, and its mean over the data set where one was given."""
+        raise TypeError(f"{type(self).__name__} does not say its correction; define correct.")
+
+    @property
+    def corrects_over_data(self) -> bool:
+        """Whether `correct` wants the task's mean gradient over the whole data set."""
+        return False
 
     @property
     def parts(self) -> "tuple[Objective, ...]":
@@ -75,6 +98,28 @@ class Objective:
         return dataclasses.replace(self, weight=multiply(self.weight, factor))
 
     __rmul__ = __mul__
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targeted(Objective):
+    """Base of the methods that need a target class for every row."""
+
+    unlabelled: Literal["skip", "teacher"] = "teacher"
+    """rows whose label may not be used: leave them out, or take the teacher's most likely class as target"""
+
+    reads: ClassVar = ("student.logits", "teacher.logits", "labels")
+
+    def targets(self, ctx: Context) -> tuple[Array, Array]:
+        """`(labels, where)`: the target class of each row, and which rows count."""
+        batch = ctx.batch
+        if self.unlabelled == "skip":
+            return batch.labels, batch.where & batch.labelled
+        return jnp.where(batch.labelled, batch.labels, jnp.argmax(ctx.teacher.logits, axis=-1)), batch.where
+
+
+def seen(ctx: Context, view: str) -> Context:
+    """The context of a view."""
+    return ctx if view == "main" else ctx.views[view]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,13 +155,14 @@ def snake_case(name: str) -> str:
 
 
 # Names whose parts are not words of their own.
-SPELLINGS = {"FitNet": "fitnet"}
+SPELLINGS = {"FitNet": "fitnet", "LoCa": "loca"}
 
 
 def weighted(part: Objective, terms: Term | Terms, ctx: Context) -> Terms:
-    """The terms of a part by name ("" for a single one), with the part's weight and group of now."""
+    """The terms of a part by name ("" for a single one), with the part's weight of now, and its group if they have none."""
     terms = {"": terms} if isinstance(terms, Term) else terms
     weight = value_at(part.weight, ctx.progress)
     return {
-        name: dataclasses.replace(term, weight=term.weight * weight, group=part.group) for name, term in terms.items()
+        name: dataclasses.replace(term, weight=term.weight * weight, group=term.group or part.group)
+        for name, term in terms.items()
     }

@@ -9,6 +9,9 @@ from kdjax.models.functional import FunctionalModule, functionalise
 from kdjax.objectives.base import Objective, part_names, weighted
 from kdjax.types import Array, Context, DataInfo, ModelOutput, Terms, Tree
 
+ROLES = ("student", "teacher", "peer")
+FIELDS = tuple(field.name for field in dataclasses.fields(ModelOutput))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
@@ -55,15 +58,40 @@ class Bound:
     @property
     def combine(self):
         """The one part's own way to combine group gradients, or None where they are simply added."""
-        own = [part for part in self.parts.values() if type(part).combine is not Objective.combine]
-        if len(own) > 1:
-            names = " and ".join(type(part).__name__ for part in own)
-            raise ValueError(f"{names} each combine gradients in their own way; use one of them at a time.")
-        return own[0].combine if own else None
+        part = self._only(lambda part: part.combines, "combines the gradients of task and distillation in its own way")
+        return part and part.combine
+
+    @property
+    def correct(self):
+        """The one part's correction by the teacher's gradient, or None."""
+        part = self._only(lambda part: "teacher.gradient" in part.reads, "corrects the gradient by the teacher's")
+        return part and part.correct
+
+    def _only(self, condition, what):
+        found = [part for part in self.parts.values() if condition(part)]
+        if len(found) > 1:
+            names = " and ".join(type(part).__name__ for part in found)
+            raise ValueError(f"{names}: each {what}; use one of them at a time.")
+        return found[0] if found else None
 
     @property
     def needs_teacher(self) -> bool:
         return reads_teacher(self.parts.values())
+
+    @property
+    def needs_peer(self) -> bool:
+        """Whether a second network is to be trained alongside, each the other's teacher."""
+        return any(read.startswith("peer.") for part in self.parts.values() for read in part.reads)
+
+    @property
+    def peer_order(self) -> str:
+        """In which order the student and its peer are updated."""
+        return next(part.order for part in self.parts.values() if any(r.startswith("peer.") for r in part.reads))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of each example that the networks must see, the main one first."""
+        return ("main", *sorted({view for part in self.parts.values() for view in part.views} - {"main"}))
 
     def decay_mask(self, params: Tree) -> Tree:
         """True for the parameters that weight decay applies to, in the structure of `init`'s params."""
@@ -105,13 +133,17 @@ def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | Non
             role, _, field = read.partition(".")
             if role == "labels":
                 continue
-            output = student if role == "student" else teacher
-            if output is None:
+            known = role in ROLES and (field in FIELDS or read == "teacher.gradient")
+            output = teacher if role == "teacher" else student  # a peer is another student
+            if not known:
+                problems.append(f"Objective {name!r} reads {read!r}; it can read labels, or {'/'.join(ROLES)} with one of "
+                                f"{', '.join(FIELDS)}.")  # fmt: skip
+            elif output is None:
                 problems.append(f"Objective {name!r} reads {read}, but there is no teacher; give the phase one.")
-            elif not _present(getattr(output, field)):
+            elif read != "teacher.gradient" and not _present(getattr(output, field)):
                 mend = "return them in a ModelOutput, or pass output= to the adapter"
                 problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
-    compares_logits = any("teacher.logits" in part.reads for part in objective.parts)
+    compares_logits = any("teacher.logits" in part.reads and not part.any_classes for part in objective.parts)
     if not problems and compares_logits and teacher is not None:
         both = student.logits is not None and teacher.logits is not None
         if both and student.logits.shape[-1] != teacher.logits.shape[-1]:

@@ -1,40 +1,47 @@
-"""Objectives of the two networks' logits."""
+"""Objectives of the two networks' logits, a row at a time."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax.numpy as jnp
-
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import Objective, Paper, Targeted, seen
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KD(Objective):
-    """Hinton's distillation: `T^2 * mean_b KL(softmax(z_t / T) || softmax(z_s / T))`, over all rows."""
+    """Hinton's distillation, over all rows."""
 
     temperature: float | Schedule = 4.0
     """T, divides both networks' logits"""
+    view: Literal["main", "strong"] = "main"
+    """which view of the examples both networks are asked about"""
 
+    formula: ClassVar = "T² mean_b KL(p_t^T ‖ p_s^T),  p^T = softmax(z / T)"
     paper: ClassVar = Paper(
         "Distilling the Knowledge in a Neural Network", "Hinton, Vinyals, Dean", "NIPS workshop", 2015, "1503.02531"
     )
 
+    @property
+    def views(self):
+        return ("main", self.view)
+
     def terms(self, module, ctx):
+        there = seen(ctx, self.view)
         temperature = value_at(self.temperature, ctx.progress)
-        values = losses.kd(ctx.student.logits, ctx.teacher.logits, temperature=temperature)
+        values = losses.kd(there.student.logits, there.teacher.logits, temperature=temperature)
         return per_example(values, ctx.batch.where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitMSE(Objective):
-    """Logit matching: half the squared distance of the logits, summed over classes, over all rows."""
+    """Logit matching, over all rows."""
 
     center: bool = False
     """subtract each row's mean first, which makes it the high-temperature limit of KD up to a factor C"""
 
+    formula: ClassVar = "mean_b ½ Σ_c (z_s − z_t)²"
     paper: ClassVar = Paper("Do Deep Nets Really Need to be Deep?", "Ba, Caruana", "NIPS", 2014, "1312.6184")
 
     def terms(self, module, ctx):
@@ -46,6 +53,7 @@ class LogitMSE(Objective):
 class HardLabel(Objective):
     """Cross-entropy with the teacher's most likely class, over all rows: pseudo-labels."""
 
+    formula: ClassVar = "mean_b −log p_s(argmax z_t)"
     paper: ClassVar = Paper(
         "A Note on Knowledge Distillation Loss Function for Object Classification", "Chen", "arXiv", 2021, "2109.06458"
     )
@@ -55,33 +63,91 @@ class HardLabel(Objective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DKD(Objective):
-    """Decoupled distillation: `alpha * TCKD + beta * NCKD`, the target-class and the non-target part of KD untied."""
+class SecondOrderKD(Objective):
+    """The quadratic form that KD is for small gaps: half the variance of the logit gap under the teacher."""
 
-    alpha: float | Schedule = 1.0
-    """weight of the target-class part"""
-    beta: float | Schedule = 8.0
-    """weight of the non-target part"""
-    temperature: float | Schedule = 4.0
-    """T, divides both networks' logits"""
-    unlabelled: Literal["skip", "teacher"] = "teacher"
-    """rows whose label may not be used: leave them out, or take the teacher's most likely class as target"""
-
-    reads: ClassVar = ("student.logits", "teacher.logits", "labels")
-    paper: ClassVar = Paper("Decoupled Knowledge Distillation", "Zhao et al.", "CVPR", 2022, "2203.08679")
+    formula: ClassVar = "mean_b ½ Var_{c ~ p_t}(z_s − z_t)"
+    paper: ClassVar = Paper(
+        "A Closer Look at Knowledge Distillation with Features, Logits, and Gradients", "Hsu et al.", "arXiv", 2022,
+        "2203.10163",
+    )  # fmt: skip
 
     def terms(self, module, ctx):
-        batch = ctx.batch
-        labels, where = batch.labels, batch.where & batch.labelled
-        if self.unlabelled == "teacher":
-            labels = jnp.where(batch.labelled, labels, jnp.argmax(ctx.teacher.logits, axis=-1))
-            where = batch.where
-        values = losses.dkd(
-            ctx.student.logits,
-            ctx.teacher.logits,
-            labels=labels,
-            alpha=value_at(self.alpha, ctx.progress),
-            beta=value_at(self.beta, ctx.progress),
-            temperature=value_at(self.temperature, ctx.progress),
+        return per_example(losses.second_order_kd(ctx.student.logits, ctx.teacher.logits), ctx.batch.where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WSLD(Targeted):
+    """Weighted soft labels: KD in its cross-entropy form, weighted by how far the student is behind on each example."""
+
+    temperature: float | Schedule = 2.0
+    """T, divides both networks' logits"""
+
+    formula: ClassVar = "T² mean_b w CE(p_t^T, p_s^T),  w = 1 − exp(−CE_s / CE_t)"
+    paper: ClassVar = Paper(
+        "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", "Zhou et al.", "ICLR",
+        2021, "2102.00650",
+    )  # fmt: skip
+
+    def terms(self, module, ctx):
+        labels, where = self.targets(ctx)
+        values = losses.wsld(
+            ctx.student.logits, ctx.teacher.logits, labels, temperature=value_at(self.temperature, ctx.progress)
         )
         return per_example(values, where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TTM(Objective):
+    """Transformed teacher matching: only the teacher is softened, by a power of its probabilities."""
+
+    gamma: float | Schedule = 0.1
+    """the power, 1 / T"""
+
+    formula: ClassVar = "mean_b KL(q ‖ p_s),  q ∝ p_t^γ"
+    paper: ClassVar = Paper(
+        "Knowledge Distillation Based on Transformed Teacher Matching", "Zheng, Yang", "ICLR", 2024, "2402.11148"
+    )
+
+    def terms(self, module, ctx):
+        values = losses.ttm(ctx.student.logits, ctx.teacher.logits, gamma=value_at(self.gamma, ctx.progress))
+        return per_example(values, ctx.batch.where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WTTM(TTM):
+    """Weighted TTM: examples that the teacher is unsure of count more."""
+
+    formula: ClassVar = "mean_b (Σ_c p_t(c)^γ) KL(q ‖ p_s),  q ∝ p_t^γ"
+
+    def terms(self, module, ctx):
+        values = losses.wttm(ctx.student.logits, ctx.teacher.logits, gamma=value_at(self.gamma, ctx.progress))
+        return per_example(values, ctx.batch.where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfKDSelf(Objective):
+    """Self-distillation of teacher-free KD: the teacher is the same network, trained before."""
+
+    temperature: float | Schedule = 20.0
+    """T"""
+    multiplier: float = 1.0
+    """m of the released code, which makes up for its mean over classes"""
+    official: bool = True
+    """as released: KL averaged over classes too; False: summed, as the paper writes it"""
+
+    formula: ClassVar = "T² m mean_b (1/C) KL(p_t^T ‖ p_s^T)"
+    paper: ClassVar = Paper(
+        "Revisiting Knowledge Distillation via Label Smoothing Regularization",
+        "Yuan et al.",
+        "CVPR",
+        2020,
+        "1909.11723",
+    )
+
+    def terms(self, module, ctx):
+        values = losses.tf_kd_self(
+            ctx.student.logits, ctx.teacher.logits, temperature=value_at(self.temperature, ctx.progress),
+            multiplier=self.multiplier, official=self.official,
+        )  # fmt: skip
+        return per_example(values, ctx.batch.where)

@@ -1,23 +1,31 @@
 """Objectives of the labels alone, and regularisers of the student's own output."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import Objective, Paper, seen
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels, over labelled rows: `mean_b -log p_s[y]`."""
+    """Cross-entropy with the labels, over labelled rows."""
+
+    view: Literal["main", "strong"] = "main"
+    """which view of the examples the student is asked about"""
 
     reads: ClassVar = ("student.logits", "labels")
     group: ClassVar = "task"
+    formula: ClassVar = "mean_b −log p_s(y)"
+
+    @property
+    def views(self):
+        return ("main", self.view)
 
     def terms(self, module, ctx):
-        values = losses.cross_entropy(ctx.student.logits, labels=ctx.batch.labels)
+        values = losses.cross_entropy(seen(ctx, self.view).student.logits, labels=ctx.batch.labels)
         return per_example(values, ctx.batch.where & ctx.batch.labelled)
 
 
@@ -32,12 +40,13 @@ class LabelSmoothing(Objective):
 
     reads: ClassVar = ("student.logits", "labels")
     group: ClassVar = "task"
+    formula: ClassVar = "mean_b −Σ_c q(c) log p_s(c),  q = (1 − ε) onehot(y) + ε u"
     paper: ClassVar = Paper(
         "Rethinking the Inception Architecture for Computer Vision", "Szegedy et al.", "CVPR", 2016, "1512.00567"
     )
 
     def terms(self, module, ctx):
-        values = losses.label_smoothing(
+        values = losses.label_smoothing_xent(
             ctx.student.logits,
             labels=ctx.batch.labels,
             smoothing=value_at(self.smoothing, ctx.progress),
@@ -48,13 +57,14 @@ class LabelSmoothing(Objective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfidencePenalty(Objective):
-    """Rewards an undecided student: `-beta * H(p_s)`, added to a cross-entropy."""
+    """Rewards an undecided student; added to a cross-entropy."""
 
     beta: float | Schedule = 0.1
     """strength of the penalty, in units of nats of entropy"""
 
     reads: ClassVar = ("student.logits",)
     group: ClassVar = "task"
+    formula: ClassVar = "−β mean_b H(p_s)"
     paper: ClassVar = Paper(
         "Regularizing Neural Networks by Penalizing Confident Output Distributions",
         "Pereyra et al.",

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kdjax.objectives import Bound
@@ -62,6 +63,51 @@ class AdamW(Optimizer):
         return optax.adamw(learning_rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=mask)
 
 
+class GroupedTransformation(optax.GradientTransformation):
+    """An optax transformation whose `update` takes a dict of gradients by group ("task", "distill") instead of their sum."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DOT(Optimizer):
+    """Distillation-oriented trainer: SGD with a momentum buffer for each group of gradients, the distillation's the longer.
+
+    `task = (momentum - delta) * task + (task gradient + weight_decay * w)`, `distill = (momentum + delta) * distill +
+    distillation gradient`, `w -= lr * (task + distill)`. The objective's own modules keep the plain momentum, as in the
+    released code. With `delta = 0` it is `SGD`.
+
+    Zhao, Cui, Song, Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023.
+    """
+
+    momentum: float = 0.9
+    """mean of the two momenta"""
+    delta: float = 0.075
+    """half their difference: 0.075 on CIFAR-100"""
+
+    def core(self, mask, learning_rate):
+        decay = optax.add_decayed_weights(self.weight_decay, mask=mask) if self.weight_decay else optax.identity()
+        step = optax.scale_by_learning_rate(learning_rate)
+
+        def init(params):
+            task, distill = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+            return {"task": task, "distill": distill, "decay": decay.init(params), "step": step.init(params)}
+
+        def update(gradients, state, params):
+            none = jax.tree.map(jnp.zeros_like, params)
+            task, distill = gradients.get("task", none), gradients.get("distill", none)
+            decayed, decay_state = decay.update(none, state["decay"], params)
+            plain = {"student": self.momentum - self.delta, "objective": self.momentum}
+            longer = {"student": self.momentum + self.delta, "objective": self.momentum}
+            add = lambda part, momentum, buffer, *gradients: jax.tree.map(
+                lambda b, *g: momentum[part] * b + sum(g), buffer[part], *(g[part] for g in gradients)
+            )
+            task = {part: add(part, plain, state["task"], task, decayed) for part in params}
+            distill = {part: add(part, longer, state["distill"], distill) for part in params}
+            moved, step_state = step.update(jax.tree.map(jnp.add, task, distill), state["step"], params)
+            return moved, {"task": task, "distill": distill, "decay": decay_state, "step": step_state}
+
+        return GroupedTransformation(init, update)
+
+
 def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:
     """The optax transformation over `{"student", "objective"}` parameters."""
 
@@ -75,5 +121,9 @@ def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.Gradien
     def learning_rate(count):
         return value_at(optimizer.learning_rate, clock.at(count))
 
-    clip = optax.clip_by_global_norm(optimizer.clip) if optimizer.clip else optax.identity()
-    return optax.chain(clip, optimizer.core(mask, learning_rate))
+    core = optimizer.core(mask, learning_rate)
+    if not optimizer.clip:
+        return core
+    if isinstance(core, GroupedTransformation):
+        raise ValueError(f"{type(optimizer).__name__} cannot clip: it takes several gradients; set clip=0.")
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip), core)

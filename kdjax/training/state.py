@@ -34,10 +34,18 @@ class TrainState:
 
 @pytree
 class Variables:
-    """A network's values. The teacher's are an argument of the step: never donated, optimized or checkpointed."""
+    """A network's values. The teacher's are an argument of the step: never donated, optimized or checkpointed.
+
+    Attributes:
+      params: what is trained.
+      state: BatchNorm statistics.
+      gradient: of a teacher, the mean gradient of the task over a whole data set, for the unbiased control variate; in the
+        structure of `params`, else None.
+    """
 
     params: Tree
     state: Tree
+    gradient: Tree | None = None
 
 
 def init_state(

@@ -2,10 +2,13 @@
 
     step(state, teacher, batch) -> (state, metrics)
 
-A runner decides how it is compiled. All it knows of devices is the name of the mapped axis, if there is one.
+A runner decides how it is compiled. All it knows of devices is the name of the mapped axis, if there is one. What some
+methods need beyond it (the teacher's gradient, two students, optimizers that keep two momenta) hangs on its pieces.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +17,32 @@ from jax import lax
 
 from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, per_example, sum_over_devices, term_metrics
+from kdjax.training.mixup import mixup
+from kdjax.training.optimizers import GroupedTransformation
 from kdjax.training.state import TrainState, Variables
 from kdjax.types import Array, Axis, Batch, Clock, Context, ModelOutput, Network, Tree
 
 # {name: (sum, count)} over all devices; the host divides.
 Metrics = dict[str, tuple[Array, Array]]
-Step = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
-# (inputs, index, epoch, key) -> what the networks see
-Views = Callable[[Array, Array, Array, Array], Array]
+Step = Callable[..., tuple[TrainState, Metrics]]
+# (inputs, index, epoch, key) -> what the networks see, or a dict of it by view
+Views = Callable[[Array, Array, Array, Array], Any]
 
 
 def as_given(inputs, index, epoch, key):
-    """Views that leave the inputs as they are."""
+    """Views that leave the inputs as they are; inputs with several views are a dict of them."""
     return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A batch as the networks see it, and what the frozen ones said of it."""
+
+    batch: Batch
+    inputs: dict[str, Array]
+    teacher: dict[str, ModelOutput]
+    teacher_call: Callable[..., Any] | None
+    peer: dict[str, ModelOutput]
 
 
 def make_step(
@@ -37,6 +53,7 @@ def make_step(
     *,
     clock: Clock = Clock(),
     views: Views = as_given,
+    mix: float = 0.0,
     axis: Axis = None,
     ema_decay: float | None = None,
 ) -> Step:
@@ -46,52 +63,66 @@ def make_step(
       student: the network that is trained.
       teacher: the frozen one, or None for objectives that read none.
       objective: bound to both.
-      optimizer: an optax transformation over `{"student", "objective"}` parameters.
+      optimizer: an optax transformation over `{"student", "objective"}` parameters, or one that takes the gradient of
+        each group apart (`kdjax.training.optimizers.GroupedTransformation`).
       clock: total steps, steps an epoch and batch size, for schedules.
-      views: augmentation and normalisation on the device.
+      views: augmentation and normalisation on the device; a dict by name for objectives that compare several views.
+      mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none.
       axis: name of the mapped axis if the step will run under pmap or shard_map; None under jit.
       ema_decay: decay of the moving average of the student, if the state has one.
 
     Returns:
-      A pure function, to be compiled once; gradients are of the global batch in every case.
+      A pure function, to be compiled once; gradients are of the global batch in every case. A fourth argument is the peer
+      of mutual learning, see `kdjax.training.mutual`.
+
+    Raises:
+      ValueError: if the objective needs a teacher that is not there or not of the student's architecture, or if the
+        objective and the optimizer both want the gradients of the groups.
     """
     if teacher is None and objective.needs_teacher:
         raise ValueError("The objective reads a teacher, and there is none; pass teacher=.")
-    combine = objective.combine
+    combine, correct = objective.combine, objective.correct
+    grouped = isinstance(optimizer, GroupedTransformation)
+    if grouped and (combine or correct):
+        raise ValueError("The objective and the optimizer each treat the gradients of the groups in their own way; use "
+                         "another optimizer.")  # fmt: skip
+    if correct:
+        same_architecture(student, teacher)
+    losses_of = make_losses(student, objective, clock, axis)
 
-    def step(state: TrainState, teacher_variables: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.keys["train"], state.step)
-        student_key, objective_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        inputs = views(batch.inputs, batch.index, clock.pass_index(state.step), state.keys["data"])
-        teacher_output, teacher_call = run_teacher(teacher, teacher_variables, inputs, axis)
+    def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
+        shown = show(state, batch, views, objective.views, clock, mix, axis)
+        said, teacher_call = run_teacher(teacher, teacher_variables, shown, axis)
+        inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, axis))
 
-        def losses_of(params):
-            with jax.named_scope("student"):
-                output, student_state = student.apply(
-                    params["student"], state.state["student"], inputs, train=True, rngs=student_key, axis=axis
-                )
-            ctx = Context(
-                student=output,
-                teacher=teacher_output,
-                batch=batch,
-                progress=clock.at(state.step),
-                key=objective_key,
-                axis=axis,
-                teacher_call=teacher_call,
-            )
-            with jax.named_scope("objective"):
-                terms, objective_state = objective.apply(params["objective"], state.state["objective"], ctx, train=True)
-            new_state = {"student": student_state, "objective": objective_state}
-            return group_losses(terms, axis), (new_state, terms, output)
+        def losses(params):
+            return losses_of(params, state.state, inputs, state)
 
-        gradients, (new_state, terms, output) = grouped_gradients(losses_of, state.params, combine, axis)
+        if grouped or combine:
+            gradients, aux = group_gradients(losses, state.params, axis)
+            total = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
+            update = gradients if grouped else combine(gradients)
+            total = total if grouped else update
+        else:
+            update, aux = task_gradient(losses, state.params, axis)
+            total = update
+        if correct:
+
+            def at_teacher(params):
+                there = {"student": teacher_variables.state, "objective": state.state["objective"]}
+                return losses_of({**state.params, "student": params}, there, inputs, state)
+
+            own, _ = task_gradient(at_teacher, teacher_variables.params, axis, groups=("task",))
+            progress = clock.at(state.step)
+            corrected = correct(update["student"], own, teacher_variables.gradient, progress)
+            update = total = {**update, "student": corrected}
+        new_state, terms, output = aux
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(update, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = term_metrics(terms, axis)
-        metrics |= fit_metrics(output, teacher_output, batch, axis)
-        one = jnp.ones(())
-        metrics["gradient_norm"] = (optax.tree.norm(gradients), one)
+        metrics |= fit_metrics(output, said.get("main"), batch, axis)
+        metrics["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
@@ -101,42 +132,142 @@ def make_step(
     return step
 
 
-def run_teacher(teacher: Network | None, variables: Variables | None, inputs, axis: Axis):
-    """The teacher's output under `stop_gradient`, and its parts as functions differentiable in their inputs."""
+def make_teacher_gradient(
+    student: Network, objective: Bound, *, clock: Clock = Clock(), views: Views = as_given, axis: Axis = None
+):
+    """The task's gradient at the teacher's weights: `(state, teacher, batch) -> (gradient, labelled rows)` over all devices.
+
+    Averaged over a data set by these counts it is the `gradient` that `Variables` may carry.
+    """
+    losses_of = make_losses(student, objective, clock, axis)
+
+    def gradient(state: TrainState, teacher: Variables, batch: Batch):
+        shown = show(state, batch, views, objective.views, clock, 0.0, axis)
+        inputs = Shown(batch, shown, *run_teacher(student, teacher, shown, axis), {})
+        there = {"student": teacher.state, "objective": state.state["objective"]}
+
+        def losses(params):
+            return losses_of({**state.params, "student": params}, there, inputs, state)
+
+        own, _ = task_gradient(losses, teacher.params, axis, groups=("task",))
+        return own, sum_over_devices(jnp.sum(batch.where & batch.labelled), axis)
+
+    gradient.axis = axis
+    return gradient
+
+
+def show(state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, mix: float, axis: Axis):
+    """The views of a batch by name."""
+    epoch, key = clock.pass_index(state.step), state.keys["data"]
+    shown = views(batch.inputs, batch.index, epoch, key)
+    shown = shown if isinstance(shown, dict) else {"main": shown}
+    missing = [name for name in names if name not in shown]
+    if missing:
+        raise ValueError(f"The objective compares the views {', '.join(names)}, and views= gives {', '.join(shown)} only; "
+                         f"let it return a dict with {missing[0]!r}.")  # fmt: skip
+    if not mix:
+        return {name: shown[name] for name in names}
+    return {name: mixup(shown[name], batch.index, epoch, key, strength=mix, axis=axis) for name in names}
+
+
+def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
+    """The forward pass of student and objective: `(params, state, shown, train state) -> (share of each group's loss,
+    (new state, terms, the student's output on the main view))`."""
+
+    def losses(params, model_state, shown: Shown, state: TrainState):
+        key = jax.random.fold_in(state.keys["train"], state.step)
+        student_key, objective_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        outputs, student_state = {}, model_state["student"]
+        for i, (name, inputs) in enumerate(shown.inputs.items()):
+            rngs = jax.random.fold_in(student_key, i) if i else student_key
+            with jax.named_scope("student"):
+                outputs[name], student_state = student.apply(
+                    params["student"], student_state, inputs, train=True, rngs=rngs, axis=axis
+                )
+        ctx = Context(
+            student=outputs["main"],
+            teacher=shown.teacher.get("main"),
+            peer=shown.peer.get("main"),
+            batch=shown.batch,
+            progress=clock.at(state.step),
+            key=objective_key,
+            axis=axis,
+            teacher_call=shown.teacher_call,
+        )
+        others = {
+            name: dataclasses.replace(ctx, student=output, teacher=shown.teacher.get(name), peer=shown.peer.get(name))
+            for name, output in outputs.items()
+            if name != "main"
+        }
+        with jax.named_scope("objective"):
+            terms, objective_state = objective.apply(
+                params["objective"], model_state["objective"], dataclasses.replace(ctx, views=others), train=True
+            )
+        new_state = {"student": student_state, "objective": objective_state}
+        return group_losses(terms, axis), (new_state, terms, outputs["main"])
+
+    return losses
+
+
+def run_teacher(teacher: Network | None, variables: Variables | None, shown: dict[str, Array], axis: Axis):
+    """The teacher's outputs by view under `stop_gradient`, and its parts as functions differentiable in their inputs."""
     if teacher is None:
-        return None, None
+        return {}, None
     params, state = lax.stop_gradient((variables.params, variables.state))
     with jax.named_scope("teacher"):
-        output, _ = teacher.apply(params, state, inputs, train=False, axis=axis)
+        said = {name: teacher.apply(params, state, x, train=False, axis=axis)[0] for name, x in shown.items()}
 
     def call(part, *arrays):
         return teacher.parts[part](params, state, *arrays)
 
-    return lax.stop_gradient(output), call
+    return lax.stop_gradient(said), call
 
 
-def grouped_gradients(losses_of, params: Tree, combine, axis: Axis):
-    """Gradients over all devices, and the auxiliary output of `losses_of`.
+def run_peer(network: Network, variables: Variables | None, shown: dict[str, Array], axis: Axis):
+    """What a network that is itself in training says, with the statistics of this batch; its own are left alone."""
+    if variables is None:
+        return {}
+    params, state = lax.stop_gradient((variables.params, variables.state))
+    with jax.named_scope("peer"):
+        said = {name: network.apply(params, state, x, train=True, axis=axis)[0] for name, x in shown.items()}
+    return lax.stop_gradient(said)
 
-    Groups are added unless a method combines them itself; then each gets its own pull-back of one shared forward pass,
-    summed over devices first, since a combination need not be linear.
+
+def task_gradient(losses, params: Tree, axis: Axis, groups: tuple[str, ...] | None = None):
+    """Gradient over all devices of the sum of the groups (of those named), and the auxiliary output of `losses`."""
+
+    def total(params):
+        values, aux = losses(params)
+        return sum((v for g, v in values.items() if groups is None or g in groups), start=jnp.zeros(())), aux
+
+    gradient, aux = jax.grad(total, has_aux=True)(params)
+    return sum_over_devices(gradient, axis), aux
+
+
+def group_gradients(losses, params: Tree, axis: Axis):
+    """Gradient of every group over all devices, by one shared forward pass and a pull-back each, and the auxiliary output.
+
+    Summed over devices first, since what is made of them need not be linear.
     """
-    if combine is None:
-
-        def total(params):
-            losses, aux = losses_of(params)
-            return sum(losses.values()), aux
-
-        gradients, aux = jax.grad(total, has_aux=True)(params)
-        return sum_over_devices(gradients, axis), aux
-    losses, pull, aux = jax.vjp(losses_of, params, has_aux=True)
+    values, pull, aux = jax.vjp(losses, params, has_aux=True)
     gradients = {
-        group: pull({other: jnp.ones_like(v) if other == group else jnp.zeros_like(v) for other, v in losses.items()})[
+        group: pull({other: jnp.ones_like(v) if other == group else jnp.zeros_like(v) for other, v in values.items()})[
             0
         ]
-        for group in losses
+        for group in values
     }
-    return combine(sum_over_devices(gradients, axis)), aux
+    return sum_over_devices(gradients, axis), aux
+
+
+def same_architecture(student: Network, teacher: Network) -> None:
+    """Raises unless both have the same parameters, so that a gradient of one can be subtracted from the other's."""
+    ours, theirs = (jax.eval_shape(network.init, jax.random.key(0))[0] for network in (student, teacher))
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The objective subtracts the teacher's gradient from the student's, so both must be the same network; they are "
+            f"{student.name} and {teacher.name}: make them alike, width included."
+        )
 
 
 def fit_metrics(output: ModelOutput, teacher_output: ModelOutput | None, batch: Batch, axis: Axis) -> Metrics:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax.data import Views
+from kdjax.data import Strong, Views
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 VIEWS = Views(crop_padding=4, flip=True, mean=MEAN, std=STD)
@@ -96,6 +96,17 @@ def test_eight_devices_give_the_same_bytes_without_collectives():
     np.testing.assert_array_equal(np.asarray(pieces).reshape(IMAGES.shape), train(IMAGES, INDEX, 3, KEY))
 
 
+def test_the_main_view_is_what_train_shows():
+    shown = VIEWS.train_views(IMAGES, INDEX, 3, KEY, names=("main",))
+    assert list(shown) == ["main"]
+    np.testing.assert_array_equal(shown["main"], VIEWS.train(IMAGES, INDEX, 3, KEY))
+
+
+def test_an_unknown_view_is_refused():
+    with pytest.raises(ValueError, match="no view 'weak'; there are main, strong"):
+        VIEWS.train_views(IMAGES, INDEX, 3, KEY, names=("main", "weak"))
+
+
 def test_an_epoch_is_traced():
     traces = []
 
@@ -117,7 +128,9 @@ def test_threefry_only():
 
 
 def test_hyperparameters_are_data():
-    assert Views(**dataclasses.asdict(VIEWS)) == VIEWS and hash(VIEWS) == hash(Views(**dataclasses.asdict(VIEWS)))
+    data = dataclasses.asdict(VIEWS)
+    again = Views(**{**data, "strong": Strong(**data["strong"])})
+    assert again == VIEWS and hash(again) == hash(VIEWS)
     assert Views().num_views() == 1 and Views(flip=True).num_views() == 2 and VIEWS.num_views() == 162
 
 
@@ -127,6 +140,8 @@ def test_hyperparameters_are_data():
         ({"crop_padding": -1}, "crop_padding is -1"),
         ({"std": (0.2, 0.0, 0.1)}, "above 0"),
         ({"mean": (0.5,), "std": (0.2, 0.2)}, "mean has 1 values, std 2"),
+        ({"mixup": -0.5}, "mixup is -0.5; use a finite number"),
+        ({"mixup": float("inf")}, "mixup is inf"),
     ],
 )
 def test_errors(options, message):

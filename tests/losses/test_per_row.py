@@ -25,8 +25,8 @@ BY_TEACHER = DIVERGENCES | {
 }
 BY_LABEL = {
     "cross_entropy": lambda s, t, y: losses.cross_entropy(s, labels=y),
-    "label_smoothing": lambda s, t, y: losses.label_smoothing(s, labels=y, smoothing=0.2),
-    "label_smoothing_of_others": lambda s, t, y: losses.label_smoothing(
+    "label_smoothing": lambda s, t, y: losses.label_smoothing_xent(s, labels=y, smoothing=0.2),
+    "label_smoothing_of_others": lambda s, t, y: losses.label_smoothing_xent(
         s, labels=y, smoothing=0.2, over_all_classes=False
     ),
     "dkd": DIVERGENCES["dkd"],

@@ -67,7 +67,7 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_targets(over_all_classes
     targets = (1 - share) * ONE_HOT + spread
     with computing_in("f64") as real:
         value, gradient = mean_and_gradient(
-            lambda s, y, eps: losses.label_smoothing(s, labels=y, smoothing=eps, over_all_classes=over_all_classes),
+            lambda s, y, eps: losses.label_smoothing_xent(s, labels=y, smoothing=eps, over_all_classes=over_all_classes),
             real(STUDENT),
             LABELS,
             share,
@@ -79,12 +79,12 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_targets(over_all_classes
 def test_label_smoothing_is_a_pull_towards_uniformity():
     share, uniform = 0.3, np.full((6, 5), np.log(1 / 5))
     with computing_in("f64") as real:
-        values = losses.label_smoothing(real(STUDENT), labels=LABELS, smoothing=share)
+        values = losses.label_smoothing_xent(real(STUDENT), labels=LABELS, smoothing=share)
         hard = losses.cross_entropy(real(STUDENT), labels=LABELS)
         divergence = reference.kl(uniform, reference.log_softmax(STUDENT))
         np.testing.assert_allclose(values, (1 - share) * hard + share * (divergence + np.log(5)), **EXACT)
         # Moving a share of 4/5 of it to the other four classes is the same target.
-        others = losses.label_smoothing(real(STUDENT), labels=LABELS, smoothing=share * 4 / 5, over_all_classes=False)
+        others = losses.label_smoothing_xent(real(STUDENT), labels=LABELS, smoothing=share * 4 / 5, over_all_classes=False)
         np.testing.assert_allclose(others, values, **EXACT)
 
 
@@ -93,16 +93,16 @@ def test_no_smoothing_is_cross_entropy_even_beside_an_excluded_class():
     student[:, 0], labels = -np.inf, np.array([3, 1, 1, 4, 2, 2])
     hard = losses.cross_entropy(student, labels=labels)
     assert np.isfinite(hard).all()
-    np.testing.assert_array_equal(losses.label_smoothing(student, labels=labels, smoothing=0.0), hard)
-    value, gradient = mean_and_gradient(losses.label_smoothing, jnp.asarray(student), labels=labels, smoothing=0.1)
+    np.testing.assert_array_equal(losses.label_smoothing_xent(student, labels=labels, smoothing=0.0), hard)
+    value, gradient = mean_and_gradient(losses.label_smoothing_xent, jnp.asarray(student), labels=labels, smoothing=0.1)
     assert value == jnp.inf
     assert np.isfinite(gradient).all()
 
 
 def test_smoothing_and_penalty_may_differ_by_example():
     shares = np.linspace(0, 1, 6, dtype=np.float32)
-    each = [losses.label_smoothing(STUDENT[i], labels=LABELS[i], smoothing=shares[i]) for i in range(6)]
-    np.testing.assert_allclose(losses.label_smoothing(STUDENT, labels=LABELS, smoothing=shares), each, rtol=1e-6)
+    each = [losses.label_smoothing_xent(STUDENT[i], labels=LABELS[i], smoothing=shares[i]) for i in range(6)]
+    np.testing.assert_allclose(losses.label_smoothing_xent(STUDENT, labels=LABELS, smoothing=shares), each, rtol=1e-6)
     each = [losses.confidence_penalty(STUDENT[i], beta=shares[i]) for i in range(6)]
     np.testing.assert_allclose(losses.confidence_penalty(STUDENT, beta=shares), each, rtol=1e-6)
 
@@ -209,7 +209,7 @@ def test_any_distributions(p, q, alpha):
 def test_refuses_what_does_not_fit():
     logits = jnp.zeros((4, 3))
     with pytest.raises(ValueError, match=r"smoothing is 1\.5; it must be at least 0 and at most 1"):
-        losses.label_smoothing(logits, labels=jnp.zeros(4, int), smoothing=1.5)
+        losses.label_smoothing_xent(logits, labels=jnp.zeros(4, int), smoothing=1.5)
     with pytest.raises(ValueError, match=r"alpha is -0\.1; it must be at least 0 and at most 1"):
         losses.skew_jensen(logits, logits, alpha=-0.1)
     with pytest.raises(ValueError, match="q has 2 classes, p 3"):

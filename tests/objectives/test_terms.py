@@ -107,7 +107,7 @@ HYPER = {
     ),
     "smoothed": (
         LabelSmoothing(smoothing=0.3, over_all_classes=False),
-        losses.label_smoothing(STUDENT, labels=LABELS, smoothing=0.3, over_all_classes=False),
+        losses.label_smoothing_xent(STUDENT, labels=LABELS, smoothing=0.3, over_all_classes=False),
         BOTH,
     ),
     "confidence": (ConfidencePenalty(beta=0.7), losses.confidence_penalty(STUDENT, beta=0.7), WHERE),

@@ -59,6 +59,8 @@ STUDENT, TEACHER = plain(4), plain(6)
 class Added(KD):
     """Takes the grouped path, and adds the groups as the ordinary one does."""
 
+    combines = True
+
     def combine(self, gradients):
         assert sorted(gradients) == ["distill", "task"]
         return jax.tree.map(jnp.add, gradients["task"], gradients["distill"])
@@ -67,6 +69,8 @@ class Added(KD):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aligned(KD):
     """Not linear: what of the distillation gradient points against the task's is taken away."""
+
+    combines = True
 
     def combine(self, gradients):
         task, distill = gradients["task"], gradients["distill"]
