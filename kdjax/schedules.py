@@ -93,6 +93,9 @@ class Constant(Schedule):
     def __call__(self, progress):
         return jnp.asarray(self.value, jnp.float32)
 
+    def __str__(self):
+        return f"{self.value:g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
@@ -109,6 +112,9 @@ class Linear(Schedule):
 
     def __call__(self, progress):
         return self.start + (self.end - self.start) * _done(progress, self.length, self.delay)
+
+    def __str__(self):
+        return f"line {self.start:g} to {self.end:g} over {self.length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +136,9 @@ class Cosine(Schedule):
         done = _done(progress, self.length, self.delay, self.staircase)
         return self.end + (self.start - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
+    def __str__(self):
+        return f"cosine {self.start:g} to {self.end:g} over {self.length}"
+
 
 @dataclasses.dataclass(frozen=True)
 class WarmUp(Schedule):
@@ -144,6 +153,9 @@ class WarmUp(Schedule):
 
     def __call__(self, progress):
         return self.value * _share(_elapsed(progress, self.length.unit, self.staircase), self.length.amount)
+
+    def __str__(self):
+        return f"warm-up to {self.value:g} over {self.length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +175,9 @@ class Steps(Schedule):
         passed = sum(_reached(progress, self.unit, boundary).astype(jnp.float32) for boundary in self.boundaries)
         return self.value * jnp.power(self.factor, jnp.asarray(passed, jnp.float32))
 
+    def __str__(self):
+        return f"{self.value:g}, ×{self.factor:g} at {', '.join(f'{b:g}' for b in self.boundaries)} {self.unit}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Product(Schedule):
@@ -175,6 +190,9 @@ class Product(Schedule):
 
     def __call__(self, progress):
         return self.first(progress) * self.second(progress)
+
+    def __str__(self):
+        return f"({self.first}) × {self.second}"
 
 
 def value_at(value: float | Schedule, progress: Progress) -> Array | float:

@@ -93,12 +93,34 @@ def test_methods_lists_and_explains(capsys):
         assert said in shown, said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("labels", "kd", "dkd")])
-def test_every_method_trains(name, teacher, options, tmp_path):
-    folder = tmp_path / "run"
+def distilled(name, teacher, options, folder):
+    """The student's result, after `kdjax distill --method name`."""
     assert main(["distill", CONFIG, "--method", name, "--teacher", str(teacher), "--run", str(folder), *options]) == 0
-    assert (folder / "student/result.json").exists()
+    result = json.loads((folder / "student/result.json").read_text())
+    assert result["steps"] == result["last"]["step"] == 6 and 0 <= result["last"]["student"]["top1"] <= 1
+    return result
+
+
+FAMILIES = {entry.family: name for name, entry in METHODS.items()}  # the last of each
+
+
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_a_method_of_each_family_trains(name, teacher, options, tmp_path):
+    distilled(name, teacher, options, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name, teacher, options, tmp_path):
+    distilled(name, teacher, options, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["born_again", "assistant", "function_matching", "two_teachers"])
+def test_every_scheme_trains(config, options, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["distill", f"configs/fashion_mnist/{config}.py", "--run", str(folder), *options]) == 0
+    assert json.loads((folder / "student/result.json").read_text())["last"]["student"]["top1"] >= 0
 
 
 def test_usage(capsys):

@@ -11,7 +11,8 @@ from kdjax.data import DataError
 from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
-from kdjax.objectives import Objective, check, part_names
+from kdjax.objectives import check
+from kdjax.objectives.catalogue import written
 from kdjax.training import count_parameters
 from kdjax.types import Batch, ModelOutput, Tree
 
@@ -72,7 +73,7 @@ def measure(program: Program, report: PhaseReport) -> None:
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state)
     teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
     report.parameters["student"] = count_parameters(state.params["student"])
-    report.parameters["objective"] = count_parameters(state.params["objective"])
+    report.parameters["trained beside it"] = program.extra_parameters()
     if teacher is not None:
         report.parameters["teacher"] = count_parameters(teacher.params)
     batch = batch_shapes(program)
@@ -165,7 +166,7 @@ def show(reports: list[PhaseReport], console: Any) -> int:
         console.rule(f"[bold]{phase.name}[/bold]: {phase.network.name}{taught}")
         if phase.weights:
             console.print(f"weights are taken from {Path(phase.weights)}")
-        console.print(f"objective: {formula(phase.objective)}", highlight=False)
+        console.print(f"objective: {written(phase.objective)}", highlight=False)
         if report.shapes:
             table = Table("output", "student", "teacher", box=None, pad_edge=False)
             for row in report.shapes:
@@ -182,14 +183,3 @@ def show(reports: list[PhaseReport], console: Any) -> int:
         f"[bold red]{count} problem(s).[/bold red]" if count else "[bold green]Nothing is wrong.[/bold green]"
     )
     return count
-
-
-def formula(objective: Objective) -> str:
-    """An objective as a person would write it down: "0.1 * cross_entropy + 0.9 * kd(temperature=4.0)"."""
-    texts = []
-    for name, part in part_names(objective).items():
-        fields = [f for f in dataclasses.fields(part) if f.name != "weight"]
-        arguments = ", ".join(f"{f.name}={getattr(part, f.name)}" for f in fields)
-        weight = "" if part.weight == 1.0 else f"{part.weight} * "
-        texts.append(f"{weight}{name}({arguments})" if arguments else f"{weight}{name}")
-    return " + ".join(texts)

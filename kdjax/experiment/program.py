@@ -15,7 +15,16 @@ from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
 from kdjax.models import ensemble, from_nnx, output_shapes, zoo
 from kdjax.objectives import Bound, bind
-from kdjax.training import Runner, TrainState, Variables, init_state, make_runner, make_step, optimizers
+from kdjax.training import (
+    Runner,
+    TrainState,
+    Variables,
+    count_parameters,
+    init_state,
+    make_runner,
+    make_step,
+    optimizers,
+)
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.loop import Loop
@@ -120,10 +129,15 @@ class Program:
         total, count = None, 0
         for batch in batches:
             gradient, rows = compiled(state, teacher, self.runner.place_batch(batch))
-            weighted = jax.tree.map(lambda g: g * rows, gradient)
-            total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
+            share = jax.tree.map(functools.partial(jnp.multiply, rows), gradient)
+            total = share if total is None else jax.tree.map(jnp.add, total, share)
             count = count + rows
         return dataclasses.replace(teacher, gradient=jax.tree.map(lambda g: g / jnp.maximum(count, 1), total))
+
+    def extra_parameters(self) -> int:
+        """How many parameters are trained beside the student: those of the objective, and of a peer."""
+        params = jax.eval_shape(lambda: self.fresh_state(0, 0)).params
+        return count_parameters({name: tree for name, tree in params.items() if name != "student"})
 
     def network_template(self) -> Variables:
         """Shapes of the student's variables, with the sharding they are wanted in."""

@@ -210,14 +210,13 @@ def describe(
 ) -> dict[str, Any]:
     """What a phase came to, as data."""
     params, _ = jax.eval_shape(program.student.init, jax.random.key(0))
-    extra, _ = jax.eval_shape(program.bound.init, jax.random.key(0))
     steps, seconds = facts["timed_steps"], facts["train_seconds"]
     device = jax.devices()[0]
     return {
         "phase": program.phase.name,
         "network": program.student.name,
         "parameters": count_parameters(params),
-        "extra_parameters": count_parameters(extra),
+        "extra_parameters": program.extra_parameters(),
         "seed": seed,
         "data_seed": data_seed,
         "steps": program.clock.total_steps,

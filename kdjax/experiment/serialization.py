@@ -17,7 +17,7 @@ from kdjax.training import optimizers
 KINDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Experiment, Phase, Data, Model, Views, Strong, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW,
+        Experiment, Phase, Data, Model, Views, Strong, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW, optimizers.DOT,
         schedules.Constant, schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Steps, schedules.Product,
         *(cls for cls in vars(objectives).values()
           if isinstance(cls, type) and issubclass(cls, Objective) and cls is not Objective),

@@ -169,7 +169,7 @@ class Experiment:
         if data.views.mixup:
             for phase in self.phases:
                 reading = [n for n, part in part_names(phase.objective).items() if "labels" in part.reads]
-                if reading:
+                if reading and phase.taught:
                     found.append(
                         f"data.views.mixup mixes inputs, but the objective {reading[0]!r} of phase {phase.name!r} reads "
                         "labels, which are not mixed; use one that reads the teacher only, or set mixup to 0."

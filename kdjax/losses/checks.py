@@ -134,3 +134,15 @@ def row_mask(where, rows: int) -> Array:
     if where.shape != (rows,):
         raise ValueError(f"where has shape {where.shape}, the features {rows} examples: give one bool an example.")
     return where
+
+
+def token_weights(mask, logits: Array) -> Array:
+    """`mask` as a constant weight for each position of `logits`, in its precision."""
+    if mask is None:
+        return jnp.ones(logits.shape[:-1], logits.dtype)
+    mask = jnp.asarray(mask)
+    if mask.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"mask has shape {mask.shape}, student_logits leading axes {logits.shape[:-1]}: give one value a position."
+        )
+    return lax.stop_gradient(mask.astype(logits.dtype))

@@ -9,6 +9,8 @@ from jax import lax
 from kdjax.losses import checks, logspace
 from kdjax.losses.logit import kd, logit_mse
 
+__all__ = ["kd_from_probs", "label_revision", "loca_calibrate", "loca_logits", "rc", "swap_logits"]
+
 Array = jax.Array
 
 

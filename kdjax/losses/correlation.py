@@ -10,6 +10,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["clkd", "dist", "dist_parts"]
+
 Array = jax.Array
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["dkd", "dkd_parts", "nkd", "rld", "rld_parts"]
+
 Array = jax.Array
 
 

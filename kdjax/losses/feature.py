@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from kdjax.losses import checks
 
+__all__ = ["fitnet"]
+
 Array = jax.Array
 
 

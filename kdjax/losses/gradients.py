@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from kdjax.losses import checks
 
+__all__ = ["align_gradients", "project_conflict", "scale_gradient"]
+
 Array = jax.Array
 Tree = Any
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["hard_label", "kd", "logit_mse"]
+
 Array = jax.Array
 
 

@@ -8,6 +8,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["mlld", "mlld_levels"]
+
 Array = jax.Array
 
 # Of the temperatures, as many as this meet the strong view in the released code; the later ones meet the weak view.

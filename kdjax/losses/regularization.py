@@ -6,6 +6,15 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = [
+    "confidence_penalty",
+    "cross_entropy",
+    "cross_entropy_with_targets",
+    "label_smoothing_xent",
+    "predictive_entropy",
+    "skew_jensen",
+]
+
 Array = jax.Array
 
 # Nearer than this to 0 or 1, `skew_jensen` is its limit: the quotient there is 0 / 0.

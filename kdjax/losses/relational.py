@@ -6,6 +6,8 @@ from jax import lax
 
 from kdjax.losses import checks
 
+__all__ = ["sp"]
+
 Array = jax.Array
 
 

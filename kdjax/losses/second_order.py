@@ -9,6 +9,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["fisher_diag", "second_order_kd", "weighted_repr"]
+
 Array = jax.Array
 
 

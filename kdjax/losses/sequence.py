@@ -1,9 +1,8 @@
-r"""Losses of token sequences: a masked mean over tokens, a teacher that moves, a teacher of few or of other tokens."""
+r"""Losses of token sequences: a masked mean over tokens, a teacher that moves, a teacher of other tokens."""
 
 import difflib
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,15 +10,13 @@ from jax import lax
 from kdjax.losses import checks, logspace
 from kdjax.losses.divergence import akl, forward_kl, jsd, reverse_kl, skew_fkl, skew_rkl, symmetric_kl, tvd
 
+__all__ = ["TAIDState", "lm_kd", "taid", "taid_init", "taid_target", "taid_update", "uld"]
+
 Array = jax.Array
 
 DIVERGENCES = {
     loss.__name__: loss for loss in (forward_kl, reverse_kl, symmetric_kl, skew_fkl, skew_rkl, jsd, tvd, akl)
 }
-# The bucket of all other tokens keeps this much probability at least: its logarithm exists then.
-LEAST_OTHER = 1e-8
-# Stands in for -inf where the vocabulary is summed up: no probability either, and no nan in any gradient.
-LOWEST = -1e30
 
 
 def lm_kd(
@@ -68,7 +65,7 @@ def lm_kd(
         nearest = difflib.get_close_matches(str(divergence), DIVERGENCES, n=1, cutoff=0)[0]
         raise ValueError(f"divergence is {divergence!r}; did you mean {nearest!r}? It is one of {list(DIVERGENCES)}.")
     student, teacher = checks.logits_pair(student_logits, teacher_logits)
-    weights = _token_weights(mask, student)
+    weights = checks.token_weights(mask, student)
     counted = (weights != 0)[..., None]
     student, teacher = jnp.where(counted, student, 0), jnp.where(counted, teacher, 0)
     hyper = {"beta": beta} if divergence == "jsd" else {}
@@ -226,125 +223,6 @@ def taid_update(state: TAIDState, loss, step, total, *, t_start=0.4, t_end=1.0, 
     return jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(loss), a, b).astype(b.dtype), following, state)
 
 
-def topk_signal(teacher_logits, k: int) -> tuple[Array, Array]:
-    """What to store of a teacher for `topk_kl`: its `k` most likely tokens and their log-probabilities.
-
-    Args:
-      teacher_logits: `[..., V]`.
-      k: how many tokens, 1 to V.
-
-    Returns:
-      `(ids, logprobs)`, each `[..., k]`, the most likely first and of tokens that tie the lower index; int32, and
-      normalised over the whole vocabulary. A token at -inf is padding: id -1, log-probability -inf.
-
-    Raises:
-      TypeError: logits are not floating point.
-      ValueError: `k` is not from 1 to V.
-
-    >>> ids, logprobs = topk_signal(jnp.log(jnp.array([0.2, 0.7, 0.1])), 2)
-    >>> print(ids, [f"{p:.1f}" for p in jnp.exp(logprobs)])
-    [1 0] ['0.7', '0.2']
-    """
-    teacher = lax.stop_gradient(checks.class_scores(teacher_logits, "teacher_logits"))
-    if not 1 <= k <= teacher.shape[-1]:
-        raise ValueError(f"k is {k}; it must be from 1 to the vocabulary's {teacher.shape[-1]} tokens.")
-    values, ids = lax.top_k(teacher, k)
-    top, log_total = _log_normalizer(teacher, jnp.ones(teacher.shape[:-1], teacher.dtype))
-    padding = values == -jnp.inf
-    logprobs = jnp.where(padding, 0, values) - top[..., None] - log_total[..., None]
-    return jnp.where(padding, -1, ids), jnp.where(padding, -jnp.inf, logprobs)
-
-
-def topk_kl(
-    student_logits,
-    ids,
-    logprobs,
-    mask=None,
-    *,
-    missing: Literal["other_bucket", "renormalize"] = "other_bucket",
-    temperature=1.0,
-) -> Array:
-    r"""Forward KL to a teacher of which only the `k` most likely tokens are stored.
-
-    $$\sum_{i \le k} p_t(i) \left( \log p_t(i) - \log p_s(i) \right) \; \left[ + \; r_t (\log r_t - \log r_s) \right]$$
-
-    The student's `p_s` always comes from its softmax over the whole vocabulary: normalising it over the stored tokens
-    would leave all others without a gradient. For the teacher, `missing` says what became of the rest:
-
-    - "other_bucket": all other tokens are one outcome more, with $r = 1 - \sum_i p(i)$ on both sides, at least 1e-8
-      (below, a student's bucket is no longer pulled up).
-    - "renormalize": they have probability 0, and the `k` probabilities are made to sum to 1.
-
-    Args:
-      student_logits: `[..., V]`. A token at -inf adds nothing.
-      ids: `[..., k]` integers, each token once; a negative one is padding and ignored.
-      logprobs: `[..., k]` log-probabilities of those tokens under the teacher at temperature 1, see `topk_signal`;
-        rounding in storage may let them sum to a little more than 1. Raw logits are only right with "renormalize".
-      mask: `[...]`, bool or numbers that weigh the positions; None counts all. Where it is 0 the logits and stored
-        values may hold anything, nan included.
-      missing: "other_bucket" or "renormalize".
-      temperature: a number, a traced scalar, or an array that broadcasts to the leading axes. The stored probabilities
-        and what is left over are raised to `1 / T` and normalised: exact only where nothing is missing.
-
-    Returns:
-      `[...]` in nats, weighed by the mask and 0 where it is; no factor `T^2`. Divide their sum by the count of tokens
-      of the whole batch. A position with an id of V or more is nan and sends nothing back. No second array of the size
-      of the logits is made: they are summed up, and read at `ids`.
-
-    Raises:
-      TypeError: logits or log-probabilities are not floating point, or ids not integers.
-      ValueError: shapes do not fit, `missing` is neither, or `temperature` is not above 0 or does not broadcast.
-
-    Source: the released code of DistillKit, whose two policies these are; its trainer multiplies by `T^2`.
-
-    >>> student = jnp.zeros((1, 4))
-    >>> ids, logprobs = topk_signal(jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.1]])), 2)
-    >>> print(*(f"{topk_kl(student, ids, logprobs, missing=m)[0]:.4f}" for m in ("other_bucket", "renormalize")))
-    0.2180 0.7247
-    """
-    if missing not in ("other_bucket", "renormalize"):
-        raise ValueError(f'missing is {missing!r}; use "other_bucket" or "renormalize".')
-    student = checks.class_scores(student_logits, "student_logits")
-    ids, logprobs = jnp.asarray(ids), lax.stop_gradient(checks.floating(logprobs, "logprobs"))
-    chex.assert_type(ids, int, custom_message="ids must be integer token indices", exception_type=TypeError)
-    if ids.shape != logprobs.shape or ids.shape[:-1] != student.shape[:-1]:
-        raise ValueError(
-            f"ids has shape {ids.shape}, logprobs {logprobs.shape} and student_logits {student.shape}: give [..., k], "
-            "[..., k] and [..., V] of the same positions."
-        )
-    temperature = checks.softening(temperature, student)
-    weights = _token_weights(mask, student)
-    counted = weights != 0
-    vocabulary = student.shape[-1]
-    stored = counted[..., None] & (ids >= 0) & (logprobs != -jnp.inf)
-    known = stored & (ids < vocabulary)
-
-    # Read from the logits as they came, so that reading them makes no promoted copy.
-    picked = jnp.take_along_axis(jnp.asarray(student_logits), jnp.where(known, ids, 0), axis=-1).astype(student.dtype)
-    shared = known & (picked != -jnp.inf)
-    top, log_total = _log_normalizer(student, temperature, None if mask is None else counted)
-    shifted = (jnp.where(shared, picked, 0) - top[..., None]) / temperature[..., None]
-    log_s = jnp.where(shared, shifted - log_total[..., None], 0)
-
-    logprobs = jnp.where(known, logprobs, 0)
-    if missing == "renormalize":
-        log_t = logspace.log_softmax(logprobs, temperature, where=known)
-        bucket = 0
-    else:
-        left = jnp.clip(1 - jnp.sum(jnp.where(known, jnp.exp(logprobs), 0), axis=-1, keepdims=True), 0, 1)
-        outcomes = jnp.concatenate([logprobs, jnp.log(jnp.where(left > 0, left, 1))], axis=-1)
-        log_t = logspace.log_softmax(outcomes, temperature, where=jnp.concatenate([known, left > 0], axis=-1))
-        rest_t = jnp.exp(log_t[..., -1])
-        log_t = log_t[..., :-1]
-        rest_s = 1 - jnp.sum(jnp.where(shared, jnp.exp(log_s), 0), axis=-1)
-        rest_t, rest_s = (jnp.clip(rest, LEAST_OTHER, 1 - LEAST_OTHER) for rest in (rest_t, rest_s))
-        bucket = rest_t * (jnp.log(rest_t) - jnp.log(rest_s))
-    log_t = jnp.where(shared, log_t, 0)
-    values = jnp.sum(jnp.where(shared, jnp.exp(log_t) * (log_t - log_s), 0), axis=-1) + bucket
-    values = jnp.where(counted, weights * values, 0)
-    return jnp.where(jnp.any(stored & ~known, axis=-1), jnp.nan, values)
-
-
 def uld(student_logits, teacher_logits) -> Array:
     r"""Universal logit distillation, for two vocabularies: pulls together how probability falls off, not on which tokens.
 
@@ -383,29 +261,5 @@ def uld(student_logits, teacher_logits) -> Array:
     for logits in (student, teacher):
         p = jnp.sort(jnp.exp(logspace.log_softmax(logits)), axis=-1, descending=True)
         falling.append(jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, longest - p.shape[-1])]))
-    return jnp.sum(jnp.abs(falling[1] - falling[0]), axis=-1)
-
-
-def _token_weights(mask, logits: Array) -> Array:
-    """`mask` as a constant weight for each position of `logits`, in its precision."""
-    if mask is None:
-        return jnp.ones(logits.shape[:-1], logits.dtype)
-    mask = jnp.asarray(mask)
-    if mask.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"mask has shape {mask.shape}, student_logits leading axes {logits.shape[:-1]}: give one value a position."
-        )
-    return lax.stop_gradient(mask.astype(logits.dtype))
-
-
-def _log_normalizer(logits: Array, temperature: Array, counted: Array | None = None) -> tuple[Array, Array]:
-    """`(top, log sum exp((logits - top) / temperature))`, each `[...]`, of rows that are `counted`.
-
-    Few operations, each used once, so that they melt into the two reductions without a copy of the logits.
-    """
-    top = jnp.maximum(jnp.max(lax.stop_gradient(logits), axis=-1), LOWEST)
-    shifted = jnp.maximum(logits - top[..., None], LOWEST)
-    if counted is not None:
-        top, shifted = jnp.where(counted, top, 0), jnp.where(counted[..., None], shifted, 0)
-    total = jnp.sum(jnp.exp(shifted / temperature[..., None]), axis=-1)
-    return top, jnp.log(jnp.where(total == 0, 1, total))
+    gap = falling[1] - falling[0]
+    return jnp.sum(gap * jnp.sign(gap), axis=-1)  # the slope of jnp.abs at 0 is 1

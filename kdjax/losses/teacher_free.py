@@ -8,6 +8,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["stability_metric", "tf_kd_regularizer", "tf_kd_self"]
+
 Array = jax.Array
 
 

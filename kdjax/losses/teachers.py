@@ -6,6 +6,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["ensemble_logits", "multi_teacher_kd", "random_teacher_logits"]
+
 Array = jax.Array
 
 

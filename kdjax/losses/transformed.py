@@ -10,6 +10,8 @@ from jax import lax
 from kdjax.losses import checks, logspace
 from kdjax.losses.logit import kd
 
+__all__ = ["standardize", "ttm", "uda_kd", "wsld", "wttm"]
+
 Array = jax.Array
 
 
@@ -150,7 +152,7 @@ def standardize(logits, *, eps=1e-7) -> Array:
     values = jnp.where(kept, logits, 0)
     # Measured from the row's largest logit, so that a constant row is constant to the last digit.
     top = jnp.max(jnp.where(kept, logits, -jnp.inf), axis=-1, keepdims=True)
-    values = jnp.where(kept, values, 0)
+    values = jnp.where(kept, values - lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top)), 0)
     count = jnp.sum(kept, axis=-1, keepdims=True, dtype=logits.dtype)
     mean = jnp.sum(values, axis=-1, keepdims=True) / jnp.maximum(count, 1)
     centred = jnp.where(kept, values - mean, 0)

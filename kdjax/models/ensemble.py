@@ -1,5 +1,6 @@
 """Several networks as one: their probabilities averaged, and each one's logits beside."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,8 @@ def ensemble(networks: Sequence[Network]) -> Network:
 
     Its logits are `log(1/M sum_m softmax(z_m))`, the logarithm of the members' mean probability, and its tap "members"
     holds each member's own, `[B, M, C]`, for objectives that weigh teachers. Nothing else of the members is given. Networks
-    of one architecture run as one program over stacked parameters, others one after the other.
+    of one name with parameters of the same shapes are taken to be one architecture and run as one program over stacked
+    parameters, others one after the other.
 
     Args:
       networks: at least one. Its variables are made from the members' by `join_members`.
@@ -23,36 +25,35 @@ def ensemble(networks: Sequence[Network]) -> Network:
     """
     if not networks:
         raise ValueError("An ensemble needs at least one network; give it some.")
-    alike = stackable([jax.eval_shape(network.init, jax.random.key(0)) for network in networks])
+    variables = [jax.eval_shape(network.init, jax.random.key(0)) for network in networks]
+    stacked = [stackable(list(trees)) for trees in zip(*variables, strict=True)]
+    names = [network.name for network in networks]
+    alike = all(stacked) and len(set(names)) == 1
 
     def init(key):
         made = [network.init(jax.random.fold_in(key, i)) for i, network in enumerate(networks)]
         return tuple(join_members([member[part] for member in made]) for part in (0, 1))
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
+        def member(network, params, state):
+            output, after = network.apply(params, state, inputs, train=train, rngs=rngs, axis=axis)
+            return output.logits, after
+
         if alike:
-
-            def member(params, state):
-                output, after = networks[0].apply(params, state, inputs, train=train, rngs=rngs, axis=axis)
-                return output.logits, after
-
-            logits, state = jax.vmap(member)(params, state)
+            logits, state = jax.vmap(functools.partial(member, networks[0]))(params, state)
         else:
-            said = []
-            state = dict(state)
-            for i, network in enumerate(networks):
-                output, state[str(i)] = network.apply(
-                    params[str(i)], state[str(i)], inputs, train=train, rngs=rngs, axis=axis
-                )
-                said.append(output.logits)
-            if len({logits.shape for logits in said}) > 1:
-                classes = ", ".join(str(logits.shape[-1]) for logits in said)
+            said = [
+                member(network, *(take_member(tree, i, one) for tree, one in zip((params, state), stacked, strict=True)))
+                for i, network in enumerate(networks)
+            ]
+            if len({logits.shape for logits, _ in said}) > 1:
+                classes = ", ".join(str(logits.shape[-1]) for logits, _ in said)
                 raise ValueError(f"The members of the ensemble have {classes} classes; they must have the same.")
-            logits = jnp.stack(said)
-        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(float(len(networks)))
+            logits, state = jnp.stack([logits for logits, _ in said]), join_members([after for _, after in said])
+        log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(len(networks)))
         return ModelOutput(logits=mean, taps={"members": jnp.moveaxis(logits, 0, -2)}), state
 
-    names = [network.name for network in networks]
     name = f"{len(names)} × {names[0]}" if len(set(names)) == 1 else " + ".join(names)
     return Network(init, apply, {}, name)
 
@@ -62,6 +63,11 @@ def join_members(trees: Sequence[Tree]) -> Tree:
     if stackable(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
     return {str(i): tree for i, tree in enumerate(trees)}
+
+
+def take_member(tree: Tree, number: int, stacked: bool) -> Tree:
+    """One member's part of what `join_members` made."""
+    return jax.tree.map(lambda x: x[number], tree) if stacked else tree[str(number)]
 
 
 def stackable(trees: Sequence[Tree]) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax.schedules import Schedule, multiply, value_at
+from kdjax.schedules import Schedule, WarmUp, epochs, multiply, value_at
 from kdjax.types import Array, Context, DataInfo, ModelOutput, Progress, Term, Terms, Tree
 
 
@@ -98,6 +98,32 @@ class Objective:
         return dataclasses.replace(self, weight=multiply(self.weight, factor))
 
     __rmul__ = __mul__
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A named, weighted objective, as a paper or its code uses it.
+
+    Attributes:
+      objective: with the weights of the source.
+      family: "labels" (no teacher), "logit" (row by row), "head" (trains something beside), "batch" (compares rows),
+        "divergence" (from language models), "feature" or "relational".
+      summary: what it does, in a line.
+      setting: where the weights come from.
+      paper: where the method comes from, if not from its first objective's.
+    """
+
+    objective: Objective
+    family: str
+    summary: str
+    setting: str = ""
+    paper: Paper | None = None
+
+
+# Where weights come from, most often; and the warm-up that some of them have.
+CIFAR = "CIFAR-100, released benchmark code"
+RELEASED = "the released code's default"
+RAMP = WarmUp(length=epochs(20), staircase=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,29 @@ import dataclasses
 import inspect
 from typing import Any
 
+import jax
+import numpy as np
+
 from kdjax.objectives.base import Objective, part_names
-from kdjax.objectives.methods import METHODS, method
+from kdjax.objectives.binding import bind
+from kdjax.objectives.logit import KD
+from kdjax.objectives.methods import METHODS, Method, method
+from kdjax.schedules import Schedule
+from kdjax.types import DataInfo, ModelOutput
+
+HEADINGS = ("method", "source", "family", "reads", "trains", "objective, with its weights", "what it does")
 
 
-def rows() -> list[tuple[str, str, str, str, str, str]]:
-    """`(name, source, family, reads, trains, what it does)` of every method."""
+def rows() -> list[tuple[str, ...]]:
+    """What the table says of every method, in the order of `HEADINGS`."""
     return [
         (
             name,
-            source(entry.objective),
+            source(entry),
             entry.family,
             ", ".join(reads(entry.objective)),
             trains(entry.objective),
+            written(entry.objective),
             entry.summary,
         )
         for name, entry in METHODS.items()
@@ -25,41 +35,86 @@ def rows() -> list[tuple[str, str, str, str, str, str]]:
 
 def markdown() -> str:
     """The methods as the table that the README carries."""
-    lines = ["| method | source | family | reads | trains | what it does |", "| --- | --- | --- | --- | --- | --- |"]
-    lines += ["| `" + "` | ".join((row[0], " | ".join(row[1:]))) + " |" for row in rows()]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join("---" for _ in HEADINGS) + " |"]
+    lines += [f"| `{name}` | {paper} | {family} | {read} | {trained} | `{objective}` | {summary} |"
+              for name, paper, family, read, trained, objective, summary in rows()]  # fmt: skip
     return "\n".join(lines)
 
 
 def show_methods(console: Any) -> None:
     from rich.table import Table
 
-    table = Table("method", "source", "family", "reads", "trains", "what it does", box=None, pad_edge=False)
+    shown = [i for i, heading in enumerate(HEADINGS) if not heading.startswith("objective")]
+    table = Table(*(HEADINGS[i] for i in shown), box=None, pad_edge=False)
     for row in rows():
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in shown))
     console.print(table)
-    console.print("\n`kdjax methods NAME` explains one.")
+    console.print(f"\n{len(METHODS)} methods. `kdjax methods NAME` explains one, with its formula and hyperparameters.")
 
 
 def show_method(name: str, console: Any) -> None:
     entry = method(name)
-    console.print(f"[bold]{name}[/bold]: {entry.summary}", highlight=False)
-    console.print(f"weights from: {entry.setting or 'no published setting; see the objective'}", highlight=False)
+
+    def line(text: str, **style: Any) -> None:
+        console.print(text, highlight=False, soft_wrap=True, **style)
+
+    line(f"[bold]{name}[/bold]: {entry.summary}")
+    line(written(entry.objective), markup=False)
+    line(f"weights from: {entry.setting or 'no published setting; see the objective'}")
+    if any(part.trains for part in entry.objective.parts):
+        line(f"trains beside the student: {trains(entry.objective)}")
     for part_name, part in part_names(entry.objective).items():
-        console.print(f"\n[bold]{part.weight} × {part_name}[/bold]", highlight=False)
-        console.print(inspect.getdoc(type(part)), highlight=False, markup=False)
+        line(f"\n[bold]{part.weight} × {part_name}[/bold]")
+        explain(part, line)
+
+
+def explain(part: Objective, line: Any) -> None:
+    """Prints formula, text, fields and paper of one objective, and of the one it wraps."""
+    if part.formula:
+        line(f"  {part.formula}", markup=False)
+    line(inspect.getdoc(type(part)), markup=False)
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name != "weight":
+            line(f"  {field.name} = {written(value) if isinstance(value, Objective) else value}", markup=False)
+    if part.paper is not None:
+        paper = part.paper
+        arxiv = f", arXiv {paper.arxiv}" if paper.arxiv else ""
+        line(f"  {paper.authors}: {paper.title}. {paper.venue} {paper.year}{arxiv}", markup=False)
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Objective):
+            line(f"\n{field.name}: {next(iter(part_names(value)))}")
+            explain(value, line)
+
+
+def written(objective: Objective) -> str:
+    """An objective as a person would write it down: "0.1 * cross_entropy + 0.9 * kd(temperature=4.0)".
+
+    Fields that have their usual value are left out, but for numbers, which are the method's hyperparameters.
+    """
+    texts = []
+    for name, part in part_names(objective).items():
+        arguments = []
         for field in dataclasses.fields(part):
-            if field.name != "weight":
-                console.print(f"  {field.name} = {getattr(part, field.name)!r}", highlight=False, markup=False)
-        if part.paper is not None:
-            paper = part.paper
-            arxiv = f", arXiv {paper.arxiv}" if paper.arxiv else ""
-            console.print(f"  {paper.authors}: {paper.title}. {paper.venue} {paper.year}{arxiv}", highlight=False)
+            value = getattr(part, field.name)
+            if field.name == "weight" or (value == field.default and isinstance(value, str | bool | tuple | None)):
+                continue
+            arguments.append(f"{field.name}={written(value) if isinstance(value, Objective) else value}")
+        stem = name.rstrip("0123456789").rstrip("_")
+        weight = f"({part.weight}) * " if isinstance(part.weight, Schedule) else f"{part.weight} * "
+        weight = "" if part.weight == 1.0 else weight
+        texts.append(f"{weight}{stem}({', '.join(arguments)})" if arguments else f"{weight}{stem}")
+    return " + ".join(texts)
 
 
-def source(objective: Objective) -> str:
-    """Venue and year of the first part that has a paper."""
-    papers = [part.paper for part in objective.parts if part.paper is not None]
-    return f"{papers[0].authors}, {papers[0].venue} {papers[0].year}" if papers else ""
+def source(entry: Method) -> str:
+    """Authors, venue and year of a method: of its own paper, or of that of its first objective that is more than a
+    cross-entropy or KD, or of the first at all."""
+    papers = [part.paper for part in entry.objective.parts if part.paper is not None and not isinstance(part, KD)]
+    papers += [part.paper for part in entry.objective.parts if isinstance(part, KD)]
+    paper = entry.paper or next(iter(papers), None)
+    return f"{paper.authors}, {paper.venue} {paper.year}" if paper else ""
 
 
 def reads(objective: Objective) -> list[str]:
@@ -70,5 +125,16 @@ def reads(objective: Objective) -> list[str]:
 
 
 def trains(objective: Objective) -> str:
-    """What modules of their own its parts train."""
-    return ", ".join(part.trains for part in objective.parts if part.trains) or "–"
+    """What its parts train beside the student, and how many parameters that is from resnet32x4 to resnet8x4."""
+    names = ", ".join(part.trains for part in objective.parts if part.trains)
+    count = extra_parameters(objective)
+    return f"{names} ({count:,})" if count else names or "–"
+
+
+def extra_parameters(objective: Objective) -> int:
+    """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes."""
+    shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), np.float32)
+    stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
+    output = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
+    params, _ = jax.eval_shape(bind(objective, output, output, DataInfo(100, 50_000)).init, jax.random.key(0))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

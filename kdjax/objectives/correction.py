@@ -4,9 +4,13 @@ import dataclasses
 from typing import ClassVar
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import Method, Objective, Paper
+from kdjax.objectives.logit import KD
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["RC", "LabelRevision"]
 
 _PAPER = Paper(
     "Knowledge Distillation with Refined Logits (a baseline there)", "Sun et al.", "ICCV", 2025, "2408.07703"
@@ -59,3 +63,18 @@ class LabelRevision(Objective):
             eta=self.eta, where=where, axis_name=ctx.axis,
         )  # fmt: skip
         return per_example(values, where)
+
+
+METHODS = {
+    "rc": Method(
+        CrossEntropy() + KD(temperature=4.0) + RC(temperature=4.0),
+        "logit",
+        "KD, and the student's own logits corrected by the label",
+    ),
+    "label_revision": Method(
+        LabelRevision(),
+        "logit",
+        "logits where the teacher is right, probabilities blended with the label where not",
+        "refined logits' released code",
+    ),
+}

@@ -3,10 +3,15 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+import jax
+
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import CIFAR, Method, Objective, Paper
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import whole_batch
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["CLKD", "DIST", "MLLD"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class MLLD(Objective):
     """each term is summed over these"""
     official: bool = False
     """as released: masks scale instead of select, some strong terms are weak ones, others left out"""
+    standardize: bool = False
+    """logit standardisation as its released code joins it to this method: of the KL's logits, not of the other levels'"""
 
     views: ClassVar = ("main", "strong")
     formula: ClassVar = "Σ_T T² KL + ‖P_s P_s' − P_t P_t'‖² / B + ‖P_s' P_s − P_t' P_t‖² / C, on both views"
@@ -79,9 +86,44 @@ class MLLD(Objective):
 
     def terms(self, module, ctx):
         strong = ctx.views["strong"]
-        found = losses.mlld(
-            ctx.student.logits, ctx.teacher.logits, student_logits_strong=strong.student.logits,
-            teacher_logits_strong=strong.teacher.logits, official=self.official, temperatures=self.temperatures,
-            where=ctx.batch.where, axis_name=ctx.axis,
-        )  # fmt: skip
+        pairs = (ctx.student.logits, ctx.teacher.logits), (strong.student.logits, strong.teacher.logits)
+
+        def levels(prepare):
+            (student, teacher), (student_strong, teacher_strong) = jax.tree.map(prepare, pairs)
+            return losses.mlld(
+                student, teacher, student_logits_strong=student_strong, teacher_logits_strong=teacher_strong,
+                official=self.official, temperatures=self.temperatures, where=ctx.batch.where, axis_name=ctx.axis,
+            )  # fmt: skip
+
+        found = levels(lambda logits: logits)
+        if self.standardize:
+            found["kd"] = levels(losses.standardize)["kd"]
         return {name: whole_batch(value) for name, value in found.items()}
+
+
+_LABELS = 0.1 * CrossEntropy() + 0.1 * CrossEntropy(view="strong")
+METHODS = {
+    "dist": Method(
+        CrossEntropy() + DIST(beta=1.0, gamma=1.0, temperature=1.0),
+        "batch",
+        "correlation by example and by class",
+        "a third party's copy; the original's CIFAR weights are not verified",
+    ),
+    "clkd": Method(
+        0.1 * CrossEntropy() + CLKD(mu=0.5, beta=2.0, nu=0.4),
+        "batch",
+        "normalised logits by example and class, and how classes vary",
+        "unofficial copies; the paper was not seen",
+    ),
+    "mlld": Method(_LABELS + 0.9 * MLLD(), "batch", "examples, classes and the batch, on two views", CIFAR),
+    "mlld_official": Method(
+        _LABELS + 0.9 * MLLD(official=True), "batch", "the same as its released code computes it", CIFAR
+    ),
+    "lskd_mlld": Method(
+        _LABELS + 9.0 * MLLD(official=True, standardize=True),
+        "batch",
+        "multi-level, its KL of standardised logits",
+        CIFAR,
+        Paper("Logit Standardization in Knowledge Distillation", "Sun et al.", "CVPR", 2024, "2403.01427"),
+    ),
+}

@@ -11,10 +11,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import RELEASED, Method, Objective, Paper
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example, sum_over_devices
 from kdjax.schedules import Schedule, value_at
 from kdjax.types import Array, Batch
+
+__all__ = [
+    "AKL",
+    "JSD",
+    "TAID",
+    "TVD",
+    "ULD",
+    "ForwardKL",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
+    "SymmetricKL",
+    "TopK",
+]
 
 
 def counted(batch: Batch, values: Array) -> Array:
@@ -236,3 +251,20 @@ class ULD(Objective):
     def terms(self, module, ctx):
         values = losses.uld(ctx.student.logits, ctx.teacher.logits)
         return per_example(values, counted(ctx.batch, values))
+
+
+METHODS = {
+    "forward_kl": Method(ForwardKL(), "divergence", "cover what the teacher believes"),
+    "reverse_kl": Method(ReverseKL(), "divergence", "leave out rather than invent"),
+    "symmetric_kl": Method(SymmetricKL(alpha=0.9), "divergence", "both, mixed", RELEASED),
+    "skew_kl": Method(SkewKL(alpha=0.1), "divergence", "forward KL against a mixture", RELEASED),
+    "skew_reverse_kl": Method(SkewReverseKL(alpha=0.1), "divergence", "reverse KL against a mixture", RELEASED),
+    "jsd": Method(
+        JSD(beta=0.5, temperature=0.9), "divergence", "generalised Jensen-Shannon divergence", "TRL's default"
+    ),
+    "tvd": Method(TVD(), "divergence", "total variation distance"),
+    "akl": Method(AKL(head_mass=0.5), "divergence", "forward and reverse KL mixed by head and tail"),
+    "taid": Method(TAID(), "divergence", "a target that moves from the student to the teacher", RELEASED),
+    "top_k": Method(TopK(k=5), "divergence", "only the teacher's top classes are known"),
+    "uld": Method(CrossEntropy() + ULD(), "divergence", "sorted probabilities, for different classes or vocabularies"),
+}

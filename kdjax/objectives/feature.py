@@ -4,9 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import CIFAR, Method, Objective, Paper
 from kdjax.objectives.projectors import ConvRegressor
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
+
+__all__ = ["FitNet"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,3 +43,10 @@ def stage_shape(output, stage: int, role: str) -> tuple[int, ...]:
     if not -count <= stage < count:
         raise ValueError(f"stage={stage}, but the {role} network gives {count} stages of features (0 to {count - 1}).")
     return output.features[stage].shape[1:]
+
+
+METHODS = {
+    "fitnet": Method(
+        CrossEntropy() + 100.0 * FitNet(stage=2), "feature", "match a middle feature map through a projector", CIFAR
+    ),
+}

@@ -9,10 +9,13 @@ from flax import nnx
 
 from kdjax import losses
 from kdjax.models.normalization import BatchNorm
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.feature import stage_shape
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
 from kdjax.schedules import Cosine, Schedule, epochs, value_at
+
+__all__ = ["CTKD", "DHKD", "USKD"]
 
 
 class NonlinearHead(nnx.Module):
@@ -147,3 +150,23 @@ class USKD(Objective):
             official=self.official, where=where, axis_name=ctx.axis,
         )  # fmt: skip
         return per_example(values, where)
+
+
+METHODS = {
+    "uskd": Method(
+        CrossEntropy() + USKD(alpha=1.0, beta=0.1, mu=0.005),
+        "labels",
+        "no teacher: soft labels from the student and a weak head",
+        "ImageNet, " + RELEASED,
+    ),
+    "ctkd": Method(
+        0.1 * CrossEntropy() + 0.9 * CTKD(), "head", "KD at a temperature that learns to make it harder", CIFAR
+    ),
+    "dhkd": Method(CrossEntropy() + DHKD(temperature=2.0), "head", "a second head for the distillation loss", CIFAR),
+    "dhkd_aligned": Method(
+        CrossEntropy() + DHKD(temperature=2.0, align=True),
+        "head",
+        "the same, its gradient turned where it opposes the labels'",
+        CIFAR,
+    ),
+}

@@ -4,9 +4,12 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper, Targeted, seen
+from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper, Targeted, seen
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["KD", "TTM", "WSLD", "WTTM", "HardLabel", "LogitMSE", "SecondOrderKD", "TfKDSelf"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,3 +154,58 @@ class TfKDSelf(Objective):
             multiplier=self.multiplier, official=self.official,
         )  # fmt: skip
         return per_example(values, ctx.batch.where)
+
+
+METHODS = {
+    "kd": Method(
+        0.1 * CrossEntropy() + 0.9 * KD(temperature=4.0), "logit", "match the teacher's softened probabilities", CIFAR
+    ),
+    "kd_only": Method(
+        KD(temperature=4.0),
+        "logit",
+        "the same without labels: how well can a student match?",
+        "the fidelity study's, CIFAR-100 (there as cross-entropy, with the same gradient)",
+        Paper("Does Knowledge Distillation Really Work?", "Stanton et al.", "NeurIPS", 2021, "2106.05945"),
+    ),
+    "function_matching": Method(
+        KD(temperature=1.0),
+        "logit",
+        "no labels, both networks on the same mixed crop (data.views.mixup=1), very long",
+        "ImageNet, " + RELEASED,
+        Paper(
+            "Knowledge Distillation: A Good Teacher Is Patient and Consistent",
+            "Beyer et al.",
+            "CVPR",
+            2022,
+            "2106.05237",
+        ),
+    ),
+    "born_again": Method(
+        CrossEntropy() + KD(temperature=1.0), "logit", "a network teaches the next of its own kind", "the paper's"
+    ),
+    "uda_kd": Method(
+        0.25 * CrossEntropy()
+        + 0.25 * CrossEntropy(view="strong")
+        + 0.25 * KD(temperature=5.0)
+        + 0.25 * KD(temperature=5.0, view="strong"),
+        "logit",
+        "KD on the plain and on a strongly augmented view",
+        RELEASED,
+    ),
+    "logit_mse": Method(LogitMSE(), "logit", "match the logits themselves"),
+    "second_order_kd": Method(CrossEntropy() + SecondOrderKD(), "logit", "KD as a quadratic form around the teacher"),
+    "hard_label": Method(HardLabel(), "logit", "learn the teacher's predicted class"),
+    "wsld": Method(
+        CrossEntropy() + 2.25 * WSLD(temperature=4.0), "logit", "KD weighted by how far the student is behind", CIFAR
+    ),
+    "ttm": Method(
+        CrossEntropy() + 45.0 * TTM(gamma=0.1),
+        "logit",
+        "soften the teacher alone",
+        "the released code's for VGG13 to VGG8",
+    ),
+    "wttm": Method(CrossEntropy() + WTTM(gamma=0.1), "logit", "the same, unsure examples counting more"),
+    "tf_kd_self": Method(
+        0.1 * CrossEntropy() + 0.9 * TfKDSelf(temperature=20.0), "logit", "learn from the same network trained before"
+    ),
+}

@@ -4,9 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import CIFAR, Method, Objective, Paper
 from kdjax.objectives.feature import stage_shape
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
+
+__all__ = ["SP"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,3 +34,8 @@ class SP(Objective):
             axis_name=ctx.axis,
         )
         return per_example(values, ctx.batch.where)
+
+
+METHODS = {
+    "sp": Method(CrossEntropy() + 3000.0 * SP(), "relational", "match which examples of the batch look alike", CIFAR),
+}

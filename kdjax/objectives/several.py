@@ -4,9 +4,12 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import RELEASED, Method, Objective, Paper
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["DML", "MultiTeacherKD"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,3 +57,16 @@ class DML(Objective):
 
     def terms(self, module, ctx):
         return per_example(losses.kd(ctx.student.logits, ctx.peer.logits, temperature=1.0), ctx.batch.where)
+
+
+METHODS = {
+    "dml": Method(
+        CrossEntropy() + DML(order="sequential"), "labels", "no teacher: two students teach each other", "the paper's"
+    ),
+    "multi_teacher_kd": Method(
+        0.5 * CrossEntropy() + 0.5 * MultiTeacherKD(temperature=5.0),
+        "logit",
+        "KD from each of several teachers",
+        RELEASED,
+    ),
+}

@@ -4,9 +4,11 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper, seen
+from kdjax.objectives.base import Method, Objective, Paper, seen
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["ConfidencePenalty", "CrossEntropy", "LabelSmoothing"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,3 +78,14 @@ class ConfidencePenalty(Objective):
     def terms(self, module, ctx):
         values = losses.confidence_penalty(ctx.student.logits, beta=value_at(self.beta, ctx.progress))
         return per_example(values, ctx.batch.where)
+
+
+METHODS = {
+    "labels": Method(CrossEntropy(), "labels", "no teacher: cross-entropy with the labels, the baseline"),
+    "label_smoothing": Method(
+        LabelSmoothing(smoothing=0.1), "labels", "no teacher: labels softened towards the uniform distribution"
+    ),
+    "confidence_penalty": Method(
+        CrossEntropy() + ConfidencePenalty(beta=0.1), "labels", "no teacher: labels, and a reward for entropy"
+    ),
+}

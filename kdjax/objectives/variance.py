@@ -5,8 +5,11 @@ from typing import ClassVar
 
 import jax
 
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import RELEASED, Method, Objective, Paper
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.schedules import Schedule, value_at
+
+__all__ = ["ControlVariate"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,3 +51,13 @@ class ControlVariate(Objective):
                 "Variables(params, state, gradient), see make_teacher_gradient."
             )
         return jax.tree.map(lambda g, m: g + strength * m, corrected, over_data)
+
+
+METHODS = {
+    "kdvr": Method(
+        CrossEntropy() + ControlVariate(strength=0.7),
+        "logit",
+        "subtract the teacher's gradient; the networks must be alike",
+        RELEASED,
+    ),
+}

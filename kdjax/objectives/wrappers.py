@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper, weighted
+from kdjax.objectives.base import CIFAR, RAMP, Method, Objective, Paper, weighted
+from kdjax.objectives.decoupled import DKD
 from kdjax.objectives.logit import KD
+from kdjax.objectives.supervised import CrossEntropy
 from kdjax.schedules import Schedule, value_at
 from kdjax.types import Array, Context
+
+__all__ = ["LoCa", "RandomTeacher", "Standardize", "Swap"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,3 +154,35 @@ def only_labelled(changed: Array, teacher: Array, ctx: Context) -> Array:
     """The changed logits on rows whose label may be used, the teacher's own on the others."""
     usable = ctx.batch.labelled & ctx.batch.where
     return jnp.where(jnp.reshape(usable, usable.shape + (1,) * (teacher.ndim - usable.ndim)), changed, teacher)
+
+
+METHODS = {
+    "swap": Method(
+        Swap(inner=KD(temperature=4.0)),
+        "logit",
+        "KD after the wrong top class and the label are exchanged",
+        "refined logits' released code, which uses no labels beside",
+    ),
+    "loca": Method(
+        0.1 * CrossEntropy() + 0.9 * LoCa(inner=KD(temperature=4.0)),
+        "logit",
+        "KD from a teacher calibrated by the label",
+    ),
+    "loca_dkd": Method(
+        CrossEntropy() + RAMP * LoCa(inner=DKD(alpha=1.0, beta=8.0, temperature=4.0)),
+        "logit",
+        "DKD from a teacher calibrated by the label",
+    ),
+    "lskd": Method(
+        0.1 * CrossEntropy() + 9.0 * Standardize(inner=KD(temperature=2.0)), "logit", "KD of standardised logits", CIFAR
+    ),
+    "lskd_dkd": Method(
+        CrossEntropy() + 9.0 * (RAMP * Standardize(inner=DKD(alpha=1.0, beta=8.0, temperature=2.0))),
+        "logit",
+        "DKD of standardised logits",
+        CIFAR,
+    ),
+    "random_teacher": Method(
+        0.1 * CrossEntropy() + 0.9 * RandomTeacher(inner=KD(temperature=4.0)), "logit", "the control: KD from noise"
+    ),
+}

@@ -93,7 +93,8 @@ def make_step(
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
         shown = show(state, batch, views, objective.views, clock, mix, axis)
         said, teacher_call = run_teacher(teacher, teacher_variables, shown, axis)
-        inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, axis))
+        peer_key = jax.random.fold_in(jax.random.fold_in(state.keys["train"], state.step), 2)
+        inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, peer_key, axis))
 
         def losses(params):
             return losses_of(params, state.state, inputs, state)
@@ -223,13 +224,16 @@ def run_teacher(teacher: Network | None, variables: Variables | None, shown: dic
     return lax.stop_gradient(said), call
 
 
-def run_peer(network: Network, variables: Variables | None, shown: dict[str, Array], axis: Axis):
+def run_peer(network: Network, variables: Variables | None, shown: dict[str, Array], key: Array, axis: Axis):
     """What a network that is itself in training says, with the statistics of this batch; its own are left alone."""
     if variables is None:
         return {}
     params, state = lax.stop_gradient((variables.params, variables.state))
-    with jax.named_scope("peer"):
-        said = {name: network.apply(params, state, x, train=True, axis=axis)[0] for name, x in shown.items()}
+    said = {}
+    for i, (name, inputs) in enumerate(shown.items()):
+        with jax.named_scope("peer"):
+            rngs = jax.random.fold_in(key, i)
+            said[name], _ = network.apply(params, state, inputs, train=True, rngs=rngs, axis=axis)
     return lax.stop_gradient(said)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.losses import correlation, multilevel
-from kdjax.losses.uskd import uskd
+from kdjax.losses.self_distillation import uskd
 from kdjax.reduction import group_losses, per_example, whole_batch
 from tests.losses.computing import computing_in, draw
 

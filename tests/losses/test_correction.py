@@ -197,6 +197,17 @@ def test_label_revision_leaves_out_what_the_teacher_excludes():
     np.testing.assert_array_equal(gradient[:, 1], 0)
 
 
+def test_label_revision_of_a_wrong_teacher_is_finite_where_the_student_excludes_a_class():
+    student, teacher = np.array([[1.0, -np.inf, 2.0]]), np.array([[3.0, 0.0, 1.0]])
+    value, gradient = revised(student, teacher, np.array([2]))
+    found, pull = jax.value_and_grad(lambda s: label_revision(s, np.float32(teacher), np.array([2])).sum())(
+        np.float32(student)
+    )
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(pull, gradient, rtol=1e-5)
+    assert pull[0, 1] == 0
+
+
 def test_label_revision_of_tied_and_single_classes():
     tied = jnp.array([[1.0, 1.0]])  # the first is the prediction
     np.testing.assert_allclose(label_revision(tied * 0, tied, np.array([0])), np.log(2) + 4, rtol=1e-6)
@@ -258,6 +269,9 @@ def test_loca_gives_the_label_just_enough(alpha):
         shift = TEACHER - TEACHER.max(-1, keepdims=True)
         np.testing.assert_allclose(logits[~moved], np.float64(shift)[~moved], rtol=1e-6)
         assert (logits[moved] > 0).all()
+        for correct in loca_calibrate, loca_logits:  # constants, whatever they are put into
+            pull = jax.grad(lambda t, correct=correct: jnp.sum(correct(t, LABELS, alpha=alpha) ** 2))(real(probs))
+            np.testing.assert_array_equal(pull, 0)
 
 
 def test_loca_at_its_edges():

@@ -146,6 +146,18 @@ def test_value_and_gradient_are_those_of_the_formula(key, inputs, precision):
 
 
 @EVERY
+def test_where_some_probabilities_are_equal_the_gradient_is_that_of_the_formula(key):
+    """A maximum or an absolute value is no smooth function there, but for the total variation the divergences are."""
+    student = np.log(np.array([[0.375, 0.125, 0.25, 0.25]], np.float32))
+    teacher = student[:, [1, 0, 2, 3]]
+    p_s, p_t = (jnp.exp(jax.nn.log_softmax(logits)) for logits in (student, teacher))
+    np.testing.assert_array_equal(p_s[:, 2:], p_t[:, 2:])
+    _, gradient = values_and_gradient(key, student, teacher, np.float32(1))
+    _, expected = numpy_divergence(NAMES[key], student, teacher, **LOSSES[key])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+@EVERY
 def test_one_value_for_each_row_however_the_rows_are_arranged(key):
     loss = bound(key)
     values = loss(STUDENT, TEACHER)

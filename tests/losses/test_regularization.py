@@ -67,7 +67,9 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_targets(over_all_classes
     targets = (1 - share) * ONE_HOT + spread
     with computing_in("f64") as real:
         value, gradient = mean_and_gradient(
-            lambda s, y, eps: losses.label_smoothing_xent(s, labels=y, smoothing=eps, over_all_classes=over_all_classes),
+            lambda s, y, eps: losses.label_smoothing_xent(
+                s, labels=y, smoothing=eps, over_all_classes=over_all_classes
+            ),
             real(STUDENT),
             LABELS,
             share,
@@ -84,7 +86,9 @@ def test_label_smoothing_is_a_pull_towards_uniformity():
         divergence = reference.kl(uniform, reference.log_softmax(STUDENT))
         np.testing.assert_allclose(values, (1 - share) * hard + share * (divergence + np.log(5)), **EXACT)
         # Moving a share of 4/5 of it to the other four classes is the same target.
-        others = losses.label_smoothing_xent(real(STUDENT), labels=LABELS, smoothing=share * 4 / 5, over_all_classes=False)
+        others = losses.label_smoothing_xent(
+            real(STUDENT), labels=LABELS, smoothing=share * 4 / 5, over_all_classes=False
+        )
         np.testing.assert_allclose(others, values, **EXACT)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses import divergence, sequence
+from kdjax.losses import divergence, sequence, topk
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import computing_in, draw, mean_and_gradient
 
@@ -220,7 +220,7 @@ def test_taid_moves_on_as_published(hyper):
     np.testing.assert_allclose(momentum, expected[:, 1], rtol=1e-4, atol=1e-7)
     assert t[0] == start.t and (np.diff(t) >= 0).all()
     assert last.started and last.previous_loss == losses[-1]
-    assert jax.tree.map(jnp.dtype, last) == jax.tree.map(jnp.dtype, start)
+    assert [x.dtype for x in last] == [x.dtype for x in start]
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
@@ -233,11 +233,11 @@ def test_taid_passes_over_a_loss_that_is_not_finite(loss):
 
 
 def test_taid_says_what_does_not_fit():
-    with pytest.raises(ValueError, match="t_start is 1.5"):
+    with pytest.raises(ValueError, match="t_start is 1"):
         sequence.taid_init(1.5)
     with pytest.raises(ValueError, match=r"loss has shape \(2,\)"):
         sequence.taid_update(sequence.taid_init(), np.ones(2), 0, 10)
-    with pytest.raises(ValueError, match="t is 1.2"):
+    with pytest.raises(ValueError, match="t is 1"):
         sequence.taid(STUDENT, TEACHER, t=1.2)
 
 
@@ -269,15 +269,15 @@ POLICIES = pytest.mark.parametrize("missing", ["other_bucket", "renormalize"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_topk_is_its_formula(missing, temperature):
     with computing_in("f64") as real:
-        ids, logprobs = sequence.topk_signal(real(TEACHER), 3)
+        ids, logprobs = topk.topk_signal(real(TEACHER), 3)
         ids = np.array(ids)
         ids[0, 1, 2] = ids[1, 2, 1:] = -1  # padding, whatever is stored beside it
         logprobs = np.array(logprobs)
         logprobs[0, 1, 2] = np.nan if missing == "renormalize" else 7.0
         hyper = {"missing": missing, "temperature": temperature}
-        values = sequence.topk_kl(real(STUDENT), ids, real(logprobs), **hyper)
+        values = topk.topk_kl(real(STUDENT), ids, real(logprobs), **hyper)
         np.testing.assert_allclose(values, numpy_topk(STUDENT, ids, logprobs, missing, temperature), rtol=1e-9)
-        slope = jax.grad(lambda s: sequence.topk_kl(s, ids, real(logprobs), **hyper).sum())(real(STUDENT))
+        slope = jax.grad(lambda s: topk.topk_kl(s, ids, real(logprobs), **hyper).sum())(real(STUDENT))
         direction = np.float64(draw(84, 2, 4, 7))
         ahead, behind = (
             numpy_topk(STUDENT + sign * 1e-6 * direction, ids, logprobs, missing, temperature).sum() for sign in (1, -1)
@@ -288,32 +288,50 @@ def test_topk_is_its_formula(missing, temperature):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_topk_of_all_tokens_is_the_forward_kl(scale):
     student, teacher = np.float32(scale) * STUDENT, np.float32(scale) * TEACHER
-    ids, logprobs = sequence.topk_signal(teacher, 7)
+    ids, logprobs = topk.topk_signal(teacher, 7)
     expected = divergence.forward_kl(student, teacher)
     for missing in ("other_bucket", "renormalize"):
-        values, pull = jax.vjp(lambda s, m=missing: sequence.topk_kl(s, ids, logprobs, missing=m), student)
+        values, pull = jax.vjp(lambda s, m=missing: topk.topk_kl(s, ids, logprobs, missing=m), student)
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=4e-6)
         gap = reference.softmax(student) - reference.softmax(teacher)
         np.testing.assert_allclose(pull(jnp.ones((2, 4)))[0], gap, atol=2e-6)
 
 
 def test_topk_of_an_equal_student():
-    ids, logprobs = sequence.topk_signal(TEACHER, 3)
-    values, pull = jax.vjp(lambda s: sequence.topk_kl(s, ids, logprobs), TEACHER)
+    ids, logprobs = topk.topk_signal(TEACHER, 3)
+    values, pull = jax.vjp(lambda s: topk.topk_kl(s, ids, logprobs), TEACHER)
     np.testing.assert_allclose(values, 0, atol=5e-7)
     np.testing.assert_allclose(pull(jnp.ones((2, 4)))[0], 0, atol=5e-6)
     # Where the rest is said to be impossible, the student that gives it something is at fault.
-    values = sequence.topk_kl(TEACHER, ids, logprobs, missing="renormalize")
+    values = topk.topk_kl(TEACHER, ids, logprobs, missing="renormalize")
     np.testing.assert_allclose(values, -np.log(np.exp(logprobs).sum(-1)), rtol=1e-4, atol=1e-6)
+
+
+def test_topk_of_a_student_that_leaves_nothing_to_the_other_tokens():
+    """Their bucket has a floor of 1e-8 on either side."""
+    ids, logprobs = topk.topk_signal(0.3 * TEACHER, 3)
+    certain = STUDENT.copy()
+    np.put_along_axis(certain, np.array(ids), 60 + np.take_along_axis(STUDENT, np.array(ids), -1), axis=-1)
+    assert np.exp(np.float64(logprobs)).sum(-1).max() < 0.9
+    with computing_in("f64") as real:
+        for student, stored in (certain, logprobs), (STUDENT, logprobs - np.log(np.exp(logprobs).sum(-1))[..., None]):
+            values = topk.topk_kl(real(student), ids, real(stored))
+            expected = numpy_topk(student, np.array(ids), np.array(stored), "other_bucket", 1.0)
+            np.testing.assert_allclose(values, expected, rtol=1e-9)
+    values, pull = jax.vjp(lambda s: topk.topk_kl(s, ids, logprobs), certain)
+    np.testing.assert_allclose(
+        values, numpy_topk(certain, np.array(ids), np.array(logprobs), "other_bucket", 1.0), rtol=0.1
+    )
+    assert np.isfinite(pull(jnp.ones((2, 4)))[0]).all()
 
 
 @POLICIES
 def test_topk_with_a_mask(missing):
     with computing_in("f64") as real:
-        ids, logprobs = sequence.topk_signal(real(TEACHER), 3)
+        ids, logprobs = topk.topk_signal(real(TEACHER), 3)
         student, spoilt, unknown = STUDENT.copy(), np.array(logprobs), np.array(ids)
         student[~MASK], spoilt[~MASK], unknown[~MASK] = np.nan, np.nan, 99
-        loss = functools.partial(sequence.topk_kl, missing=missing)
+        loss = functools.partial(topk.topk_kl, missing=missing)
         values, pull = jax.vjp(lambda s: loss(s, unknown, real(spoilt), MASK), real(student))
         expected, pull_few = jax.vjp(lambda s: loss(s, ids[MASK], logprobs[MASK]), real(STUDENT[MASK]))
         np.testing.assert_allclose(values[MASK], expected, **EXACT)
@@ -327,10 +345,10 @@ def test_topk_with_a_mask(missing):
 
 @POLICIES
 def test_topk_of_a_position_with_nothing_stored_and_of_an_unknown_token(missing):
-    ids, logprobs = map(np.array, sequence.topk_signal(TEACHER, 3))
+    ids, logprobs = map(np.array, topk.topk_signal(TEACHER, 3))
     ids[0, 0] = -1
     ids[1, 1, 2] = 7
-    values, pull = jax.vjp(lambda s: sequence.topk_kl(s, ids, logprobs, missing=missing), STUDENT)
+    values, pull = jax.vjp(lambda s: topk.topk_kl(s, ids, logprobs, missing=missing), STUDENT)
     np.testing.assert_allclose(values[0, 0], 0, atol=1e-7)
     assert np.isnan(values[1, 1]) and np.isnan(values).sum() == 1
     gradient = pull(jnp.ones((2, 4)))[0]
@@ -343,11 +361,11 @@ def test_topk_of_a_position_with_nothing_stored_and_of_an_unknown_token(missing)
 def test_topk_of_rounded_probabilities(missing):
     """Stored in float16: a sum a little above 1 is no probability below 0."""
     sharp = 3 * TEACHER
-    ids, logprobs = sequence.topk_signal(sharp, 5)
+    ids, logprobs = topk.topk_signal(sharp, 5)
     stored = jnp.asarray(logprobs, jnp.float16)
     assert (np.exp(np.float64(stored)).sum(-1) > 1).any()
-    values, pull = jax.vjp(lambda s: sequence.topk_kl(s, ids, stored, missing=missing), STUDENT)
-    np.testing.assert_allclose(values, sequence.topk_kl(STUDENT, ids, logprobs, missing=missing), rtol=5e-3, atol=5e-3)
+    values, pull = jax.vjp(lambda s: topk.topk_kl(s, ids, stored, missing=missing), STUDENT)
+    np.testing.assert_allclose(values, topk.topk_kl(STUDENT, ids, logprobs, missing=missing), rtol=5e-3, atol=5e-3)
     exact = numpy_topk(STUDENT, np.asarray(ids), np.asarray(stored, np.float64), missing, 1.0)
     np.testing.assert_allclose(values, exact, rtol=1e-4, atol=1e-5)
     assert np.isfinite(pull(jnp.ones((2, 4)))[0]).all()
@@ -356,8 +374,8 @@ def test_topk_of_rounded_probabilities(missing):
 @POLICIES
 def test_topk_at_any_size_of_logits_and_beside_excluded_tokens(missing):
     student, teacher = draw(85, 2, 4, 7, scale=1e4), draw(86, 2, 4, 7, scale=1e4)
-    ids, logprobs = sequence.topk_signal(teacher, 3)
-    values, pull = jax.vjp(lambda s: sequence.topk_kl(s, ids, logprobs, missing=missing), student)
+    ids, logprobs = topk.topk_signal(teacher, 3)
+    values, pull = jax.vjp(lambda s: topk.topk_kl(s, ids, logprobs, missing=missing), student)
     expected = divergence.forward_kl(student, teacher)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-3)
     gradient = pull(jnp.ones((2, 4)))[0]
@@ -365,13 +383,13 @@ def test_topk_at_any_size_of_logits_and_beside_excluded_tokens(missing):
 
     student, teacher = STUDENT.copy(), TEACHER.copy()
     teacher[..., :5] = student[..., 6] = student[0, 0] = -np.inf
-    ids, logprobs = sequence.topk_signal(teacher, 3)
+    ids, logprobs = topk.topk_signal(teacher, 3)
     np.testing.assert_array_equal(ids[..., 2], -1)
     np.testing.assert_array_equal(logprobs[..., 2], -np.inf)
     np.testing.assert_allclose(np.exp(logprobs).sum(-1), 1, rtol=1e-6)
 
     def by_temperature(student, temperature):
-        return sequence.topk_kl(student, ids, logprobs, missing=missing, temperature=temperature).sum()
+        return topk.topk_kl(student, ids, logprobs, missing=missing, temperature=temperature).sum()
 
     value, gradients = jax.value_and_grad(by_temperature, argnums=(0, 1))(student, 2.0)
     assert np.isfinite(value) and all(np.isfinite(gradient).all() for gradient in gradients)
@@ -379,14 +397,14 @@ def test_topk_at_any_size_of_logits_and_beside_excluded_tokens(missing):
 
 
 def test_topk_signal_is_the_teachers_best():
-    ids, logprobs = sequence.topk_signal(TEACHER, 3)
+    ids, logprobs = topk.topk_signal(TEACHER, 3)
     assert ids.dtype == jnp.int32 and logprobs.dtype == jnp.float32
     order = np.argsort(-TEACHER, axis=-1, kind="stable")[..., :3]
     np.testing.assert_array_equal(ids, order)
     expected = np.take_along_axis(reference.log_softmax(TEACHER), order, axis=-1)
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(sequence.topk_signal(jnp.zeros((1, 4)), 2)[0], [[0, 1]])
-    sloped = jax.grad(lambda t: sequence.topk_kl(STUDENT, *sequence.topk_signal(t, 3)).sum())(jnp.asarray(TEACHER))
+    np.testing.assert_array_equal(topk.topk_signal(jnp.zeros((1, 4)), 2)[0], [[0, 1]])
+    sloped = jax.grad(lambda t: topk.topk_kl(STUDENT, *topk.topk_signal(t, 3)).sum())(jnp.asarray(TEACHER))
     np.testing.assert_array_equal(sloped, 0)
 
 
@@ -400,8 +418,8 @@ def both_renormalized(student, ids, logprobs):
 def test_a_student_normalised_over_the_stored_tokens_learns_the_wrong_thing():
     """A diffuse teacher, of which k of V tokens are stored: the gradient's error against that of all tokens."""
     student, teacher = draw(87, 4, 64, scale=1.0), draw(88, 4, 64, scale=1.0)
-    ids, logprobs = sequence.topk_signal(teacher, 32)
-    assert (0.7 < np.exp(logprobs).sum(-1)).all() and (np.exp(logprobs).sum(-1) < 0.95).all()
+    ids, logprobs = topk.topk_signal(teacher, 32)
+    assert np.exp(logprobs).sum(-1).max() < 0.9
     whole = reference.softmax(student) - reference.softmax(teacher)
 
     def error(loss):
@@ -409,10 +427,10 @@ def test_a_student_normalised_over_the_stored_tokens_learns_the_wrong_thing():
         return np.linalg.norm(gradient - whole) / np.linalg.norm(whole)
 
     plain = error(both_renormalized)
-    renormalized = error(functools.partial(sequence.topk_kl, missing="renormalize"))
-    bucket = error(sequence.topk_kl)
-    assert plain > 0.3
-    assert renormalized < 0.85 * plain and bucket < 0.7 * plain, (plain, renormalized, bucket)
+    renormalized = error(functools.partial(topk.topk_kl, missing="renormalize"))
+    bucket = error(topk.topk_kl)
+    assert plain > 0.6
+    assert renormalized < 0.5 * plain and bucket < 0.3 * plain
 
 
 def test_topk_makes_no_second_array_of_the_vocabulary():
@@ -421,7 +439,7 @@ def test_topk_makes_no_second_array_of_the_vocabulary():
     size = 4 * np.prod(logits.shape)
 
     def total(student, ids, logprobs):
-        return jnp.sum(sequence.topk_kl(student, ids, logprobs))
+        return jnp.sum(topk.topk_kl(student, ids, logprobs))
 
     for function in total, jax.grad(total):  # whose one result is as large as the logits
         memory = jax.jit(function).lower(logits, ids, logprobs).compile().memory_analysis()
@@ -429,26 +447,26 @@ def test_topk_makes_no_second_array_of_the_vocabulary():
 
 
 def test_topk_says_what_does_not_fit():
-    ids, logprobs = sequence.topk_signal(TEACHER, 3)
+    ids, logprobs = topk.topk_signal(TEACHER, 3)
     with pytest.raises(ValueError, match="missing is 'zero'"):
-        sequence.topk_kl(STUDENT, ids, logprobs, missing="zero")
+        topk.topk_kl(STUDENT, ids, logprobs, missing="zero")
     with pytest.raises(TypeError, match="ids must be integer"):
-        sequence.topk_kl(STUDENT, logprobs, logprobs)
+        topk.topk_kl(STUDENT, logprobs, logprobs)
     with pytest.raises(ValueError, match=r"ids has shape \(2, 4, 3\), logprobs \(2, 4, 2\)"):
-        sequence.topk_kl(STUDENT, ids, logprobs[..., :2])
+        topk.topk_kl(STUDENT, ids, logprobs[..., :2])
     with pytest.raises(ValueError, match="mask has shape"):
-        sequence.topk_kl(STUDENT, ids, logprobs, MASK[0])
+        topk.topk_kl(STUDENT, ids, logprobs, MASK[0])
     for k in (0, 8):
         with pytest.raises(ValueError, match=f"k is {k}; it must be from 1 to"):
-            sequence.topk_signal(TEACHER, k)
+            topk.topk_signal(TEACHER, k)
 
 
 def test_topk_of_half_types_is_computed_in_float32():
-    ids, logprobs = sequence.topk_signal(jnp.asarray(TEACHER, jnp.bfloat16), 3)
+    ids, logprobs = topk.topk_signal(jnp.asarray(TEACHER, jnp.bfloat16), 3)
     student = jnp.asarray(STUDENT, jnp.bfloat16)
-    values = sequence.topk_kl(student, ids, logprobs)
+    values = topk.topk_kl(student, ids, logprobs)
     assert values.dtype == logprobs.dtype == jnp.float32
-    np.testing.assert_array_equal(values, sequence.topk_kl(student.astype(jnp.float32), ids, logprobs))
+    np.testing.assert_array_equal(values, topk.topk_kl(student.astype(jnp.float32), ids, logprobs))
 
 
 # Two vocabularies
@@ -479,8 +497,10 @@ def test_uld_compares_how_probability_falls_off(longer):
 
 
 def test_uld_of_equal_excluded_and_large_logits():
-    values, pull = jax.vjp(lambda s: sequence.uld(s, TEACHER[..., ::-1]), TEACHER)
-    np.testing.assert_allclose(values, 0, atol=1e-6)
+    np.testing.assert_allclose(sequence.uld(TEACHER[..., ::-1], TEACHER), 0, atol=1e-6)
+    values, pull = jax.vjp(lambda s: sequence.uld(s, TEACHER), TEACHER)
+    np.testing.assert_array_equal(values, 0)
+    np.testing.assert_array_equal(pull(jnp.ones((2, 4)))[0], 0)
     apart = jnp.array([[1.0, -jnp.inf, 1.0]]), jnp.array([[2.0, 2.0]])
     values, pull = jax.vjp(lambda s: sequence.uld(s, apart[1]), apart[0])
     np.testing.assert_array_equal(values, 0)

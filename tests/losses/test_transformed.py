@@ -182,6 +182,12 @@ def test_wsld_where_classes_are_excluded():
     np.testing.assert_allclose(value, values.sum() / 6, **EXACT["f32"])
     np.testing.assert_allclose(gradient[np.ix_(others, kept)], gradients / 6, **EXACT["f32"])
     np.testing.assert_array_equal(gradient[3], 0)
+    # Weight 0, the label being excluded, beside an infinite cost of another class.
+    value, gradient = mean_and_gradient(
+        wsld, jnp.array([[0.0, -jnp.inf, 1.0]]), jnp.array([[-jnp.inf, 0.0, 0.0]]), np.array([0])
+    )
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
     # Where the student excludes the label and the teacher does not, the weight is 1 and the cost infinite.
     value, gradient = mean_and_gradient(wsld, jnp.array([[-jnp.inf, 0.0]]), jnp.zeros((1, 2)), np.array([0]))
     assert value == jnp.inf and np.isfinite(gradient).all()

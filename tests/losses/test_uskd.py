@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses.uskd import uskd
+from kdjax.losses.self_distillation import uskd
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import computing_in, draw

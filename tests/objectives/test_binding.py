@@ -220,7 +220,7 @@ def test_combining_gradients():
     assert bind(CrossEntropy() + KD(), STUDENT, TEACHER, DATA).combine is None
     assert bind(CrossEntropy() + First(), STUDENT, TEACHER, DATA).combine({"task": 1, "distill": 2}) == 2
     both = bind(First() + CrossEntropy() + Second(), STUDENT, TEACHER, DATA)
-    with pytest.raises(ValueError, match="First and Second: each combines .* in its own way; use one"):
+    with pytest.raises(ValueError, match=r"First and Second: each combines .* in its own way; use one"):
         both.combine  # noqa: B018  a property
 
 

@@ -15,7 +15,7 @@ from kdjax import objectives
 from kdjax.models import from_nnx
 from kdjax.models.normalization import BatchNorm
 from kdjax.objectives import METHODS, Objective, Sum, bind, catalogue, method, part_names, reads_teacher
-from kdjax.schedules import Schedule
+from kdjax.schedules import Linear, Schedule, steps
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mutual import join, make_mutual_step
 from kdjax.training.optimizers import SGD, build
@@ -147,20 +147,43 @@ def test_published_weights():
 def test_rows_of_the_catalogue():
     rows = catalogue.rows()
     assert [row[0] for row in rows] == list(METHODS)
-    assert all(len(row) == 6 and row[2] and row[3] and row[5] for row in rows)
+    assert all(len(row) == len(catalogue.HEADINGS) and row[2] and row[3] and row[5] and row[6] for row in rows)
     by_name = {row[0]: row for row in rows}
-    assert by_name["kd"][1:5] == (
+    assert by_name["kd"][1:6] == (
         "Hinton, Vinyals, Dean, NIPS workshop 2015", "logit", "student.logits, labels, teacher.logits", "–",
+        "0.1 * cross_entropy + 0.9 * kd(temperature=4.0)",
     )  # fmt: skip
     assert by_name["labels"][1] == "" and by_name["labels"][3] == "student.logits, labels"
-    assert by_name["fitnet"][4] == "a convolutional projector"
+    assert by_name["uda_kd"][1] == "Ruffy, Chahal, arXiv 2019", "the method's own paper, not KD's"
+    assert by_name["rc"][1] == "Sun et al., ICCV 2025", "the part that is more than cross-entropy and KD"
+
+
+def test_what_is_trained_is_counted_for_the_usual_pair():
+    by_name = {row[0]: row[4] for row in catalogue.rows()}
+    assert by_name["fitnet"] == f"a convolutional projector ({128 * 128 + 128 + 2 * 128:,})"
+    assert by_name["ctkd"] == "a temperature (1)"
+    assert by_name["uskd"] == f"a weak head ({128 * 100 + 100:,})"
+    assert by_name["dhkd"] == f"a second head ({256 * 200 + 200 + 2 * 200 + 200 * 100 + 100:,})"
+    assert by_name["kd"] == by_name["taid"] == "–" and by_name["dml"] == "a second student"
 
 
 def test_the_catalogue_as_a_table():
     lines = catalogue.markdown().splitlines()
     assert len(lines) == len(METHODS) + 2
-    assert {line.count("|") for line in lines} == {7}
-    assert lines[2].startswith("| `labels` |  | labels | student.logits, labels | – | no teacher")
+    assert {line.count("|") for line in lines} == {len(catalogue.HEADINGS) + 1}
+    assert lines[2].startswith("| `labels` |  | labels | student.logits, labels | – | `cross_entropy` | no teacher")
+
+
+def test_an_objective_as_a_person_would_write_it():
+    objective = (
+        0.5 * objectives.CrossEntropy() + objectives.Standardize(inner=objectives.DKD(beta=2.0)) + objectives.KD()
+    )
+    wrapped = "standardize(inner=dkd(alpha=1.0, beta=2.0, temperature=4.0))"
+    assert catalogue.written(objective) == f"0.5 * cross_entropy + {wrapped} + kd(temperature=4.0)"
+    scheduled = Linear(0.0, 1.0, steps(5)) * objectives.KD(temperature=Linear(1.0, 2.0, steps(9)), view="strong")
+    assert catalogue.written(scheduled) == (
+        "(line 0 to 1 over 5 steps) * kd(temperature=line 1 to 2 over 9 steps, view=strong)"
+    )
 
 
 def console():
@@ -185,10 +208,14 @@ def test_every_method_explains_itself(name):
     assert (entry.setting or "no published setting") in text
     for part_name, part in part_names(entry.objective).items():
         assert f"× {part_name}" in text
-        assert type(part).__doc__.splitlines()[0] in text
+        assert type(part).__doc__.splitlines()[0] in text and part.formula in text
         assert part.paper is None or part.paper.title in text
         for field in dataclasses.fields(part):
-            assert field.name == "weight" or f"  {field.name} = {getattr(part, field.name)!r}" in text
+            value = getattr(part, field.name)
+            shown = catalogue.written(value) if isinstance(value, Objective) else value
+            assert field.name == "weight" or f"  {field.name} = {shown}" in text
+            if isinstance(value, Objective):
+                assert value.formula in text and type(value).__doc__.splitlines()[0] in text
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():

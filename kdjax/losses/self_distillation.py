@@ -6,6 +6,8 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
+__all__ = ["uskd"]
+
 Array = jax.Array
 
 
