@@ -19,7 +19,7 @@ CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 
 def test_the_example_method():
-    loss, objective, line = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.S)
+    loss, objective, line, test = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.S)
     scope = {"checks": checks, "jnp": jnp}
     exec(loss, scope)
     scope |= {
@@ -28,6 +28,8 @@ def test_the_example_method():
     }  # fmt: skip
     exec(objective, scope)
     methods = eval("{" + line + "}", scope | {"Method": Method, "CrossEntropy": CrossEntropy})
+
+    assert eval("{" + test + "}", scope)["euclid"](jnp.array([3.0, 4.0]), jnp.zeros(2), None) == 5.0
 
     student, teacher = jnp.array([[3.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 4.0], [1.0, 1.0]])
     bound = bind(methods["euclid"].objective, ModelOutput(logits=student), ModelOutput(logits=teacher), DataInfo(2))

@@ -42,10 +42,10 @@ def ensemble(networks: Sequence[Network]) -> Network:
         if alike:
             logits, state = jax.vmap(functools.partial(member, networks[0]))(params, state)
         else:
-            said = [
-                member(network, *(take_member(tree, i, one) for tree, one in zip((params, state), stacked, strict=True)))
-                for i, network in enumerate(networks)
-            ]
+            said = []
+            for i, network in enumerate(networks):
+                own = [take_member(tree, i, one) for tree, one in zip((params, state), stacked, strict=True)]
+                said.append(member(network, *own))
             if len({logits.shape for logits, _ in said}) > 1:
                 classes = ", ".join(str(logits.shape[-1]) for logits, _ in said)
                 raise ValueError(f"The members of the ensemble have {classes} classes; they must have the same.")

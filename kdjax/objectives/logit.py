@@ -181,7 +181,11 @@ METHODS = {
         ),
     ),
     "born_again": Method(
-        CrossEntropy() + KD(temperature=1.0), "logit", "a network teaches the next of its own kind", "the paper's"
+        CrossEntropy() + KD(temperature=1.0),
+        "logit",
+        "a network teaches the next of its own kind",
+        "the paper's",
+        Paper("Born-Again Neural Networks", "Furlanello et al.", "ICML", 2018, "1805.04770"),
     ),
     "uda_kd": Method(
         0.25 * CrossEntropy()
@@ -191,6 +195,7 @@ METHODS = {
         "logit",
         "KD on the plain and on a strongly augmented view",
         RELEASED,
+        Paper("The State of Knowledge Distillation for Classification", "Ruffy, Chahal", "arXiv", 2019, "1912.10850"),
     ),
     "logit_mse": Method(LogitMSE(), "logit", "match the logits themselves"),
     "second_order_kd": Method(CrossEntropy() + SecondOrderKD(), "logit", "KD as a quadratic form around the teacher"),

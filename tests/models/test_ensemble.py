@@ -155,7 +155,9 @@ def test_fresh_members_differ():
 
 def test_members_in_bfloat16_are_averaged_in_float32():
     logits = jnp.asarray([[[4.0, 0.0, 1.0]], [[3.0, 2.0, 0.5]]], jnp.bfloat16)
-    network = Network(lambda key: ({"z": logits[0]}, {}), lambda params, state, x, **_: (ModelOutput(params["z"]), state))
+    network = Network(
+        lambda key: ({"z": logits[0]}, {}), lambda params, state, x, **_: (ModelOutput(params["z"]), state)
+    )
     output, _ = ensemble([network] * 2).apply({"z": logits}, {}, ROWS[:1], train=False)
     assert output.logits.dtype == jnp.float32
     np.testing.assert_allclose(output.logits, np.log(softmax(logits).mean(0)), rtol=1e-6, atol=1e-6)
@@ -163,7 +165,9 @@ def test_members_in_bfloat16_are_averaged_in_float32():
 
 def test_a_class_that_no_member_knows_stays_out():
     logits = jnp.asarray([[[0.0, -jnp.inf, -jnp.inf]], [[0.0, 0.0, -jnp.inf]]])
-    network = Network(lambda key: ({"z": logits[0]}, {}), lambda params, state, x, **_: (ModelOutput(params["z"]), state))
+    network = Network(
+        lambda key: ({"z": logits[0]}, {}), lambda params, state, x, **_: (ModelOutput(params["z"]), state)
+    )
     output, _ = ensemble([network] * 2).apply({"z": logits}, {}, ROWS[:1], train=False)
     np.testing.assert_allclose(np.exp(output.logits), [[0.75, 0.25, 0.0]], rtol=1e-6)
 

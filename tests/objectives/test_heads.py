@@ -31,18 +31,20 @@ def said(params, x):
     """A feature map `[B, 2, 2, 4]`, an embedding `[B, 3]` and logits."""
     feature = x.reshape(-1, 2, 2, 4)
     embedding = jnp.tanh(feature.mean((1, 2)) @ params["v"])
-    return ModelOutput(logits=embedding @ params["w"], features=(feature * params["scale"], feature), embedding=embedding)
+    return ModelOutput(
+        logits=embedding @ params["w"], features=(feature * params["scale"], feature), embedding=embedding
+    )
 
 
-def network(width):
+def network(width, gain=1.0):
     def init(key):
         draw = lambda number, *shape: jax.random.normal(jax.random.fold_in(key, number), shape)
-        return {"v": draw(0, 4, width), "w": draw(1, width, CLASSES), "scale": jnp.ones((1, 1, 1, 4))}, {}
+        return {"v": draw(0, 4, width), "w": gain * draw(1, width, CLASSES), "scale": jnp.ones((1, 1, 1, 4))}, {}
 
     return Network(init, lambda params, state, x, **_: (said(params, x), state))
 
 
-STUDENT, TEACHER = network(WIDTH), network(6)
+STUDENT, TEACHER = network(WIDTH), network(6, gain=4.0)
 OUTPUT = said(STUDENT.init(jax.random.key(0))[0], jnp.ones((2, 16)))
 
 
@@ -128,11 +130,13 @@ def test_each_head_learns_from_its_own_loss():
         chex.assert_trees_all_close(gradient["objective"], distill["objective"], **EXACT)
         np.testing.assert_allclose(np.divide(*metrics["dhkd"]), head_loss(before), **EXACT)
     assert largest(distill["student"]["w"]) == largest(task["objective"]) == 0.0
-    assert min(largest(gradient["student"]["w"]), largest(gradient["objective"]), largest(distill["student"]["v"])) > 1e-3
+    assert (
+        min(largest(gradient["student"]["w"]), largest(gradient["objective"]), largest(distill["student"]["v"])) > 1e-3
+    )
 
 
-# Of the first batch the two gradients point against each other, of the second they agree.
-CONFLICT, AGREEMENT = 0, 1
+# Batches of which the gradients of labels and teacher point against each other, and agree.
+CONFLICT, AGREEMENT = 5, 7
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -226,9 +230,8 @@ def test_the_nonlinear_head_drops_a_tenth_while_training():
     np.testing.assert_allclose(dropped[kept], hidden[kept] / 0.9, rtol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).min(), after, state)
     assert min(jax.tree.leaves(moved)) > 0
-    # The second dropout of this call is of the stream's next number, but variance lost to either is the same.
     plain = 0.9 + 0.1 * np.var(hidden, axis=0, ddof=1)
-    assert np.mean(after["norm"]["var"]) > np.mean(plain)
+    assert np.mean(after["norm"]["var"]) > np.mean(plain) + 1e-3, "what is dropped adds to the variance"
     np.testing.assert_array_equal(run(0)[0][2], logits)
     assert np.abs(run(1)[0][2] - logits).max() > 1e-3
     still = run(0, train=False)[0]
@@ -272,7 +275,7 @@ def test_the_temperature_climbs_by_a_share_of_its_gradient(reversal):
             return 0.9 * kd_at(theta, logits, teacher_logits(), batch().where)
 
         slope = jax.grad(value)(theta)
-        assert abs(slope) > 1e-3
+        assert abs(slope) > 1e-2
         np.testing.assert_allclose(gradient["objective"]["ctkd"]["theta"], reversal * slope, **EXACT)
         after = theta - gradient["objective"]["ctkd"]["theta"]
         assert value(after) > value(theta) if reversal < 0 else value(after) < value(theta)
@@ -304,7 +307,9 @@ def golden(kind):
 def test_gradients_of_the_temperature_are_those_of_the_released_code(name):
     case = json.loads((GOLDEN / "manifest.json").read_text())["methods"]["ctkd"]["cases"][name]
     with np.load(GOLDEN / "ctkd.npz") as stored, jax.enable_x64(True):
-        values = {key: stored[f"{name}/{key}"].astype(np.float64) for key in ("in/student", "in/teacher", "param/global_T")}
+        values = {
+            key: stored[f"{name}/{key}"].astype(np.float64) for key in ("in/student", "in/teacher", "param/global_T")
+        }
         objective = CTKD(start=case["hyper"]["t_start"], span=case["hyper"]["t_end"], reversal=case["hyper"]["lambda_"])
         bound = bind(objective, *[ModelOutput(logits=values["in/student"])] * 2, DataInfo(10))
         ctx = Context(
@@ -338,9 +343,7 @@ def test_the_schedule_of_the_reversal_is_read():
     clock = Clock(total_steps=100, steps_per_epoch=2)
     full, *_ = one_step(0.1 * CrossEntropy() + 0.9 * CTKD(reversal=-1.0))
     later, *_ = one_step(0.1 * CrossEntropy() + 0.9 * CTKD(), number=9, clock=clock)  # in the fifth epoch
-    np.testing.assert_allclose(
-        later["objective"]["ctkd"]["theta"], 0.5 * full["objective"]["ctkd"]["theta"], rtol=1e-6
-    )
+    np.testing.assert_allclose(later["objective"]["ctkd"]["theta"], 0.5 * full["objective"]["ctkd"]["theta"], rtol=1e-6)
 
 
 # --- a weak head ---

@@ -245,7 +245,7 @@ def test_the_unbiased_form_adds_the_mean_and_is_right_on_average():
 
 
 def test_the_unbiased_form_asks_for_the_mean():
-    runner, state, variables, bound, step = setup(UNBIASED, LINEAR)
+    _, state, variables, bound, step = setup(UNBIASED, LINEAR)
     assert bound.parts["control_variate"].corrects_over_data
     with pytest.raises(
         ValueError, match="needs the teacher's mean gradient over the data; give the teacher as Variables"
@@ -275,7 +275,7 @@ def test_networks_that_differ_are_refused(student, teacher):
 
 def test_a_missing_teacher_is_refused():
     output = ModelOutput(logits=jnp.ones((2, CLASSES)))
-    with pytest.raises(ValueError, match="reads teacher.gradient, but there is no teacher"):
+    with pytest.raises(ValueError, match=r"reads teacher\.gradient, but there is no teacher"):
         bind(METHOD, output, None, DataInfo(CLASSES))
 
 

@@ -256,8 +256,11 @@ def test_without_a_difference_a_step_is_that_of_sgd():
 
 @pytest.mark.parametrize("objective", [DHKD(align=True), ControlVariate()])
 def test_objectives_that_treat_the_gradients_themselves_are_refused(objective):
-    with jax.enable_x64(True), pytest.raises(
-        ValueError, match="each treat the gradients of the groups in their own way; use another optimizer"
+    with (
+        jax.enable_x64(True),
+        pytest.raises(
+            ValueError, match="each treat the gradients of the groups in their own way; use another optimizer"
+        ),
     ):
         parts(CrossEntropy() + objective, DOT(), STUDENT, STUDENT)
 
