@@ -171,10 +171,13 @@ class DataInfo:
     Attributes:
       num_classes: number of classes `C`.
       num_examples: size of the training split (memory banks have one row an example).
+      labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
+        classes); None if they are not known.
     """
 
     num_classes: int
     num_examples: int = 0
+    labels: Any = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

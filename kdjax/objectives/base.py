@@ -6,7 +6,8 @@ Objectives add and weigh, `CrossEntropy() + 8.0 * DKD(temperature=4.0)`, and are
 
 import dataclasses
 import re
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class Objective:
       reads: what it looks at: "labels", and fields of `ModelOutput` as "student.logits", "teacher.features", or
         "peer.logits" of a network trained alongside; "teacher.gradient" is the gradient of the task at the teacher.
       views: the views of each example that it compares; the networks run once on each. The first is the main one.
+      teacher_mode: "eval", or "train" for methods whose teacher normalises by the batch and keeps updating its statistics.
+      deploys: whether something of it stays on the deployed student, see `deploy`.
       group: which gradient group its terms belong to, "task" or "distill", unless a term says otherwise.
       trains: what module of its own it trains, in a word or two.
       decays: whether weight decay applies to the parameters of its own modules.
@@ -49,6 +52,8 @@ class Objective:
 
     reads: ClassVar[tuple[str, ...]] = ("student.logits", "teacher.logits")
     views: ClassVar[tuple[str, ...]] = ("main",)
+    teacher_mode: ClassVar[Literal["eval", "train"]] = "eval"
+    deploys: ClassVar[bool] = False
     group: ClassVar[str] = "distill"
     trains: ClassVar[str] = ""
     decays: ClassVar[bool] = True
@@ -79,6 +84,10 @@ class Objective:
         """For an objective that reads "teacher.gradient": the student's gradient, corrected by the task's gradient at the
         teacher's weights on this batch, and its mean over the data set where one was given."""
         raise TypeError(f"{type(self).__name__} does not say its correction; define correct.")
+
+    def deploy(self, module: nnx.Module | None, output: ModelOutput, teacher_call: Callable[..., Any]) -> ModelOutput:
+        """For an objective that `deploys`: what the deployed student says, of what its network said. Evaluation mode."""
+        return output
 
     @property
     def corrects_over_data(self) -> bool:
