@@ -15,7 +15,6 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.models import join_members
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
-from kdjax.training.loop import evaluated
 from kdjax.training.progress import Progress, Silent
 from kdjax.training.writers import MetricWriter
 from kdjax.types import ModelOutput
@@ -95,7 +94,7 @@ def train(
     start = finished[phase.start].network if phase.start else None
     teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
     checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
-    state = program.fresh_state(seed, data_seed, start)
+    state = program.fresh_state(seed, data_seed, start, teacher_variables)
     facts, resumed = None, checkpoints.latest()
     if resumed is not None:
         state, facts = checkpoints.restore(state)
@@ -118,7 +117,7 @@ def train(
         progress.finish()
         checkpoints.close()
         writer.close()
-    network = evaluated(state)
+    network = program.deployment.variables(state, teacher_variables)
     result = describe(program, seed, data_seed, facts, teacher)
     return keep(network, program, place, result)
 
@@ -150,7 +149,7 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
         before = read_result(source) or {}
         result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
             "phase": phase.name,
-            "network": program.student.name,
+            "network": program.deployment.network.name,
             "parameters": count_parameters(network.params),
             "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
             "hash": facts["hash"],
@@ -173,7 +172,7 @@ def keep(network: Variables, program: Program, place: Path, result: dict[str, An
     """Saves a network and its result; the result last, since it says that the phase has ended."""
     facts = {
         "phase": program.phase.name,
-        "network": program.student.name,
+        "network": program.deployment.network.name,
         "num_classes": program.images.info.num_classes,
     }
     result["hash"] = save_network(place, network, facts)
@@ -209,12 +208,12 @@ def describe(
     program: Program, seed: int, data_seed: int, facts: dict[str, Any], teacher: Finished | None
 ) -> dict[str, Any]:
     """What a phase came to, as data."""
-    params, _ = jax.eval_shape(program.student.init, jax.random.key(0))
+    params, _ = jax.eval_shape(program.deployment.network.init, jax.random.key(0))
     steps, seconds = facts["timed_steps"], facts["train_seconds"]
     device = jax.devices()[0]
     return {
         "phase": program.phase.name,
-        "network": program.student.name,
+        "network": program.deployment.network.name,
         "parameters": count_parameters(params),
         "extra_parameters": program.extra_parameters(),
         "seed": seed,
@@ -278,10 +277,11 @@ def load_trained(
     chosen = experiment.phase(phase) if phase else experiment.student
     program = Builder(data_dir).program(experiment, chosen)
     variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
+    network = program.deployment.network
 
     def predict(images):
         inputs = experiment.data.views.evaluate(images)
-        return program.student.apply(variables.params, variables.state, inputs, train=False)[0]
+        return network.apply(variables.params, variables.state, inputs, train=False)[0]
 
-    predict.network, predict.variables = program.student, variables
+    predict.network, predict.variables = network, variables
     return predict

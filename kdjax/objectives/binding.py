@@ -79,6 +79,17 @@ class Bound:
         return reads_teacher(self.parts.values())
 
     @property
+    def teacher_mode(self) -> str:
+        """ "train" if a part wants the teacher to normalise by the batch and to keep updating its statistics."""
+        return "train" if any(part.teacher_mode == "train" for part in self.parts.values()) else "eval"
+
+    @property
+    def deployed(self) -> tuple[str, Objective] | None:
+        """Name and objective of the one part that leaves something on the deployed student, or None."""
+        part = self._only(lambda part: part.deploys, "leaves something of its own on the deployed student")
+        return next(((name, own) for name, own in self.parts.items() if own is part), None)
+
+    @property
     def needs_peer(self) -> bool:
         """Whether a second network is to be trained alongside, each the other's teacher."""
         return any(read.startswith("peer.") for part in self.parts.values() for read in part.reads)
