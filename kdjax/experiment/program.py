@@ -156,6 +156,11 @@ class Program:
         """Shapes of the deployed student's variables, with the sharding they are wanted in."""
         return template_of(self.deployment.network, self.runner)
 
+    def objective_template(self) -> Variables:
+        """The same of what the objective trains."""
+        params, state = jax.eval_shape(self.bound.init, jax.random.key(0))
+        return with_sharding(Variables(params, state), self.runner)
+
     def pipeline(self, data_seed: int) -> Pipeline:
         """The phase's batches in the order of `data_seed`."""
         # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
@@ -204,9 +209,11 @@ class Program:
 def template_of(network: Network, runner: Runner) -> Variables:
     """Shapes and shardings of a network's variables."""
     params, state = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), Variables(params, state)
-    )
+    return with_sharding(Variables(params, state), runner)
+
+
+def with_sharding(shapes: Variables, runner: Runner) -> Variables:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), shapes)
 
 
 def make_network(model: Model, images: Images) -> Network:

@@ -9,7 +9,17 @@ from typing import Any
 import jax
 
 from kdjax.experiment import serialization
-from kdjax.experiment.folder import COMPARISON, EXPERIMENT, RESULT, network_folder, open_run, read_result, write_json
+from kdjax.experiment.carry import carry
+from kdjax.experiment.folder import (
+    COMPARISON,
+    EXPERIMENT,
+    OBJECTIVE,
+    RESULT,
+    network_folder,
+    open_run,
+    read_result,
+    write_json,
+)
 from kdjax.experiment.program import Builder, Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.models import join_members
@@ -22,10 +32,11 @@ from kdjax.types import ModelOutput
 
 @dataclasses.dataclass
 class Finished:
-    """A phase that has ended: its network, and what it came to."""
+    """A phase that has ended: its network, what it came to, and what its objective trained (None for nothing)."""
 
     network: Variables
     result: dict[str, Any]
+    objective: Variables | None = None
 
 
 def run(
@@ -95,6 +106,7 @@ def train(
     teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
     checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
     state = program.fresh_state(seed, data_seed, start, teacher_variables)
+    state = carry(state, program.bound, finished[phase.start].objective if phase.start else None, phase.name)
     facts, resumed = None, checkpoints.latest()
     if resumed is not None:
         state, facts = checkpoints.restore(state)
@@ -119,7 +131,9 @@ def train(
         writer.close()
     network = program.deployment.variables(state, teacher_variables)
     result = describe(program, seed, data_seed, facts, teacher)
-    return keep(network, program, place, result)
+    goes_on = program.bound.modules and any(later.start == phase.name for later in experiment.phases)
+    own = Variables(state.params["objective"], state.state["objective"]) if goes_on else None
+    return keep(network, own, program, place, result)
 
 
 def teacher_of(phase: Phase, finished: dict[str, Finished]) -> Finished | None:
@@ -168,22 +182,29 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
     return found
 
 
-def keep(network: Variables, program: Program, place: Path, result: dict[str, Any]) -> Finished:
-    """Saves a network and its result; the result last, since it says that the phase has ended."""
+def keep(
+    network: Variables, objective: Variables | None, program: Program, place: Path, result: dict[str, Any]
+) -> Finished:
+    """Saves a network, what its objective trained, and its result; the result last: it says that the phase has ended."""
     facts = {
         "phase": program.phase.name,
         "network": program.deployment.network.name,
         "num_classes": program.images.info.num_classes,
     }
+    if objective is not None:
+        save_network(place / OBJECTIVE, objective, facts)
     result["hash"] = save_network(place, network, facts)
     write_json(place / RESULT, result)
-    return Finished(network, result)
+    return Finished(network, result, objective)
 
 
 def load_phase(program: Program, place: Path) -> Finished:
     """A phase that has ended, from its folder."""
     network, _ = stored_network(program, place)
-    return Finished(network, read_result(place))
+    objective = None
+    if (place / OBJECTIVE).exists():
+        objective, _ = load_network(place / OBJECTIVE, program.objective_template())
+    return Finished(network, read_result(place), objective)
 
 
 def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:

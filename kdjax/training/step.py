@@ -124,7 +124,8 @@ def make_step(
             updates, opt_state = optimizer.update(update, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = term_metrics(terms, axis)
-        metrics |= fit_metrics(output, said.get("main"), batch, axis)
+        if objective.deployed is None:  # else the student's own logits are not what it is used for
+            metrics |= fit_metrics(output, said.get("main"), batch, axis)
         metrics["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
         ema = state.ema
         if ema is not None:
