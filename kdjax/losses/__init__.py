@@ -1,29 +1,12 @@
-"""Distillation losses: pure functions from arrays to one value per example.
+"""Distillation losses: pure functions from arrays to values, for the most part one per example.
 
-Student first, teacher second, the rest by keyword; classes on the last axis. Nothing is averaged here. Every module says in
-its `__all__` what it adds to this namespace.
+Student first, teacher second, the rest by keyword; classes on the last axis. What looks at one example at a time is not
+averaged here; what compares examples with each other gives the value of the whole batch, takes `where` and `axis_name`, and
+says so. Every module says in its `__all__` what it adds to this namespace.
 """
 
-from kdjax.losses import (
-    binary,
-    correction,
-    correlation,
-    decoupled,
-    divergence,
-    feature,
-    gradients,
-    logit,
-    multilevel,
-    regularization,
-    relational,
-    second_order,
-    self_distillation,
-    sequence,
-    teacher_free,
-    teachers,
-    topk,
-    transformed,
-)
+import types as _types
+
 from kdjax.losses.binary import *
 from kdjax.losses.correction import *
 from kdjax.losses.correlation import *
@@ -43,27 +26,6 @@ from kdjax.losses.teachers import *
 from kdjax.losses.topk import *
 from kdjax.losses.transformed import *
 
-__all__ = [
-    name
-    for module in (
-        binary,
-        correction,
-        correlation,
-        decoupled,
-        divergence,
-        feature,
-        gradients,
-        logit,
-        multilevel,
-        regularization,
-        relational,
-        second_order,
-        self_distillation,
-        sequence,
-        teacher_free,
-        teachers,
-        topk,
-        transformed,
-    )
-    for name in module.__all__
-]
+__all__ = sorted(
+    name for name, value in globals().items() if not (name.startswith("_") or isinstance(value, _types.ModuleType))
+)
