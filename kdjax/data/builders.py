@@ -41,7 +41,7 @@ class _Local(tfds.core.GeneratorBasedBuilder):
 
     def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images `[N, H, W]` uint8 and labels `[N]`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say where its images are; define _arrays.")
 
     def _log_download_bytes(self):
         pass
