@@ -8,7 +8,7 @@ Published top-1 for this pair, not reproduced here: KD 73.33, KD with DOT 75.12.
 
 from kdjax.data import Views
 from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.objectives import method
+from kdjax.experiment.schemes import student_phases
 from kdjax.schedules import Steps, epochs
 from kdjax.training.optimizers import DOT, SGD
 
@@ -27,13 +27,15 @@ def experiment(name: str = "kd") -> Experiment:
                 duration=epochs(240),
                 optimizer=SGD(learning_rate=RATE, momentum=0.9, weight_decay=5e-4),
             ),
-            Phase(
-                name="student",
-                network=Model(name="resnet8x4"),
-                teacher="teacher",
-                objective=method(name).objective,
-                duration=epochs(240),
-                optimizer=DOT(learning_rate=RATE, momentum=0.9, delta=0.075, weight_decay=5e-4),
+            *student_phases(
+                name,
+                Phase(
+                    name="student",
+                    network=Model(name="resnet8x4"),
+                    teacher="teacher",
+                    duration=epochs(240),
+                    optimizer=DOT(learning_rate=RATE, momentum=0.9, delta=0.075, weight_decay=5e-4),
+                ),
             ),
         ),
         log_every=100,

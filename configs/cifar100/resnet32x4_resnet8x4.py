@@ -9,7 +9,7 @@ DKD 76.32. Other pairs: --phases.teacher.network.name resnet56 --phases.student.
 
 from kdjax.data import Views
 from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.objectives import method
+from kdjax.experiment.schemes import student_phases
 from kdjax.schedules import Steps, epochs
 from kdjax.training.optimizers import SGD
 
@@ -25,13 +25,15 @@ def experiment(name: str = "kd") -> Experiment:
         data=Data(name="cifar100", batch_size=64, views=VIEWS),
         phases=(
             Phase(name="teacher", network=Model(name="resnet32x4"), duration=epochs(240), optimizer=PROTOCOL),
-            Phase(
-                name="student",
-                network=Model(name="resnet8x4"),
-                teacher="teacher",
-                objective=method(name).objective,
-                duration=epochs(240),
-                optimizer=PROTOCOL,
+            *student_phases(
+                name,
+                Phase(
+                    name="student",
+                    network=Model(name="resnet8x4"),
+                    teacher="teacher",
+                    duration=epochs(240),
+                    optimizer=PROTOCOL,
+                ),
             ),
         ),
         log_every=100,

@@ -5,7 +5,8 @@ Seconds on scikit-learn's 8x8 digits, to see that everything works. Its numbers 
 
 from kdjax.data import Views
 from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.objectives import DKD, SP, CrossEntropy, FitNet, method
+from kdjax.experiment.schemes import student_phases
+from kdjax.objectives import DKD, SP, CrossEntropy, FitNet
 from kdjax.schedules import Cosine, epochs
 from kdjax.training.optimizers import AdamW
 
@@ -24,13 +25,16 @@ def experiment(name: str = "kd") -> Experiment:
         data=Data(name="digits", batch_size=64, eval_batch_size=128, views=Views(mean=(0.3,), std=(0.38,))),
         phases=(
             Phase(name="teacher", network=Model(name="small_cnn", width=16), duration=epochs(8), optimizer=optimizer),
-            Phase(
-                name="student",
-                network=Model(name="small_cnn", width=4),
-                duration=epochs(8),
-                optimizer=optimizer,
-                objective=OBJECTIVES.get(name) or method(name).objective,
-                teacher="teacher",
+            *student_phases(
+                name,
+                Phase(
+                    name="student",
+                    network=Model(name="small_cnn", width=4),
+                    duration=epochs(8),
+                    optimizer=optimizer,
+                    teacher="teacher",
+                ),
+                objective=OBJECTIVES.get(name),
             ),
         ),
         log_every=5,

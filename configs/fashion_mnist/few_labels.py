@@ -15,7 +15,8 @@ DKD, beta = 8 (the CIFAR-100 setting) was worse than 2.
 
 from kdjax.data import Views
 from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.objectives import DKD, KD, CrossEntropy, HardLabel, LabelSmoothing, method
+from kdjax.experiment.schemes import student_phases
+from kdjax.objectives import DKD, KD, CrossEntropy, HardLabel, LabelSmoothing
 from kdjax.schedules import Cosine, Duration, WarmUp, percent, steps
 from kdjax.training.optimizers import SGD, AdamW
 
@@ -47,15 +48,18 @@ def experiment(name: str = "kd") -> Experiment:
                 duration=steps(1200),
                 optimizer=AdamW(learning_rate=4e-3 * (warm_up * Cosine()), weight_decay=0.05, decay_vectors=False),
             ),
-            Phase(
-                name="student",
-                network=Model(name="small_cnn", width=8),
-                teacher="teacher",
-                objective=OBJECTIVES.get(name) or method(name).objective,
-                duration=steps(1000),
-                optimizer=SGD(
-                    learning_rate=0.1 * (warm_up * Cosine()), nesterov=True, weight_decay=5e-3, decay_vectors=False
+            *student_phases(
+                name,
+                Phase(
+                    name="student",
+                    network=Model(name="small_cnn", width=8),
+                    teacher="teacher",
+                    duration=steps(1000),
+                    optimizer=SGD(
+                        learning_rate=0.1 * (warm_up * Cosine()), nesterov=True, weight_decay=5e-3, decay_vectors=False
+                    ),
                 ),
+                objective=OBJECTIVES.get(name),
             ),
         ),
         evaluate_every=Duration(20, "percent"),

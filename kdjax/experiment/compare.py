@@ -11,6 +11,7 @@ from kdjax.experiment.folder import COMPARISON, open_run, write_json
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.schedules import Duration
 from kdjax.training.progress import Progress
 
 BASELINE = "labels"
@@ -51,7 +52,7 @@ def compare(
     if not (folder / COMPARISON).exists():
         write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
     teacher: dict[str, Any] = {}
-    earlier = first.phases[:-1]
+    earlier = tuple(phase for phase in first.phases if phase not in first.lineage)
     if earlier:
         announce("teacher")
         base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
@@ -64,7 +65,7 @@ def compare(
             phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
             one = dataclasses.replace(
                 experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seed,
-                phases=(*phases, experiment.student),
+                phases=(*phases, *experiment.lineage),
             )  # fmt: skip
             place = folder / name / f"seed{seed}"
             results = run(one, place, resume=True, builder=builder, progress=progress)
@@ -75,14 +76,26 @@ def compare(
 
 
 def check_alike(experiments: dict[str, Experiment]) -> None:
-    """Refuses to compare methods whose budgets or teachers differ."""
+    """Refuses to compare methods whose budgets or teachers differ.
+
+    A method may train the student in more than one phase; their lengths must add up to the same.
+    """
     if not experiments:
         raise ExperimentError("There is nothing to compare; name at least one method.")
     first_name, first = next(iter(experiments.items()))
     for name, experiment in experiments.items():
-        a, b = (dataclasses.replace(e.student, objective=first.student.objective) for e in (first, experiment))
-        same = a == b and first.phases[:-1] == experiment.phases[:-1] and first.data == experiment.data
-        if not same:
+        alike = [
+            (
+                {dataclasses.replace(p, name="", objective=first.student.objective, start="", duration=Duration())
+                 for p in e.lineage},
+                {p.duration.unit for p in e.lineage},
+                round(sum(p.duration.amount for p in e.lineage), 6),
+                [p for p in e.phases if p not in e.lineage],
+                e.data,
+            )
+            for e in (first, experiment)
+        ]  # fmt: skip
+        if alike[0] != alike[1]:
             raise ExperimentError(
                 f"Methods {first_name!r} and {name!r} differ in more than their objective (teacher, data, length or "
                 "optimizer), so their comparison would not be fair; let the config change the objective only."

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import EXPERIMENT
+from kdjax.experiment.schemes import with_method
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.objectives import Objective, Sum, method, part_names
+from kdjax.objectives import Sum, method, part_names
 
 Config = Callable[[str | None], Experiment]
 
@@ -36,36 +37,42 @@ def load_config(path: str) -> Config:
         )
     if place.suffix != ".py":
         saved = serialization.load(place)
-        return lambda name: saved if name is None else saved.with_method(method_of(name))
+        return lambda name: saved if name is None else by_method(saved, name)
     spec = importlib.util.spec_from_file_location(f"kdjax_config_{place.stem}", place)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, "experiment", None)
     if function is None:
         raise ExperimentError(f"{path} defines no function experiment(); it must return an Experiment.")
-    by_method = bool(inspect.signature(function).parameters)
+    takes_name = bool(inspect.signature(function).parameters)
 
     def config(name):
         try:
-            made = function() if name is None or not by_method else function(name)
+            made = function() if name is None or not takes_name else function(name)
         except (KeyError, ValueError) as error:
             if name is None or (isinstance(error, KeyError) and error.args != (name,)):
                 raise
-            method_of(name)  # most often it is the name that is wrong
+            check_method(name)  # most often it is the name that is wrong
             raise ExperimentError(f"{path} has no method {name!r} ({error}).") from error
         if not isinstance(made, Experiment):
             raise ExperimentError(f"{path}: experiment() returned a {type(made).__name__}, not an Experiment.")
-        return made if name is None or by_method else made.with_method(method_of(name))
+        return made if name is None or takes_name else by_method(made, name)
 
     return config
 
 
-def method_of(name: str) -> Objective:
-    """The objective of a method by name, with the weights of its source."""
+def check_method(name: str) -> None:
+    """Raises ExperimentError if there is no method of this name."""
     try:
-        return method(name).objective
+        method(name)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+
+
+def by_method(experiment: Experiment, name: str) -> Experiment:
+    """The experiment with its student trained by a method, with the weights of the method's source."""
+    check_method(name)
+    return with_method(experiment, name)
 
 
 def mirror(value: Any, name: str = "Options") -> type:

@@ -9,6 +9,7 @@ from kdjax.experiment import serialization
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
+OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
 
 
 def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> None:

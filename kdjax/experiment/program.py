@@ -26,6 +26,7 @@ from kdjax.training import (
     optimizers,
 )
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.deployment import Deployment, deploy
 from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
@@ -56,6 +57,11 @@ class Images:
     @property
     def info(self) -> DataInfo:
         return DataInfo(self.train.num_classes, len(self.train))
+
+    def info_for(self, phase: Phase) -> DataInfo:
+        """With the labels that a phase may use; -1 for the others."""
+        visible = self.train.labels if phase.labels == "all" else np.where(self.labelled, self.train.labels, -1)
+        return dataclasses.replace(self.info, labels=visible.astype(np.int32))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,26 +101,33 @@ class Program:
     optimizer: Any
     clock: Clock
     runner: Runner
+    deployment: Deployment
     views: Any
     step: Any
     evaluation: Any
     rows: np.ndarray
     resident: list  # evaluation batches on the devices, once there; programs of the same data share it
 
-    def fresh_state(self, seed: int, data_seed: int, start: Variables | None = None) -> TrainState:
-        """The state before the first step, on the devices."""
+    def fresh_state(
+        self, seed: int, data_seed: int, start: Variables | None = None, teacher: Variables | None = None
+    ) -> TrainState:
+        """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
 
-        def make(start):
+        def make(start, statistics):
+            if self.bound.teacher_mode == "train" and statistics is None:
+                statistics = self.teacher.init(jax.random.key(0))[1]
             state = init_state(
                 self.student, self.bound, self.optimizer, seed=seed, data_seed=data_seed,
                 ema=self.phase.ema_decay > 0, start=None if start is None else (start.params, start.state),
+                teacher_state=statistics,
             )  # fmt: skip
             if not self.bound.needs_peer:
                 return state
             peer = init_state(self.student, self.bound, self.optimizer, seed=seed + PEER_SEED, data_seed=data_seed)
             return join(state, peer)
 
-        return jax.jit(make, out_shardings=self.runner.replicated)(start)
+        statistics = None if teacher is None else teacher.state
+        return jax.jit(make, out_shardings=self.runner.replicated)(start, statistics)
 
     def ready_teacher(self, teacher: Variables | None, data_seed: int) -> Variables | None:
         """The teacher as the step wants it: with its mean gradient over the data, if the objective corrects by that."""
@@ -140,8 +153,13 @@ class Program:
         return count_parameters({name: tree for name, tree in params.items() if name != "student"})
 
     def network_template(self) -> Variables:
-        """Shapes of the student's variables, with the sharding they are wanted in."""
-        return template_of(self.student, self.runner)
+        """Shapes of the deployed student's variables, with the sharding they are wanted in."""
+        return template_of(self.deployment.network, self.runner)
+
+    def objective_template(self) -> Variables:
+        """The same of what the objective trains."""
+        params, state = jax.eval_shape(self.bound.init, jax.random.key(0))
+        return with_sharding(Variables(params, state), self.runner)
 
     def pipeline(self, data_seed: int) -> Pipeline:
         """The phase's batches in the order of `data_seed`."""
@@ -159,7 +177,7 @@ class Program:
         return Loop(
             name=self.phase.name,
             step=self.step,
-            evaluate=lambda student: self.evaluate(student, teacher),
+            evaluate=lambda state: self.evaluate(self.deployment.variables(state, teacher), teacher),
             batches=self.pipeline(data_seed).iterate,
             runner=self.runner,
             total_steps=self.clock.total_steps,
@@ -170,7 +188,7 @@ class Program:
         )
 
     def evaluate(self, student: Variables, teacher: Variables | None) -> dict[str, dict[str, float]]:
-        """Metrics of the student, and of the teacher beside it."""
+        """Metrics of the deployed student, and of the teacher beside it."""
         return evaluate(self.evaluation, student, teacher, self._evaluation_batches(), self.images.info.num_classes)
 
     def _evaluation_batches(self):
@@ -191,9 +209,11 @@ class Program:
 def template_of(network: Network, runner: Runner) -> Variables:
     """Shapes and shardings of a network's variables."""
     params, state = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), Variables(params, state)
-    )
+    return with_sharding(Variables(params, state), runner)
+
+
+def with_sharding(shapes: Variables, runner: Runner) -> Variables:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), shapes)
 
 
 def make_network(model: Model, images: Images) -> Network:
@@ -263,7 +283,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
             phase.objective,
             output_shapes(student, inputs),
             None if teacher is None else output_shapes(teacher, inputs),
-            images.info,
+            images.info_for(phase),
         )
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -281,9 +301,10 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         raise ExperimentError(str(error)) from error
     if bound.needs_peer:
         step = make_mutual_step(step, bound.peer_order)
-    evaluation = make_evaluation(student, teacher, views=data.views.evaluate, axis=runner.axis)
+    deployment = deploy(student, teacher, bound, inputs)
+    evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
-        experiment, phase, images, student, teacher, bound, optimizer, clock, runner, views,
+        experiment, phase, images, student, teacher, bound, optimizer, clock, runner, deployment, views,
         runner.compile(step), runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
 

@@ -9,13 +9,22 @@ from typing import Any
 import jax
 
 from kdjax.experiment import serialization
-from kdjax.experiment.folder import COMPARISON, EXPERIMENT, RESULT, network_folder, open_run, read_result, write_json
+from kdjax.experiment.carry import carry
+from kdjax.experiment.folder import (
+    COMPARISON,
+    EXPERIMENT,
+    OBJECTIVE,
+    RESULT,
+    network_folder,
+    open_run,
+    read_result,
+    write_json,
+)
 from kdjax.experiment.program import Builder, Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.models import join_members
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
-from kdjax.training.loop import evaluated
 from kdjax.training.progress import Progress, Silent
 from kdjax.training.writers import MetricWriter
 from kdjax.types import ModelOutput
@@ -23,10 +32,11 @@ from kdjax.types import ModelOutput
 
 @dataclasses.dataclass
 class Finished:
-    """A phase that has ended: its network, and what it came to."""
+    """A phase that has ended: its network, what it came to, and what its objective trained (None for nothing)."""
 
     network: Variables
     result: dict[str, Any]
+    objective: Variables | None = None
 
 
 def run(
@@ -95,7 +105,8 @@ def train(
     start = finished[phase.start].network if phase.start else None
     teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
     checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
-    state = program.fresh_state(seed, data_seed, start)
+    state = program.fresh_state(seed, data_seed, start, teacher_variables)
+    state = carry(state, program.bound, finished[phase.start].objective if phase.start else None, phase.name)
     facts, resumed = None, checkpoints.latest()
     if resumed is not None:
         state, facts = checkpoints.restore(state)
@@ -118,9 +129,11 @@ def train(
         progress.finish()
         checkpoints.close()
         writer.close()
-    network = evaluated(state)
+    network = program.deployment.variables(state, teacher_variables)
     result = describe(program, seed, data_seed, facts, teacher)
-    return keep(network, program, place, result)
+    goes_on = program.bound.modules and any(later.start == phase.name for later in experiment.phases)
+    own = Variables(state.params["objective"], state.state["objective"]) if goes_on else None
+    return keep(network, own, program, place, result)
 
 
 def teacher_of(phase: Phase, finished: dict[str, Finished]) -> Finished | None:
@@ -150,7 +163,7 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
         before = read_result(source) or {}
         result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
             "phase": phase.name,
-            "network": program.student.name,
+            "network": program.deployment.network.name,
             "parameters": count_parameters(network.params),
             "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
             "hash": facts["hash"],
@@ -169,22 +182,29 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
     return found
 
 
-def keep(network: Variables, program: Program, place: Path, result: dict[str, Any]) -> Finished:
-    """Saves a network and its result; the result last, since it says that the phase has ended."""
+def keep(
+    network: Variables, objective: Variables | None, program: Program, place: Path, result: dict[str, Any]
+) -> Finished:
+    """Saves a network, what its objective trained, and its result; the result last: it says that the phase has ended."""
     facts = {
         "phase": program.phase.name,
-        "network": program.student.name,
+        "network": program.deployment.network.name,
         "num_classes": program.images.info.num_classes,
     }
+    if objective is not None:
+        save_network(place / OBJECTIVE, objective, facts)
     result["hash"] = save_network(place, network, facts)
     write_json(place / RESULT, result)
-    return Finished(network, result)
+    return Finished(network, result, objective)
 
 
 def load_phase(program: Program, place: Path) -> Finished:
     """A phase that has ended, from its folder."""
     network, _ = stored_network(program, place)
-    return Finished(network, read_result(place))
+    objective = None
+    if (place / OBJECTIVE).exists():
+        objective, _ = load_network(place / OBJECTIVE, program.objective_template())
+    return Finished(network, read_result(place), objective)
 
 
 def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:
@@ -209,12 +229,12 @@ def describe(
     program: Program, seed: int, data_seed: int, facts: dict[str, Any], teacher: Finished | None
 ) -> dict[str, Any]:
     """What a phase came to, as data."""
-    params, _ = jax.eval_shape(program.student.init, jax.random.key(0))
+    params, _ = jax.eval_shape(program.deployment.network.init, jax.random.key(0))
     steps, seconds = facts["timed_steps"], facts["train_seconds"]
     device = jax.devices()[0]
     return {
         "phase": program.phase.name,
-        "network": program.student.name,
+        "network": program.deployment.network.name,
         "parameters": count_parameters(params),
         "extra_parameters": program.extra_parameters(),
         "seed": seed,
@@ -278,10 +298,11 @@ def load_trained(
     chosen = experiment.phase(phase) if phase else experiment.student
     program = Builder(data_dir).program(experiment, chosen)
     variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
+    network = program.deployment.network
 
     def predict(images):
         inputs = experiment.data.views.evaluate(images)
-        return program.student.apply(variables.params, variables.state, inputs, train=False)[0]
+        return network.apply(variables.params, variables.state, inputs, train=False)[0]
 
-    predict.network, predict.variables = program.student, variables
+    predict.network, predict.variables = network, variables
     return predict

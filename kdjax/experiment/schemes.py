@@ -6,7 +6,47 @@ A scheme is no special loop. It is phases that name each other, made here so tha
 import dataclasses
 import itertools
 
-from kdjax.experiment.spec import Phase
+from kdjax.experiment.spec import Experiment, Phase
+from kdjax.objectives import Objective, method
+
+
+def student_phases(
+    name: str, student: Phase, *, objective: Objective | None = None, share: float = 1 / 9
+) -> tuple[Phase, ...]:
+    """The phases that train a student by a method: one for most, two where a phase of its own goes before.
+
+    Args:
+      name: of the method, as in `kdjax methods`.
+      student: the phase; its objective is replaced.
+      objective: by this one, where a config has settings of its own for a method, else by the method's.
+      share: of its steps that the phase before takes, so that every method has the same budget. A ninth is what the
+        released benchmark code trains before (30 epochs), of that and its 240.
+    """
+    entry = method(name)
+    last = dataclasses.replace(student, objective=objective or entry.objective)
+    if entry.before is None:
+        return (last,)
+    length = student.duration
+    before = dataclasses.replace(
+        student, name=f"{student.name}-before", objective=entry.before,
+        duration=dataclasses.replace(length, amount=length.amount * share),
+    )  # fmt: skip
+    rest = dataclasses.replace(length, amount=length.amount * (1 - share))
+    return before, dataclasses.replace(last, duration=rest, start=before.name)
+
+
+def with_method(experiment: Experiment, name: str) -> Experiment:
+    """The same experiment with its student trained by another method, for as long in all."""
+    lineage = experiment.lineage
+    length = dataclasses.replace(
+        experiment.student.duration, amount=sum(phase.duration.amount for phase in lineage)
+    )  # fmt: skip
+    student = dataclasses.replace(experiment.student, start="", duration=length)
+    if len({phase.duration.unit for phase in lineage}) > 1 or len({phase.network for phase in lineage}) > 1:
+        student = experiment.student  # it begins with another kind of phase, which stays
+        lineage = (student,)
+    others = tuple(phase for phase in experiment.phases if phase not in lineage)
+    return dataclasses.replace(experiment, phases=(*others, *student_phases(name, student)))
 
 
 def chain(*phases: Phase) -> tuple[Phase, ...]:

@@ -133,9 +133,13 @@ class Experiment:
             raise ExperimentError("The experiment has no phases; give it at least one.")
         return self.phases[-1]
 
-    def with_method(self, objective: Objective) -> "Experiment":
-        """The same experiment with another objective for its student."""
-        return self.replace_phase(self.student.name, objective=objective)
+    @property
+    def lineage(self) -> tuple[Phase, ...]:
+        """The phases that train the student itself: those it starts from, and its own."""
+        names = [self.student.name]
+        while (start := self.phase(names[0]).start) and start not in names:
+            names.insert(0, start)
+        return tuple(phase for phase in self.phases if phase.name in names)
 
     def problems(self) -> list[str]:
         """What is wrong with the experiment by itself, a sentence each; an empty list if nothing is."""

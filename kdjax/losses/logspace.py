@@ -46,7 +46,9 @@ def log_sum_exp(values: Array, *, where: Array) -> Array:
 def kl(log_p: Array, log_q: Array) -> Array:
     """`sum_c p (log p - log q)`, `[..., C]` to `[...]`; inf where q leaves out a class that p has."""
     p = jnp.exp(log_p)
-    return jnp.sum(p * jnp.where(p == 0, 0, log_p - log_q), axis=-1)
+    # Each by itself: the difference of two -inf would be a nan on the way.
+    log_p, log_q = (jnp.where(p == 0, 0, log) for log in (log_p, log_q))
+    return jnp.sum(p * (log_p - log_q), axis=-1)
 
 
 def cross_entropy(weights: Array, log_q: Array) -> Array:

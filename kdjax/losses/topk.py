@@ -41,7 +41,10 @@ def topk_signal(teacher_logits, k: int) -> tuple[Array, Array]:
     teacher = lax.stop_gradient(checks.class_scores(teacher_logits, "teacher_logits"))
     if not 1 <= k <= teacher.shape[-1]:
         raise ValueError(f"k is {k}; it must be from 1 to the vocabulary's {teacher.shape[-1]} tokens.")
-    values, ids = lax.top_k(teacher, k)
+    # A sort, because for `lax.top_k` the compiler gathers a batch that is spread over devices.
+    places = lax.broadcasted_iota(jnp.int32, teacher.shape, teacher.ndim - 1)
+    falling, ids = lax.sort((-teacher, places), num_keys=1, is_stable=True)
+    values, ids = -falling[..., :k], ids[..., :k]
     top, log_total = _log_normalizer(teacher, jnp.ones(teacher.shape[:-1], teacher.dtype))
     padding = values == -jnp.inf
     logprobs = jnp.where(padding, 0, values) - top[..., None] - log_total[..., None]

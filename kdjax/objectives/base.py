@@ -39,6 +39,8 @@ class Objective:
       views: the views of each example that it compares; the networks run once on each. The first is the main one.
       teacher_mode: "eval", or "train" for methods whose teacher normalises by the batch and keeps updating its statistics.
       deploys: whether something of it stays on the deployed student, see `deploy`.
+      carries: submodules of its own module that an earlier phase trains; they are taken from the phase that the network
+        begins with (`start`). A part of the same name goes on by itself.
       group: which gradient group its terms belong to, "task" or "distill", unless a term says otherwise.
       trains: what module of its own it trains, in a word or two.
       decays: whether weight decay applies to the parameters of its own modules.
@@ -54,6 +56,7 @@ class Objective:
     views: ClassVar[tuple[str, ...]] = ("main",)
     teacher_mode: ClassVar[Literal["eval", "train"]] = "eval"
     deploys: ClassVar[bool] = False
+    carries: ClassVar[tuple[str, ...]] = ()
     group: ClassVar[str] = "distill"
     trains: ClassVar[str] = ""
     decays: ClassVar[bool] = True
@@ -120,6 +123,7 @@ class Method:
       summary: what it does, in a line.
       setting: where the weights come from.
       paper: where the method comes from, if not from its first objective's.
+      before: what the student (or something beside it) is trained by in a phase of its own, before; None for most.
     """
 
     objective: Objective
@@ -127,6 +131,7 @@ class Method:
     summary: str
     setting: str = ""
     paper: Paper | None = None
+    before: Objective | None = None
 
 
 # Where weights come from, most often; and the warm-up that some of them have.

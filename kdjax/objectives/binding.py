@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.functional import FunctionalModule, functionalise
@@ -34,6 +35,7 @@ class Bound:
 
     def apply(self, params: Tree, state: Tree, ctx: Context, *, train: bool) -> tuple[Terms, Tree]:
         """Terms of one batch by part name ("dkd", or "dkd/tckd" for one of several), and the new state."""
+        ctx = without_nonsense(ctx)
         terms: Terms = {}
         new_state = {}
         for i, (name, part) in enumerate(self.parts.items()):
@@ -77,6 +79,17 @@ class Bound:
     @property
     def needs_teacher(self) -> bool:
         return reads_teacher(self.parts.values())
+
+    @property
+    def teacher_mode(self) -> str:
+        """ "train" if a part wants the teacher to normalise by the batch and to keep updating its statistics."""
+        return "train" if any(part.teacher_mode == "train" for part in self.parts.values()) else "eval"
+
+    @property
+    def deployed(self) -> tuple[str, Objective] | None:
+        """Name and objective of the one part that leaves something on the deployed student, or None."""
+        part = self._only(lambda part: part.deploys, "leaves something of its own on the deployed student")
+        return next(((name, own) for name, own in self.parts.items() if own is part), None)
 
     @property
     def needs_peer(self) -> bool:
@@ -123,6 +136,24 @@ def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None
         if nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))) is not None:
             modules[name] = functionalise(build)
     return Bound(parts, modules)
+
+
+def without_nonsense(ctx: Context) -> Context:
+    """The context with 0 in place of inf and nan in rows that do not count.
+
+    A loss that leaves such a row out would still send 0 * nan back to the network. What is finite there stays: it may enter
+    the statistics of a BatchNorm.
+    """
+    kept = ctx.batch.where
+
+    def clear(x):
+        if x.shape[:1] != kept.shape:
+            return x
+        return jnp.where(jnp.reshape(kept, kept.shape + (1,) * (x.ndim - 1)) | jnp.isfinite(x), x, 0)
+
+    student, teacher, peer = jax.tree.map(clear, (ctx.student, ctx.teacher, ctx.peer))
+    views = {name: without_nonsense(view) for name, view in ctx.views.items()}
+    return dataclasses.replace(ctx, student=student, teacher=teacher, peer=peer, views=views)
 
 
 def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | None) -> list[str]:

@@ -24,7 +24,7 @@ def rows() -> list[tuple[str, ...]]:
             name,
             source(entry),
             entry.family,
-            ", ".join(reads(entry.objective)),
+            reads(entry.objective),
             trains(entry.objective),
             written(entry.objective),
             entry.summary,
@@ -42,13 +42,18 @@ def markdown() -> str:
 
 
 def show_methods(console: Any) -> None:
-    from rich.table import Table
+    """Prints every method by family: what it does, and below it its source, what it reads and trains, and its objective."""
+    from rich.padding import Padding
+    from rich.text import Text
 
-    shown = [i for i, heading in enumerate(HEADINGS) if not heading.startswith("objective")]
-    table = Table(*(HEADINGS[i] for i in shown), box=None, pad_edge=False)
-    for row in rows():
-        table.add_row(*(row[i] for i in shown))
-    console.print(table)
+    family = None
+    for name, paper, of_family, read, trained, objective, summary in rows():
+        if of_family != family:
+            family = of_family
+            console.print(f"\n[bold]{family}[/bold]")
+        console.print(f"{name:<20}{summary}", highlight=False, soft_wrap=True)
+        facts = [paper, f"reads {read}", "" if trained == "–" else f"trains {trained}", objective]
+        console.print(Padding(Text("; ".join(filter(None, facts)), "dim"), (0, 0, 0, 20)))
     console.print(f"\n{len(METHODS)} methods. `kdjax methods NAME` explains one, with its formula and hyperparameters.")
 
 
@@ -117,11 +122,16 @@ def source(entry: Method) -> str:
     return f"{paper.authors}, {paper.venue} {paper.year}" if paper else ""
 
 
-def reads(objective: Objective) -> list[str]:
-    found: list[str] = []
+def reads(objective: Objective) -> str:
+    """What its parts look at: "labels, student logits, teacher logits + features"."""
+    found: dict[str, list[str]] = {}
     for part in objective.parts:
-        found += [read for read in part.reads if read not in found]
-    return found
+        for read in part.reads:
+            role, _, field = read.partition(".")
+            fields = found.setdefault(role, [])
+            if field not in fields:
+                fields.append(field)
+    return ", ".join(f"{role} {' + '.join(fields)}".strip() for role, fields in sorted(found.items()))
 
 
 def trains(objective: Objective) -> str:

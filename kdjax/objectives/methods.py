@@ -32,7 +32,14 @@ FILES = (
     feature, flow, factor, projection, relational, contrastive, ofd, review, semckd, reuse,
 )  # fmt: skip
 
-METHODS: dict[str, Method] = {name: entry for file in FILES for name, entry in file.METHODS.items()}
+FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive")
+
+METHODS: dict[str, Method] = dict(
+    sorted(
+        ((name, entry) for file in FILES for name, entry in file.METHODS.items()),
+        key=lambda item: FAMILIES.index(item[1].family),
+    )
+)
 
 
 def method(name: str) -> Method:

@@ -18,7 +18,8 @@ class ControlVariate(Objective):
 
     Written beside a cross-entropy `f`. For a linear model at T = 1 it is KD exactly: the gradient of `(1 − λ) CE + λ KL`.
     For deeper ones it is what the paper calls modified KD. The gradient at the teacher is taken in training mode, as in
-    the released code, whose effect on the teacher's running statistics is left out.
+    the released code, whose effect on the teacher's running statistics is left out. What it corrects has the weights of the
+    task's terms; its own `weight` plays no part.
     """
 
     strength: float | Schedule = 0.7

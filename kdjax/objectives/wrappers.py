@@ -71,10 +71,15 @@ class Wrapper(Objective):
 
     def _change(self, ctx: Context) -> Context:
         student, teacher = self.logits(ctx)
+        taps = ctx.teacher.taps
+        if "members" in taps:  # [B, M, C], each a teacher of its own
+            members = [dataclasses.replace(ctx.teacher, logits=x) for x in jnp.unstack(taps["members"], axis=-2)]
+            changed = [self.logits(dataclasses.replace(ctx, teacher=member))[1] for member in members]
+            taps = {**taps, "members": jnp.stack(changed, axis=-2)}
         return dataclasses.replace(
             ctx,
             student=dataclasses.replace(ctx.student, logits=student),
-            teacher=dataclasses.replace(ctx.teacher, logits=teacher),
+            teacher=dataclasses.replace(ctx.teacher, logits=teacher, taps=taps),
         )
 
 
@@ -147,7 +152,8 @@ class RandomTeacher(Wrapper):
         teacher = ctx.teacher.logits
         key = jax.random.key(0) if self.fixed else ctx.key
         draw = lambda i: losses.random_teacher_logits(jax.random.fold_in(key, i), teacher.shape[1:], self.scale)
-        return ctx.student.logits, jax.vmap(draw)(ctx.batch.index).astype(teacher.dtype)
+        # A half type would round the noise.
+        return ctx.student.logits, jax.vmap(draw)(ctx.batch.index).astype(jnp.promote_types(teacher.dtype, jnp.float32))
 
 
 def only_labelled(changed: Array, teacher: Array, ctx: Context) -> Array:

@@ -32,7 +32,7 @@ class Loop:
     Attributes:
       name: of the phase.
       step: compiled `(state, teacher, batch) -> (state, metrics)`.
-      evaluate: `(student variables) -> {"student": means, "teacher": means}`.
+      evaluate: `state -> {"student": means, "teacher": means}` of the student as it would be deployed now.
       batches: `start step -> iterator of batches`, endless.
       runner: places the batches.
       total_steps: length of the phase.
@@ -42,7 +42,7 @@ class Loop:
 
     name: str
     step: Callable
-    evaluate: Callable[[Variables], dict[str, dict[str, float]]]
+    evaluate: Callable[[TrainState], dict[str, dict[str, float]]]
     batches: Callable[[int], Any]
     runner: Runner
     total_steps: int
@@ -145,7 +145,7 @@ class Loop:
                 window.clear()
 
     def _evaluate(self, state, step, checkpoints, writer, progress, facts) -> None:
-        results = self.evaluate(evaluated(state))
+        results = self.evaluate(state)
         student = results["student"]
         flat = dict(student) | {f"teacher_{k}": v for k, v in results.get("teacher", {}).items()}
         writer.write(step, "eval", flat)
@@ -154,12 +154,6 @@ class Loop:
         if facts["best"] is None or student["top1"] > facts["best"]["student"]["top1"]:
             facts["best"] = {"step": step, **results}
             checkpoints.save(state, step, dict(facts), best=True)
-
-
-def evaluated(state: TrainState) -> Variables:
-    """What is evaluated and kept of a state: the moving average of the parameters, if there is one."""
-    params = state.params["student"] if state.ema is None else state.ema
-    return Variables(params, state.state["student"])
 
 
 class Stopwatch:

@@ -73,7 +73,8 @@ class DOT(Optimizer):
 
     `task = (momentum - delta) * task + (task gradient + weight_decay * w)`, `distill = (momentum + delta) * distill +
     distillation gradient`, `w -= lr * (task + distill)`. The objective's own modules keep the plain momentum, as in the
-    released code. With `delta = 0` it is `SGD`.
+    released code, which does so for whatever parameter one loss alone reaches; here all of the student's have two buffers.
+    With `delta = 0` it is `SGD`.
 
     Zhao, Cui, Song, Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023.
     """

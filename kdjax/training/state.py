@@ -18,7 +18,7 @@ class TrainState:
     Attributes:
       step: int32, optimizer steps done in this phase.
       params: {"student": ..., "objective": ...}, what the optimizer trains.
-      state: {"student": ..., "objective": ...}, BatchNorm statistics, memory banks.
+      state: {"student": ..., "objective": ...}, BatchNorm statistics, memory banks; and "teacher" if its statistics go on.
       opt_state: the optimizer's.
       ema: moving average of the student's params, or None.
       keys: {"train": dropout and objectives, "data": views}: one follows `seed`, the other `data_seed`.
@@ -57,6 +57,7 @@ def init_state(
     data_seed: int | None = None,
     ema: bool = False,
     start: tuple[Tree, Tree] | None = None,
+    teacher_state: Tree | None = None,
 ) -> TrainState:
     """The state before the first step. Pure: jit it with the output shardings wanted.
 
@@ -68,16 +69,26 @@ def init_state(
       data_seed: for views of the data; `seed` if not given.
       ema: whether to keep a moving average of the student's parameters.
       start: the student's `(params, state)` to begin from, instead of fresh ones.
+      teacher_state: the teacher's BatchNorm statistics, if the objective has them go on (`teacher_mode`): they are then
+        part of this state and move, while the teacher itself stays as it is.
+
+    Raises:
+      ValueError: if the objective wants the teacher's statistics and they are not given.
     """
     key = jax.random.key(seed)
     # A copy of `start`: it may be somebody's teacher, and a step gives its state's memory up.
     student_params, student_state = jax.tree.map(jnp.copy, start) or student.init(jax.random.fold_in(key, 0))
     objective_params, objective_state = objective.init(jax.random.fold_in(key, 1))
     params = {"student": student_params, "objective": objective_params}
+    state = {"student": student_state, "objective": objective_state}
+    if objective.teacher_mode == "train":
+        if teacher_state is None:
+            raise ValueError("The objective has the teacher's statistics go on; pass teacher_state=teacher.state.")
+        state["teacher"] = jax.tree.map(jnp.copy, teacher_state)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        state={"student": student_state, "objective": objective_state},
+        state=state,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, student_params) if ema else None,
         keys={

@@ -92,7 +92,7 @@ def make_step(
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
         shown = show(state, batch, views, objective.views, clock, mix, axis)
-        said, teacher_call = run_teacher(teacher, teacher_variables, shown, axis)
+        said, teacher_call, goes_on = run_teacher(teacher, teacher_variables, shown, axis, state.state.get("teacher"))
         peer_key = jax.random.fold_in(jax.random.fold_in(state.keys["train"], state.step), 2)
         inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, peer_key, axis))
 
@@ -118,14 +118,19 @@ def make_step(
             corrected = correct(update["student"], own, teacher_variables.gradient, progress)
             update = total = {**update, "student": corrected}
         new_state, terms, output = aux
+        if goes_on is not None:
+            new_state["teacher"] = goes_on
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(update, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = term_metrics(terms, axis)
-        metrics |= fit_metrics(output, said.get("main"), batch, axis)
+        if objective.deployed is None:  # else the student's own logits are not what it is used for
+            metrics |= fit_metrics(output, said.get("main"), batch, axis)
         metrics["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
         ema = state.ema
         if ema is not None:
+            if ema_decay is None:
+                raise ValueError("The state keeps a moving average; make the step with ema_decay=.")
             ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
         return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), metrics
 
@@ -144,7 +149,7 @@ def make_teacher_gradient(
 
     def gradient(state: TrainState, teacher: Variables, batch: Batch):
         shown = show(state, batch, views, objective.views, clock, 0.0, axis)
-        inputs = Shown(batch, shown, *run_teacher(student, teacher, shown, axis), {})
+        inputs = Shown(batch, shown, *run_teacher(student, teacher, shown, axis)[:2], {})
         there = {"student": teacher.state, "objective": state.state["objective"]}
 
         def losses(params):
@@ -210,18 +215,34 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
     return losses
 
 
-def run_teacher(teacher: Network | None, variables: Variables | None, shown: dict[str, Array], axis: Axis):
-    """The teacher's outputs by view under `stop_gradient`, and its parts as functions differentiable in their inputs."""
+def run_teacher(
+    teacher: Network | None,
+    variables: Variables | None,
+    shown: dict[str, Array],
+    axis: Axis,
+    goes_on: Tree | None = None,
+):
+    """The teacher's outputs by view under `stop_gradient`, its parts as functions differentiable in their inputs, and its
+    statistics after this batch if they go on from `goes_on`, else None."""
     if teacher is None:
-        return {}, None
+        return {}, None, None
     params, state = lax.stop_gradient((variables.params, variables.state))
+    said = {}
     with jax.named_scope("teacher"):
-        said = {name: teacher.apply(params, state, x, train=False, axis=axis)[0] for name, x in shown.items()}
+        for name, x in shown.items():
+            if goes_on is None:
+                said[name], _ = teacher.apply(params, state, x, train=False, axis=axis)
+            else:
+                said[name], goes_on = teacher.apply(params, goes_on, x, train=True, axis=axis)
 
     def call(part, *arrays):
+        if part not in teacher.parts:
+            known = ", ".join(teacher.parts) or "none"
+            raise ValueError(f"The objective calls the part {part!r} of the teacher {teacher.name}, which has {known}; name "
+                             f"the method when the network is made: from_nnx(..., parts=({part!r},)).")  # fmt: skip
         return teacher.parts[part](params, state, *arrays)
 
-    return lax.stop_gradient(said), call
+    return lax.stop_gradient(said), call, lax.stop_gradient(goes_on)
 
 
 def run_peer(network: Network, variables: Variables | None, shown: dict[str, Array], key: Array, axis: Axis):

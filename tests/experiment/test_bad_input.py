@@ -239,6 +239,8 @@ def test_two_methods_cannot_both_combine_gradients():
     from kdjax.objectives.binding import Bound
 
     class Own(KD):
+        combines = True
+
         def combine(self, gradients):
             return super().combine(gradients)
 

@@ -150,10 +150,10 @@ def test_rows_of_the_catalogue():
     assert all(len(row) == len(catalogue.HEADINGS) and row[2] and row[3] and row[5] and row[6] for row in rows)
     by_name = {row[0]: row for row in rows}
     assert by_name["kd"][1:6] == (
-        "Hinton, Vinyals, Dean, NIPS workshop 2015", "logit", "student.logits, labels, teacher.logits", "–",
+        "Hinton, Vinyals, Dean, NIPS workshop 2015", "logit", "labels, student logits, teacher logits", "–",
         "0.1 * cross_entropy + 0.9 * kd(temperature=4.0)",
     )  # fmt: skip
-    assert by_name["labels"][1] == "" and by_name["labels"][3] == "student.logits, labels"
+    assert by_name["labels"][1] == "" and by_name["labels"][3] == "labels, student logits"
     assert by_name["uda_kd"][1] == "Ruffy, Chahal, arXiv 2019", "the method's own paper, not KD's"
     assert by_name["rc"][1] == "Sun et al., ICCV 2025", "the part that is more than cross-entropy and KD"
 
@@ -171,7 +171,7 @@ def test_the_catalogue_as_a_table():
     lines = catalogue.markdown().splitlines()
     assert len(lines) == len(METHODS) + 2
     assert {line.count("|") for line in lines} == {len(catalogue.HEADINGS) + 1}
-    assert lines[2].startswith("| `labels` |  | labels | student.logits, labels | – | `cross_entropy` | no teacher")
+    assert lines[2].startswith("| `labels` |  | labels | labels, student logits | – | `cross_entropy` | no teacher")
 
 
 def test_an_objective_as_a_person_would_write_it():
@@ -196,6 +196,7 @@ def test_the_catalogue_on_a_terminal():
     text = out.file.getvalue()
     for name, entry in METHODS.items():
         assert any(line.startswith(f"{name} ") and line.rstrip().endswith(entry.summary) for line in text.splitlines())
+        assert catalogue.written(entry.objective) in text and catalogue.source(entry) in text
 
 
 @pytest.mark.parametrize("name", METHODS)

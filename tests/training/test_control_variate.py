@@ -5,7 +5,9 @@ Float64, plain SGD with learning rate 1, so that a step moves the parameters by 
 
 import dataclasses
 import functools
+import itertools
 import re
+import types
 
 import chex
 import jax
@@ -17,7 +19,7 @@ from kdjax.objectives import KD, ControlVariate, CrossEntropy, HardLabel, bind
 from kdjax.schedules import Linear, steps
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.optimizers import SGD, build
-from kdjax.training.step import make_teacher_gradient
+from kdjax.training.step import as_given, make_teacher_gradient
 from kdjax.types import Batch, Clock, DataInfo, ModelOutput, Network
 from tests.training.toy import toy, toy_batch
 
@@ -225,6 +227,22 @@ def test_the_teachers_gradient_averages_to_that_of_all_the_data(form):
         chex.assert_trees_all_close(mean, whole(teacher), **EXACT)
         plain = jax.tree.map(lambda *g: sum(g) / 4, *[jax.grad(cross_entropy)(teacher, batch) for batch in data()])
         assert largest(plain, mean) > 1e-2, "the counts would not matter"
+
+
+def test_a_program_prepares_its_teacher_so():
+    """By one pass over its batches; and leaves it alone where nothing asks for the mean."""
+    program = pytest.importorskip("kdjax.experiment.program").Program
+    with jax.enable_x64(True):
+        runner, state, variables, bound, _ = setup(UNBIASED, DEEP)
+        endless = types.SimpleNamespace(iterate=lambda start: itertools.cycle(data()))
+        made_of = types.SimpleNamespace(
+            bound=bound, student=DEEP, runner=runner, clock=Clock(9, 4, ROWS, BATCHES), views=as_given,
+            fresh_state=lambda *seeds: state, pipeline=lambda data_seed: endless,
+        )  # fmt: skip
+        ready = program.ready_teacher(made_of, variables, 0)
+        chex.assert_trees_all_close(ready.gradient, whole(variables.params), **EXACT)
+        made_of.bound = setup(METHOD, DEEP)[3]
+        assert program.ready_teacher(made_of, variables, 0) is variables
 
 
 def test_the_unbiased_form_adds_the_mean_and_is_right_on_average():

@@ -17,7 +17,6 @@ import pytest
 from kdjax.objectives import DML, KD, CrossEntropy, bind
 from kdjax.schedules import Steps
 from kdjax.training import Variables, init_state, make_runner, make_step
-from kdjax.training.loop import evaluated
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step, split
 from kdjax.training.optimizers import SGD, build
 from kdjax.types import Batch, Clock, DataInfo, ModelOutput, Network
@@ -176,14 +175,15 @@ def optimizer_and_bound():
     return build(SGD(learning_rate=Steps(1.0, 0.05, (1,), "steps")), Clock(), bound), bound
 
 
-def test_the_deployed_student_is_the_first_network_alone():
+def test_the_student_to_be_deployed_is_the_first_network_alone():
+    """It and its moving average have the parameters of one network; all of the peer is under "peer"."""
     states, *_ = train("sequential", "jit 1")
-    state = states[STEPS]
-    chex.assert_trees_all_equal_structs(state.ema, NETWORK.init(jax.random.key(0))[0])
-    for ema, expected in ((None, state.params["student"]), (state.ema, state.ema)):
-        deployed = evaluated(dataclasses.replace(state, ema=ema))
-        chex.assert_trees_all_equal(deployed, Variables(expected, state.state["student"]))
-    average = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, states[3].ema, state.params["student"])
+    state, (params, statistics) = states[STEPS], NETWORK.init(jax.random.key(0))
+    for tree in (state.params["student"], state.params["peer"]["student"], state.ema):
+        chex.assert_trees_all_equal_shapes(tree, params)
+    chex.assert_trees_all_equal_shapes(state.state["student"], statistics)
+    assert set(state.params) == set(state.state) == {"student", "objective", "peer"}
+    average = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, states[STEPS - 1].ema, state.params["student"])
     chex.assert_trees_all_close(state.ema, average, **EXACT)
 
 
@@ -192,6 +192,7 @@ def test_the_deployed_student_is_the_first_network_alone():
 
 def test_split_undoes_join():
     student, peer = two_states(*optimizer_and_bound())
+    peer = dataclasses.replace(peer, opt_state=jax.tree.map(lambda x: x + 1, peer.opt_state))
     both = join(student, peer)
     again = split(both)
     chex.assert_trees_all_equal(jax.tree.map(saved, again), jax.tree.map(saved, (student, peer)))

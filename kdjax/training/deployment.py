@@ -1,0 +1,87 @@
+"""What is evaluated and kept of a training state: the student, and what a method leaves on it (SimKD's projector)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.models import output_shapes
+from kdjax.objectives import Bound
+from kdjax.training.state import TrainState, Variables
+from kdjax.types import Network, Tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deployment:
+    """The student as it is used after training, as a network and as the variables of one.
+
+    Attributes:
+      network: the student itself, or with what the objective deploys behind it.
+      keeps: which of the teacher's `(params, state)` the deployed student needs; None where nothing is deployed.
+    """
+
+    network: Network
+    objective: Bound
+    keeps: Any = None
+
+    def variables(self, state: TrainState, teacher: Variables | None = None) -> Variables:
+        """The deployed student's variables; of the moving average of its parameters, if there is one."""
+        params = state.params["student"] if state.ema is None else state.ema
+        if self.keeps is None:
+            return Variables(params, state.state["student"])
+        name, _ = self.objective.deployed
+        theirs = trim((teacher.params, teacher.state), self.keeps)
+        return Variables(
+            {"student": params, "objective": state.params["objective"][name], "teacher": theirs[0]},
+            {"student": state.state["student"], "objective": state.state["objective"][name], "teacher": theirs[1]},
+        )
+
+
+def deploy(student: Network, teacher: Network | None, objective: Bound, inputs: jax.ShapeDtypeStruct) -> Deployment:
+    """How a student is deployed; `inputs` is the shape of what it sees."""
+    if objective.deployed is None:
+        return Deployment(student, objective)
+    name, part = objective.deployed
+    module = objective.modules[name]
+
+    def said_in_the_end(theirs, own, said):
+        def call(which, *arrays):
+            return teacher.parts[which](*theirs, *arrays)
+
+        return module.call(*own, lambda m: part.deploy(m, said, call), train=False)[0]
+
+    their_shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    own_shapes = jax.eval_shape(lambda key: tuple(tree[name] for tree in objective.init(key)), jax.random.key(0))
+    keeps = read_by(said_in_the_end, their_shapes, own_shapes, output_shapes(student, inputs))
+
+    def init(key):
+        student_params, student_state = student.init(key)
+        own_params, own_state = (tree[name] for tree in objective.init(key))
+        their_params, their_state = trim(teacher.init(key), keeps)
+        return (
+            {"student": student_params, "objective": own_params, "teacher": their_params},
+            {"student": student_state, "objective": own_state, "teacher": their_state},
+        )
+
+    def apply(params, state, inputs, *, train, rngs=None, axis=None):
+        if train:
+            raise ValueError(f"{student.name} is deployed with its {name} behind it and is not trained further.")
+        said, _ = student.apply(params["student"], state["student"], inputs, train=False, axis=axis)
+        theirs, own = ((params[whose], state[whose]) for whose in ("teacher", "objective"))
+        return said_in_the_end(theirs, own, said), state
+
+    return Deployment(Network(init, apply, {}, f"{student.name} + {name}"), objective, keeps)
+
+
+def read_by(function, first: Tree, *rest: Tree) -> Tree:
+    """Which leaves of its first argument a function reads, as a tree of bools."""
+    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
+    read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    leaves, structure = jax.tree.flatten(first)
+    return jax.tree.unflatten(structure, [id(var) in read for var in jaxpr.invars[: len(leaves)]])
+
+
+def trim(tree: Tree, keeps: Tree) -> Tree:
+    """The tree with an empty array in place of every leaf that is not kept."""
+    return jax.tree.map(lambda leaf, kept: leaf if kept else jnp.zeros((0,), leaf.dtype), tree, keeps)
