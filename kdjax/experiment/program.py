@@ -59,8 +59,10 @@ class Images:
         return DataInfo(self.train.num_classes, len(self.train))
 
     def info_for(self, phase: Phase) -> DataInfo:
-        """With the labels that a phase may use; -1 for the others."""
+        """With the labels that a phase may use; -1 for the others, -2 for examples that are held out."""
         visible = self.train.labels if phase.labels == "all" else np.where(self.labelled, self.train.labels, -1)
+        trained = np.isin(np.arange(len(self.train)), self.train_index)
+        visible = np.where(trained, visible, -2)
         return dataclasses.replace(self.info, labels=visible.astype(np.int32))
 
     @property
@@ -220,7 +222,7 @@ def make_network(model: Model, images: Images) -> Network:
     """A network of the zoo for these images."""
     options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None}
     name = f"{model.name} (width {model.width})" if model.width else model.name
-    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify",), name=name)
+    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
 
 
 def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Network | None:

@@ -103,16 +103,11 @@ def factors_of(shape: tuple[int, ...], rate: float) -> int:
 
 
 METHODS = {
-    "paraphrase": Method(
-        CrossEntropy() + Paraphrase(rate=0.5),
-        "feature",
-        "first phase of ft: a paraphraser of the teacher's features; the student learns from the labels meanwhile",
-        CIFAR + ", there without the labels",
-    ),
     "ft": Method(
         CrossEntropy() + 200.0 * FT(rate=0.5, p1=2, p2=1),
         "feature",
-        "match a paraphrase of the teacher's features",
-        CIFAR,
+        "match a paraphrase of the teacher's features, which is learned in a phase before",
+        CIFAR + " (there the student rests while the paraphraser is trained)",
+        before=CrossEntropy() + Paraphrase(rate=0.5),
     ),
 }

@@ -246,10 +246,12 @@ METHODS = {
         CrossEntropy() + VID(), "feature", "make the teacher's maps likely under a regression from the student's", CIFAR
     ),
     "ab": Method(
-        CrossEntropy() + AB(),
+        CrossEntropy(),
         "feature",
-        "activate the neurons that the teacher activates",
-        CIFAR + ", there as a phase of its own before that of the labels",
+        "activate the neurons that the teacher activates, in a phase of its own before that of the labels",
+        CIFAR,
+        AB.paper,
+        before=AB(),
     ),
     "mgd": Method(
         CrossEntropy() + 7e-5 * MGD(),

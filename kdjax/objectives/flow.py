@@ -92,10 +92,12 @@ class KDSVD(Objective):
 
 METHODS = {
     "fsp": Method(
-        CrossEntropy() + 50.0 * FSP(),
+        CrossEntropy(),
         "feature",
-        "match how the channels of neighbouring stages go together",
-        CIFAR + ", there as a phase of its own before that of the labels",
+        "match how the channels of neighbouring stages go together, in a phase of its own before that of the labels",
+        CIFAR,
+        FSP.paper,
+        before=FSP(),
     ),
     "kdsvd": Method(
         CrossEntropy() + KDSVD(k=1), "feature", "match how principal directions change from stage to stage", RELEASED

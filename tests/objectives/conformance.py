@@ -65,6 +65,25 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "RandomTeacher": "does not look at the teacher",
         "FitNet": "a projector, untrained at first, stands between the two",
         "DHKD": "a head, untrained at first, stands between the two",
+        "VID": "a module, untrained at first, stands between the two",
+        "AB": "a module, untrained at first, stands between the two",
+        "MGD": "a module, untrained at first, stands between the two",
+        "CWD": "a module, untrained at first, stands between the two",
+        "FSP": "a module, untrained at first, stands between the two",
+        "KDSVD": "a module, untrained at first, stands between the two",
+        "FT": "a module, untrained at first, stands between the two",
+        "WeightedFeatures": "a module, untrained at first, stands between the two",
+        "OFD": "a module, untrained at first, stands between the two",
+        "ReviewKD": "a module, untrained at first, stands between the two",
+        "SemCKD": "a module, untrained at first, stands between the two",
+        "SRRL": "a module, untrained at first, stands between the two",
+        "SimKD": "a module, untrained at first, stands between the two",
+        "ICKD": "a module, untrained at first, stands between the two",
+        "CC": "a module, untrained at first, stands between the two",
+        "CRD": "a module, untrained at first, stands between the two",
+        "Paraphrase": "it trains a paraphraser of the teacher's features",
+        "SRD": "a projector, untrained at first, stands between the two, and the loss is a logarithm",
+        "NST": "the number of channels enters its means",
     },
     "rows stay on their device": {
         "MLLD": "compares all pairs of examples",
@@ -125,7 +144,7 @@ def subjects() -> dict[str, Objective]:
     """Every part of every method, by name."""
     found = {}
     for entry in METHODS.values():
-        for part in entry.objective.parts:
+        for part in (*entry.objective.parts, *(entry.before.parts if entry.before else ())):
             found.setdefault(title(part), dataclasses.replace(part, weight=1.0))
     return found
 

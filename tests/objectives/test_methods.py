@@ -32,6 +32,7 @@ class ThreeStages(nnx.Module):
     """As many stages as the published weights' settings read, with BatchNorm."""
 
     def __init__(self, width, rngs):
+        self.width = width
         self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
         self.norm = BatchNorm(width, rngs=rngs)
         self.conv2 = nnx.Conv(width, width, (1, 1), strides=2, rngs=rngs)
@@ -46,9 +47,15 @@ class ThreeStages(nnx.Module):
             embedding=embedding,
         )  # fmt: skip
 
+    def classify(self, embedding):
+        return self.classifier(embedding)
+
+    def norms(self):
+        return ((self.norm.scale[...], self.norm.bias[...]),) * 2 + ((jnp.ones(self.width), jnp.zeros(self.width)),)
+
 
 def network(width):
-    return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classifier",))
+    return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classify", "norms"))
 
 
 def two_views(inputs, index, epoch, key):
@@ -132,6 +139,7 @@ def test_every_objective_is_explained_and_is_data(cls):
 
 def test_every_objective_is_in_the_catalogue():
     used = {type(part) for entry in METHODS.values() for part in entry.objective.parts}
+    used |= {type(part) for entry in METHODS.values() if entry.before for part in entry.before.parts}
     used |= {type(part.inner) for entry in METHODS.values() for part in entry.objective.parts if hasattr(part, "inner")}
     assert used == set(EVERY) - {Objective, Sum}
 
@@ -222,6 +230,6 @@ def test_every_method_explains_itself(name):
 def test_an_unknown_method_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"Unknown method 'fitnets'; did you mean 'fitnet'\?"):
         method("fitnets")
-    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, sp\."):
+    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, crd_shared\."):
         method("zzz")
     assert method("sp") is METHODS["sp"]
