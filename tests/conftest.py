@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # XLA sizes its CPU thread pool by this. Eight devices on two threads wait for each other in a collective for ever.
 os.environ["NPROC"] = "32"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nor may several programs with collectives be under way at once, which would need threads for each.
@@ -18,3 +20,12 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Gives compiled programs up once they hold much of the memory mappings that Linux allows a process (65,530)."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()

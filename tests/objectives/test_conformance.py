@@ -217,7 +217,7 @@ def _sure(seed, high, low):
     """One class at `high`, the others at `low`: another one for every role."""
 
     def change(role, logits):
-        rng = np.random.default_rng([seed, len(role)])
+        rng = np.random.default_rng([seed, *role.encode()])
         choice = rng.integers(0, logits.shape[-1], logits.shape[:-1])
         return np.where(choice[..., None] == np.arange(logits.shape[-1]), high, low)
 
@@ -225,7 +225,7 @@ def _sure(seed, high, low):
 
 
 def _excluded(role, logits):
-    """The teacher knows two, three, ... classes only, so that on some rows the label is not among them."""
+    """The teacher knows its first, first two, ... choices only, so that on some rows the label is not among them."""
     known = 1 + np.arange(len(logits)) % logits.shape[-1]
     ranked = np.argsort(np.argsort(-logits, axis=-1), axis=-1)
     out = ranked >= np.reshape(known, (-1,) + (1,) * (logits.ndim - 1))

@@ -15,6 +15,7 @@ from kdjax.objectives import CrossEntropy, FitNet, bind
 from kdjax.schedules import Cosine, Schedule, Steps, WarmUp, epochs
 from kdjax.training.optimizers import SGD, AdamW, Optimizer, build
 from kdjax.types import Clock, DataInfo, ModelOutput
+from tests.tracing import traced_once
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 OUTPUT = ModelOutput(logits=jnp.zeros((2, 5)), features=(jnp.zeros((2, 4, 4, 3)),))
@@ -42,7 +43,7 @@ def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS
     """Parameters after every update, for a list of gradients."""
     transformation = build(optimizer, clock, objective)
 
-    @jax.jit
+    @traced_once
     def update(weights, state, gradient):
         updates, state = transformation.update(gradient, state, weights)
         return optax.apply_updates(weights, updates), state
@@ -51,7 +52,6 @@ def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS
     for gradient in gradients:
         weights, state = update(weights, state, gradient)
         seen.append(jax.device_get(weights))
-    assert update._cache_size() == 1
     return seen
 
 
