@@ -26,6 +26,8 @@ def carry(state: TrainState, objective: Bound, earlier: Variables | None, phase:
     Raises:
       ExperimentError: if an objective carries something that the earlier phase did not train.
     """
+    if earlier is None and not any(part.carries for part in objective.parts.values()):
+        return state
     params, kept = dict(state.params["objective"]), dict(state.state["objective"])
     for name, part in objective.parts.items():
         if name not in params:

@@ -47,7 +47,8 @@ def compare(
         raise ExperimentError(f"seeds are {list(seeds)}; give at least one, each once.")
     first = next(iter(experiments.values()))
     for experiment in experiments.values():  # what does not fit is said before anything is trained
-        builder.program(experiment, experiment.student)
+        for phase in experiment.lineage:
+            builder.program(experiment, phase)
     open_run(folder, first, resume=resume, overwrite=overwrite)
     if not (folder / COMPARISON).exists():
         write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})

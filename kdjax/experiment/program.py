@@ -227,7 +227,11 @@ def make_network(model: Model, images: Images) -> Network:
 
 def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Network | None:
     """The network that teaches a phase, an ensemble of several, or None."""
-    networks = [make_network(experiment.phase(name).network, images) for name in phase.teachers]
+    models = [experiment.phase(name).network for name in phase.teachers]
+    made = {
+        model: make_network(model, images) for model in models
+    }  # equal ones are one network, for the ensemble's sake
+    networks = [made[model] for model in models]
     return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
 
 

@@ -1,48 +1,14 @@
-"""Distillation losses: pure functions from arrays to one value per example.
+"""Distillation losses: pure functions from arrays to values, for the most part one per example.
 
-Student first, teacher second, the rest by keyword; classes on the last axis. Nothing is averaged here. Every module says in
-its `__all__` what it adds to this namespace.
+Student first, teacher second, the rest by keyword; classes on the last axis. What looks at one example at a time is not
+averaged here; what compares examples with each other gives the value of the whole batch, takes `where` and `axis_name`, and
+says so. Every module says in its `__all__` what it adds to this namespace.
 """
 
-from kdjax.losses import (
-    affinity,
-    assignment,
-    attention,
-    binary,
-    boundary,
-    boxes,
-    contrastive,
-    correction,
-    correlation,
-    crops,
-    decoupled,
-    dense,
-    divergence,
-    feature,
-    flow,
-    geometry,
-    gradients,
-    localization,
-    logit,
-    margin,
-    multilevel,
-    pooling,
-    projection,
-    regions,
-    regularization,
-    relational,
-    reuse,
-    review,
-    second_order,
-    self_distillation,
-    semantic,
-    sequence,
-    teacher_free,
-    teachers,
-    topk,
-    transformed,
-)
+import types as _types
+
 from kdjax.losses.affinity import *
+from kdjax.losses.affinity_parts import *
 from kdjax.losses.assignment import *
 from kdjax.losses.attention import *
 from kdjax.losses.binary import *
@@ -63,6 +29,7 @@ from kdjax.losses.localization import *
 from kdjax.losses.logit import *
 from kdjax.losses.margin import *
 from kdjax.losses.multilevel import *
+from kdjax.losses.pairs import *
 from kdjax.losses.pooling import *
 from kdjax.losses.projection import *
 from kdjax.losses.regions import *
@@ -79,45 +46,6 @@ from kdjax.losses.teachers import *
 from kdjax.losses.topk import *
 from kdjax.losses.transformed import *
 
-__all__ = [
-    name
-    for module in (
-        affinity,
-        assignment,
-        attention,
-        binary,
-        boundary,
-        boxes,
-        contrastive,
-        correction,
-        correlation,
-        crops,
-        decoupled,
-        dense,
-        divergence,
-        feature,
-        flow,
-        geometry,
-        gradients,
-        localization,
-        logit,
-        margin,
-        multilevel,
-        pooling,
-        projection,
-        regions,
-        regularization,
-        relational,
-        reuse,
-        review,
-        second_order,
-        self_distillation,
-        semantic,
-        sequence,
-        teacher_free,
-        teachers,
-        topk,
-        transformed,
-    )
-    for name in module.__all__
-]
+__all__ = sorted(
+    name for name, value in globals().items() if not (name.startswith("_") or isinstance(value, _types.ModuleType))
+)

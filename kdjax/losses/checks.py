@@ -56,8 +56,8 @@ def same_classes(other: Array, reference: Array, name: str, reference_name: str)
         )
 
 
-def class_indices(labels, logits: Array) -> Array:
-    """Integer `labels`, one for each row of `logits`."""
+def class_indices(labels, logits: Array, name: str = "student_logits") -> Array:
+    """Integer `labels`, one for each row of `logits`, which messages call `name`."""
     labels = jnp.asarray(labels)
     chex.assert_type(
         labels,
@@ -67,7 +67,7 @@ def class_indices(labels, logits: Array) -> Array:
     )
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"labels has shape {labels.shape}, student_logits leading axes {logits.shape[:-1]}: give one class index "
+            f"labels has shape {labels.shape}, {name} leading axes {logits.shape[:-1]}: give one class index "
             "for each row of logits."
         )
     return labels.astype(jnp.int32)
@@ -100,11 +100,11 @@ def per_example(value, like: Array, name: str, *, above: float = -math.inf, belo
     return jnp.broadcast_to(jnp.reshape(value, (1,) * (len(leading) - value.ndim) + value.shape), leading)
 
 
-def softening(temperature, like: Array) -> Array:
-    """`temperature` as one value for each row of `like`; a number that is not above 0 is refused."""
+def softening(temperature, like: Array, name: str = "temperature") -> Array:
+    """A temperature as one value for each row of `like`; a number that is not above 0 is refused."""
     if isinstance(temperature, numbers.Real) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it divides the logits and must be above 0 and finite.")
-    return per_example(temperature, like, "temperature")
+        raise ValueError(f"{name} is {temperature}; it divides the logits and must be above 0 and finite.")
+    return per_example(temperature, like, name)
 
 
 def features_pair(student_features, teacher_features) -> tuple[Array, Array]:
@@ -124,7 +124,7 @@ def features_pair(student_features, teacher_features) -> tuple[Array, Array]:
 
 
 def row_mask(where, rows: int) -> Array:
-    """Boolean `[rows]` mask; None keeps every row."""
+    """Boolean `[rows]` mask of a batch; None keeps every row."""
     if where is None:
         return jnp.ones(rows, bool)
     where = jnp.asarray(where)
@@ -132,7 +132,7 @@ def row_mask(where, rows: int) -> Array:
         where, bool, custom_message="where must be boolean; compare a number mask with 0", exception_type=TypeError
     )
     if where.shape != (rows,):
-        raise ValueError(f"where has shape {where.shape}, the features {rows} examples: give one bool an example.")
+        raise ValueError(f"where has shape {where.shape}, the batch {rows} examples: give one bool an example.")
     return where
 
 

@@ -39,7 +39,7 @@ def swap_logits(teacher_logits, labels) -> Array:
     [[1. 3. 2.]]
     """
     teacher = lax.stop_gradient(checks.class_scores(teacher_logits, "teacher_logits"))
-    target = logspace.one_hot(checks.class_indices(labels, teacher), teacher.shape[-1])
+    target = logspace.one_hot(checks.class_indices(labels, teacher, "teacher_logits"), teacher.shape[-1])
     top = logspace.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1])
     highest = jnp.max(teacher, axis=-1, keepdims=True)
     swapped = jnp.where(top, logspace.pick(teacher, target)[..., None], teacher)
@@ -195,7 +195,7 @@ def loca_calibrate(teacher_probs, labels, *, alpha) -> Array:
     """
     probs = lax.stop_gradient(checks.class_scores(teacher_probs, "teacher_probs"))
     alpha = _calibration(alpha, probs)[..., None]
-    target = logspace.one_hot(checks.class_indices(labels, probs), probs.shape[-1])
+    target = logspace.one_hot(checks.class_indices(labels, probs, "teacher_probs"), probs.shape[-1])
     highest = jnp.max(probs, axis=-1, keepdims=True)
     label_prob = logspace.pick(probs, target)[..., None]
     scale = alpha / (1 - label_prob + highest)
@@ -237,7 +237,7 @@ def loca_logits(teacher_logits, labels, *, alpha=0.95, temperature=1.0) -> Array
     """
     teacher = lax.stop_gradient(checks.class_scores(teacher_logits, "teacher_logits"))
     alpha, temperature = _calibration(alpha, teacher), checks.softening(temperature, teacher)
-    target = logspace.one_hot(checks.class_indices(labels, teacher), teacher.shape[-1])
+    target = logspace.one_hot(checks.class_indices(labels, teacher, "teacher_logits"), teacher.shape[-1])
     highest = jnp.max(teacher, axis=-1, keepdims=True)
     shifted = jnp.where(highest == -jnp.inf, teacher, teacher - highest)
     others = jnp.sum(jnp.where(target, 0, jnp.exp(shifted / temperature[..., None])), axis=-1)

@@ -173,7 +173,9 @@ def rld_parts(
     """
     student, teacher = checks.logits_pair(student_logits, teacher_logits)
     temperature = checks.softening(temperature, student)
-    own = temperature if alpha_temperature is None else checks.softening(alpha_temperature, student)
+    own = (
+        temperature if alpha_temperature is None else checks.softening(alpha_temperature, student, "alpha_temperature")
+    )
     classes = student.shape[-1]
     target = logspace.one_hot(checks.class_indices(labels, student), classes)
     top = logspace.one_hot(jnp.argmax(teacher, axis=-1), classes)

@@ -144,7 +144,7 @@ def stability_metric(probs, labels, num_classes: int, *, entry: Literal["vector"
         raise ValueError(f"probs has shape {probs.shape}; give [N, K], one row an example.")
     if entry == "label" and probs.shape[-1] != num_classes:
         raise ValueError(f'probs has {probs.shape[-1]} columns, num_classes is {num_classes}: "label" needs as many.')
-    member = logspace.one_hot(checks.class_indices(labels, probs), num_classes)
+    member = logspace.one_hot(checks.class_indices(labels, probs, "probs"), num_classes)
     probs = jnp.where(jnp.any(member, axis=-1, keepdims=True), probs, 0)
     share = member.astype(probs.dtype)
     counts = jnp.sum(share, axis=0)

@@ -13,12 +13,12 @@ def ensemble(networks: Sequence[Network]) -> Network:
     """A network that is several, to be used as a teacher.
 
     Its logits are `log(1/M sum_m softmax(z_m))`, the logarithm of the members' mean probability, and its tap "members"
-    holds each member's own, `[B, M, C]`, for objectives that weigh teachers. Nothing else of the members is given. Networks
-    of one name with parameters of the same shapes are taken to be one architecture and run as one program over stacked
-    parameters, others one after the other.
+    holds each member's own, `[B, M, C]`, for objectives that weigh teachers. Nothing else of the members is given.
 
     Args:
-      networks: at least one. Its variables are made from the members' by `join_members`.
+      networks: at least one. Where all are the same network (the same object, as in `[network] * 3`) they run as one
+        program over stacked parameters, else one after the other. The variables of the ensemble are made from those of the
+        members by `join_members`.
 
     Raises:
       ValueError: there are none, or they differ in their classes.
@@ -28,7 +28,7 @@ def ensemble(networks: Sequence[Network]) -> Network:
     variables = [jax.eval_shape(network.init, jax.random.key(0)) for network in networks]
     stacked = [stackable(list(trees)) for trees in zip(*variables, strict=True)]
     names = [network.name for network in networks]
-    alike = all(stacked) and len(set(names)) == 1
+    alike = all(stacked) and all(network.apply is networks[0].apply for network in networks)
 
     def init(key):
         made = [network.init(jax.random.fold_in(key, i)) for i, network in enumerate(networks)]

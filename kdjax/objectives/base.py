@@ -74,6 +74,10 @@ class Objective:
         """The unweighted loss terms of one batch; several are a dict by name."""
         raise TypeError(f"{type(self).__name__} does not say its loss; define terms(module, ctx).")
 
+    def now(self, progress: Progress, *names: str) -> dict[str, Any]:
+        """The named hyperparameters as they are now: a schedule's value, or what was given."""
+        return {name: value_at(getattr(self, name), progress) for name in names}
+
     @property
     def combines(self) -> bool:
         """Whether the gradients of the groups are to be combined by `combine`, at the price of a backward pass each."""

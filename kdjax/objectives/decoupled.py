@@ -7,7 +7,7 @@ from kdjax import losses
 from kdjax.objectives.base import CIFAR, RAMP, RELEASED, Method, Paper, Targeted
 from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example
-from kdjax.schedules import Schedule, value_at
+from kdjax.schedules import Schedule
 
 __all__ = ["DKD", "NKD", "RLD"]
 
@@ -32,9 +32,7 @@ class DKD(Targeted):
             ctx.student.logits,
             ctx.teacher.logits,
             labels,
-            alpha=value_at(self.alpha, ctx.progress),
-            beta=value_at(self.beta, ctx.progress),
-            temperature=value_at(self.temperature, ctx.progress),
+            **self.now(ctx.progress, "alpha", "beta", "temperature"),
         )
         return per_example(values, where)
 
@@ -57,15 +55,11 @@ class RLD(Targeted):
 
     def terms(self, module, ctx):
         labels, where = self.targets(ctx)
-        other = self.alpha_temperature
         values = losses.rld(
             ctx.student.logits,
             ctx.teacher.logits,
             labels,
-            alpha=value_at(self.alpha, ctx.progress),
-            beta=value_at(self.beta, ctx.progress),
-            temperature=value_at(self.temperature, ctx.progress),
-            alpha_temperature=None if other is None else value_at(other, ctx.progress),
+            **self.now(ctx.progress, "alpha", "beta", "temperature", "alpha_temperature"),
         )
         return per_example(values, where)
 
@@ -91,8 +85,7 @@ class NKD(Targeted):
             ctx.student.logits,
             ctx.teacher.logits,
             labels,
-            gamma=value_at(self.gamma, ctx.progress),
-            temperature=value_at(self.temperature, ctx.progress),
+            **self.now(ctx.progress, "gamma", "temperature"),
         )
         return per_example(values, where)
 

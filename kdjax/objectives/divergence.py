@@ -14,7 +14,7 @@ from kdjax import losses
 from kdjax.objectives.base import RELEASED, Method, Objective, Paper
 from kdjax.objectives.supervised import CrossEntropy
 from kdjax.reduction import per_example, sum_over_devices
-from kdjax.schedules import Schedule, value_at
+from kdjax.schedules import Schedule
 from kdjax.types import Array, Batch
 
 __all__ = [
@@ -41,23 +41,19 @@ def counted(batch: Batch, values: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence(Objective):
-    """Base: a divergence of two softmaxes, over all rows or tokens that count."""
+    """Base: a divergence of two softmaxes, over all rows or tokens that count. `options` are the hyperparameters that the
+    loss takes under the same names."""
 
     temperature: float | Schedule = 1.0
     """T, divides both networks' logits; there is no factor T²"""
 
+    options: ClassVar[tuple[str, ...]] = ("temperature",)
+
     def divergence(self, student: Array, teacher: Array, **options) -> Array:
         raise TypeError(f"{type(self).__name__} does not say its divergence; define divergence.")
 
-    def options(self, progress) -> dict:
-        """Further hyperparameters as they are now."""
-        return {}
-
     def terms(self, module, ctx):
-        values = self.divergence(
-            ctx.student.logits, ctx.teacher.logits, temperature=value_at(self.temperature, ctx.progress),
-            **self.options(ctx.progress),
-        )  # fmt: skip
+        values = self.divergence(ctx.student.logits, ctx.teacher.logits, **self.now(ctx.progress, *self.options))
         return per_example(values, counted(ctx.batch, values))
 
 
@@ -99,10 +95,8 @@ class SymmetricKL(Divergence):
 
     formula: ClassVar = "mean (1 − α) KL(p_t ‖ p_s) + α KL(p_s ‖ p_t)"
     paper: ClassVar = _DISTILLM
+    options: ClassVar = ("temperature", "alpha")
     divergence = staticmethod(losses.symmetric_kl)
-
-    def options(self, progress):
-        return {"alpha": value_at(self.alpha, progress)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,10 +108,8 @@ class SkewKL(Divergence):
 
     formula: ClassVar = "mean KL(p_t ‖ α p_t + (1 − α) p_s)"
     paper: ClassVar = _DISTILLM
+    options: ClassVar = ("temperature", "alpha")
     divergence = staticmethod(losses.skew_fkl)
-
-    def options(self, progress):
-        return {"alpha": value_at(self.alpha, progress)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,10 +134,8 @@ class JSD(Divergence):
 
     formula: ClassVar = "mean β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
     paper: ClassVar = _GKD
+    options: ClassVar = ("temperature", "beta", "normalized")
     divergence = staticmethod(losses.jsd)
-
-    def options(self, progress):
-        return {"beta": value_at(self.beta, progress), "normalized": self.normalized}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,10 +159,8 @@ class AKL(Divergence):
         "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models", "Wu et al.", "arXiv",
         2024, "2404.02657",
     )  # fmt: skip
+    options: ClassVar = ("temperature", "head_mass")
     divergence = staticmethod(losses.akl)
-
-    def options(self, progress):
-        return {"head_mass": self.head_mass}
 
 
 class TAIDClock(nnx.Module):

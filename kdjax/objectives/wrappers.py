@@ -32,6 +32,11 @@ class Wrapper(Objective):
     def __post_init__(self):
         if len(self.inner.parts) != 1:
             raise ValueError(f"{type(self).__name__} changes the logits of one objective; wrap each part of the sum.")
+        if "teacher.logits" not in self.inner.reads:
+            raise ValueError(
+                f"{type(self).__name__} changes the logits that an objective compares, and {type(self.inner).__name__} reads "
+                "none of the teacher; wrap one that does."
+            )
 
     @property
     def reads(self):

@@ -101,11 +101,10 @@ def make_step(
 
         if grouped or combine:
             gradients, aux = group_gradients(losses, state.params, axis)
-            total = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values())
             update = gradients if grouped else combine(gradients)
-            total = total if grouped else update
+            total = jax.tree.map(lambda *leaves: sum(leaves), *gradients.values()) if grouped else update
         else:
-            update, aux = task_gradient(losses, state.params, axis)
+            update, aux = total_gradient(losses, state.params, axis)
             total = update
         if correct:
 
@@ -113,7 +112,7 @@ def make_step(
                 there = {"student": teacher_variables.state, "objective": state.state["objective"]}
                 return losses_of({**state.params, "student": params}, there, inputs, state)
 
-            own, _ = task_gradient(at_teacher, teacher_variables.params, axis, groups=("task",))
+            own, _ = total_gradient(at_teacher, teacher_variables.params, axis, groups=("task",))
             progress = clock.at(state.step)
             corrected = correct(update["student"], own, teacher_variables.gradient, progress)
             update = total = {**update, "student": corrected}
@@ -155,7 +154,7 @@ def make_teacher_gradient(
         def losses(params):
             return losses_of({**state.params, "student": params}, there, inputs, state)
 
-        own, _ = task_gradient(losses, teacher.params, axis, groups=("task",))
+        own, _ = total_gradient(losses, teacher.params, axis, groups=("task",))
         return own, sum_over_devices(jnp.sum(batch.where & batch.labelled), axis)
 
     gradient.axis = axis
@@ -258,7 +257,7 @@ def run_peer(network: Network, variables: Variables | None, shown: dict[str, Arr
     return lax.stop_gradient(said)
 
 
-def task_gradient(losses, params: Tree, axis: Axis, groups: tuple[str, ...] | None = None):
+def total_gradient(losses, params: Tree, axis: Axis, groups: tuple[str, ...] | None = None):
     """Gradient over all devices of the sum of the groups (of those named), and the auxiliary output of `losses`."""
 
     def total(params):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.carry import carry
-from kdjax.experiment.compare import check_alike
+from kdjax.experiment.compare import check_alike, compare
 from kdjax.experiment.schemes import student_phases, with_method
 from kdjax.objectives import METHODS, CrossEntropy, FitNet, Method, Objective, bind
 from kdjax.reduction import per_example
@@ -69,6 +69,11 @@ def test_a_part_of_the_same_name_goes_on_with_its_statistics():
     assert after.params["student"] is fresh.params["student"]
 
 
+def test_where_nothing_came_before_the_state_is_left_as_it_is():
+    fresh, bound = state_of(CrossEntropy() + FitNet(stage=0), 1)
+    assert carry(fresh, bound, None, "student") is fresh
+
+
 def test_a_part_of_other_shapes_begins_anew():
     before, _ = state_of(FitNet(stage=1), 0)
     fresh, bound = state_of(FitNet(stage=0), 1)
@@ -120,3 +125,11 @@ def test_it_can_be_compared_and_exchanged(two_phases, builder):
     longer = staged.replace_phase("student", duration=steps(9))
     with pytest.raises(ExperimentError, match="would not be fair"):
         check_alike({"kd": plain, "staged": longer})
+
+
+def test_an_earlier_phase_that_does_not_fit_is_refused_before_anything_is_trained(monkeypatch, builder, tmp_path):
+    monkeypatch.setitem(METHODS, "staged", Method(CrossEntropy(), "feature", "", before=FitNet(stage=9)))
+    staged = with_method(small(length=9), "staged")
+    with pytest.raises(ExperimentError, match="stage"):
+        compare({"staged": staged}, (0,), tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists()

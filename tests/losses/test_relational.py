@@ -165,7 +165,7 @@ def test_sp_refuses_what_does_not_fit():
         losses.sp(STUDENT, TEACHER[:7])
     with pytest.raises(TypeError, match="where must be boolean"):
         losses.sp(STUDENT, TEACHER, where=np.ones(8, np.float32))
-    with pytest.raises(ValueError, match=r"where has shape \(7,\), the features 8 examples"):
+    with pytest.raises(ValueError, match=r"where has shape \(7,\), the batch 8 examples"):
         losses.sp(STUDENT, TEACHER, where=np.ones(7, bool))
     with pytest.raises(TypeError, match="teacher_features must be floating point"):
         losses.sp(STUDENT, TEACHER.astype(int))

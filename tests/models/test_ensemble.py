@@ -1,5 +1,6 @@
 """Several networks as one: the mean of their probabilities, each one's logits beside, stacked where they are alike."""
 
+import dataclasses
 import functools
 
 import chex
@@ -39,7 +40,7 @@ def net(width=3, classes=CLASSES):
     return from_nnx(lambda rngs: Net(width, classes, rngs), name=f"net{width}")
 
 
-ALIKE = tuple(net() for _ in range(3))  # each made anew, as an experiment does
+ALIKE = (net(),) * 3
 MIXED = (net(3), net(6), net(3))
 KINDS = {"alike": ALIKE, "different": MIXED}
 
@@ -99,7 +100,7 @@ def test_every_member_trains_its_own_statistics(kind):
 
 
 @pytest.mark.parametrize(("kind", "times"), [("alike", 1), ("different", 3)])
-def test_networks_that_are_alike_are_one_program(kind, times):
+def test_members_that_are_one_network_are_one_program(kind, times):
     networks = KINDS[kind]
 
     def products(network, variables):
@@ -170,6 +171,20 @@ def test_a_class_that_no_member_knows_stays_out():
     )
     output, _ = ensemble([network] * 2).apply({"z": logits}, {}, ROWS[:1], train=False)
     np.testing.assert_allclose(np.exp(output.logits), [[0.75, 0.25, 0.0]], rtol=1e-6)
+
+
+def test_networks_of_one_name_and_shape_may_compute_different_things():
+    first, second = net(), net()
+    negated = second._replace(apply=lambda *args, **kw: negate(*second.apply(*args, **kw)))
+    networks = (first, negated)
+    output, _ = ensemble(networks).apply(*joined(networks), ROWS, train=False)
+    for i, (network, own) in enumerate(zip(networks, members(networks), strict=True)):
+        expected = network.apply(*own, ROWS, train=False)[0].logits
+        np.testing.assert_allclose(output.taps["members"][:, i], expected, rtol=1e-5, atol=1e-6)
+
+
+def negate(output, state):
+    return dataclasses.replace(output, logits=-output.logits), state
 
 
 def test_one_network_is_an_ensemble_of_one():

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdjax.objectives import KD, MultiTeacherKD
+from kdjax.objectives import KD, CrossEntropy, MultiTeacherKD
 from kdjax.objectives.wrappers import Wrapper
 from kdjax.reduction import group_losses
 from kdjax.types import Context
@@ -314,6 +314,14 @@ def test_a_wrapper_changes_every_member_of_an_ensemble(cls):
     teacher = dataclasses.replace(said["teacher"], taps={"members": members})
     found, wanted = jax.jit(losses, compiler_options=QUICK)(said["student"], teacher, batch())
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", WRAPPERS)
+def test_a_wrapper_refuses_what_reads_no_teacher(cls):
+    with pytest.raises(
+        ValueError, match=rf"{cls.__name__} changes the logits .* CrossEntropy reads none of the teacher"
+    ):
+        cls(inner=CrossEntropy())
 
 
 # --- precision, and how often it is compiled ---

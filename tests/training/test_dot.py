@@ -1,56 +1,23 @@
 """The distillation-oriented optimizer against a trajectory written from the rule, and in the step."""
 
-import dataclasses
 import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from kdjax.objectives import DHKD, KD, ControlVariate, CrossEntropy, FitNet, bind
-from kdjax.schedules import Schedule
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.optimizers import DOT, SGD, GroupedTransformation, build
 from kdjax.types import Batch, Clock, DataInfo, ModelOutput, Network
-from tests.tracing import traced_once
+from tests.training.trajectory import Listed, student_only, trajectory
 
 FORMS = {"jit 1": ("jit", 1), "jit 8": ("jit", 8), "pmap": ("pmap", 8)}
 OUTPUT = ModelOutput(logits=jnp.zeros((2, 5)), features=(jnp.zeros((2, 4, 4, 3)),), embedding=jnp.zeros((2, 4)))
 LABELS_AND_KD = bind(CrossEntropy() + KD(), OUTPUT, OUTPUT, DataInfo(5))
 WITH_FITNET = bind(CrossEntropy() + FitNet(stage=0), OUTPUT, OUTPUT, DataInfo(5))
-
-
-@dataclasses.dataclass(frozen=True)
-class Listed(Schedule):
-    """A value a step, in the precision of the computation."""
-
-    values: tuple[float, ...]
-
-    def __call__(self, progress):
-        return jnp.asarray(self.values)[progress.step.astype(jnp.int32)]
-
-
-def trajectory(optimizer, weights, gradients, *, objective=LABELS_AND_KD):
-    """Parameters after every update, for a list of gradients by group."""
-    transformation = build(optimizer, Clock(), objective)
-
-    @traced_once
-    def update(weights, state, gradient):
-        updates, state = transformation.update(gradient, state, weights)
-        return optax.apply_updates(weights, updates), state
-
-    state, seen = transformation.init(weights), []
-    for gradient in gradients:
-        weights, state = update(weights, state, gradient)
-        seen.append(jax.device_get(weights))
-    return seen
-
-
-def student_only(values):
-    return {"student": {"w": values}, "objective": {}}
 
 
 def rule(weights, gradients, rates, *, momentum, delta, decay):
@@ -75,7 +42,7 @@ def test_the_trajectory_is_that_of_the_rule(delta, decay):
     optimizer = DOT(learning_rate=Listed(RATES), momentum=0.9, delta=delta, weight_decay=decay)
     with jax.enable_x64(True):
         grouped = [{"task": student_only(t), "distill": student_only(d)} for t, d in jnp.asarray(gradients)]
-        seen = trajectory(optimizer, student_only(jnp.asarray(start)), grouped)
+        seen = trajectory(optimizer, student_only(jnp.asarray(start)), grouped, objective=LABELS_AND_KD)
     expected = rule(start, gradients, RATES, momentum=0.9, delta=delta, decay=decay)
     np.testing.assert_allclose(np.stack([weights["student"]["w"] for weights in seen]), expected, rtol=1e-12)
 
@@ -83,17 +50,17 @@ def test_the_trajectory_is_that_of_the_rule(delta, decay):
 def test_the_defaults_are_those_of_the_paper_on_cifar_100():
     """A task buffer of 0.825 and a distillation buffer of 0.975."""
     gradients = [{"task": student_only(jnp.ones(1)), "distill": student_only(jnp.zeros(1))}] * 2
-    first, second = trajectory(DOT(learning_rate=1.0), student_only(jnp.zeros(1)), gradients)
+    first, second = trajectory(DOT(learning_rate=1.0), student_only(jnp.zeros(1)), gradients, objective=LABELS_AND_KD)
     np.testing.assert_allclose(second["student"]["w"] - first["student"]["w"], -1.825, rtol=1e-6)
     swapped = [{"task": g["distill"], "distill": g["task"]} for g in gradients]
-    first, second = trajectory(DOT(learning_rate=1.0), student_only(jnp.zeros(1)), swapped)
+    first, second = trajectory(DOT(learning_rate=1.0), student_only(jnp.zeros(1)), swapped, objective=LABELS_AND_KD)
     np.testing.assert_allclose(second["student"]["w"] - first["student"]["w"], -1.975, rtol=1e-6)
 
 
 def test_a_drop_of_the_learning_rate_acts_at_once():
     optimizer = DOT(learning_rate=Listed((1.0, 1.0, 0.0)))
     gradients = [{"task": student_only(jnp.ones(1)), "distill": student_only(jnp.ones(1))}] * 3
-    _, second, third = trajectory(optimizer, student_only(jnp.zeros(1)), gradients)
+    _, second, third = trajectory(optimizer, student_only(jnp.zeros(1)), gradients, objective=LABELS_AND_KD)
     assert third["student"]["w"] == second["student"]["w"] != 0
 
 
@@ -136,7 +103,7 @@ def test_a_group_that_is_missing_is_zero():
     none = jax.tree.map(jnp.zeros_like, task)
     for group, other in (("task", "distill"), ("distill", "task")):
         found, expected = (
-            trajectory(DOT(learning_rate=0.5), task, [gradient] * 3)
+            trajectory(DOT(learning_rate=0.5), task, [gradient] * 3, objective=LABELS_AND_KD)
             for gradient in ({group: task}, {group: task, other: none})
         )
         chex.assert_trees_all_equal(found, expected)

@@ -12,24 +12,14 @@ import optax
 import pytest
 
 from kdjax.objectives import CrossEntropy, FitNet, bind
-from kdjax.schedules import Cosine, Schedule, Steps, WarmUp, epochs
+from kdjax.schedules import Cosine, Steps, WarmUp, epochs
 from kdjax.training.optimizers import SGD, AdamW, Optimizer, build
 from kdjax.types import Clock, DataInfo, ModelOutput
-from tests.tracing import traced_once
+from tests.training.trajectory import Listed, student_only, trajectory
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 OUTPUT = ModelOutput(logits=jnp.zeros((2, 5)), features=(jnp.zeros((2, 4, 4, 3)),))
 LABELS_ONLY = bind(CrossEntropy(), OUTPUT, None, DataInfo(5))
-
-
-@dataclasses.dataclass(frozen=True)
-class Listed(Schedule):
-    """A value a step, in the precision of the computation."""
-
-    values: tuple[float, ...]
-
-    def __call__(self, progress):
-        return jnp.asarray(self.values)[progress.step.astype(jnp.int32)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,26 +27,6 @@ class Undecayed(FitNet):
     """A projector that is exempt from weight decay."""
 
     decays: ClassVar = False
-
-
-def trajectory(optimizer, weights, gradients, *, clock=Clock(), objective=LABELS_ONLY):
-    """Parameters after every update, for a list of gradients."""
-    transformation = build(optimizer, clock, objective)
-
-    @traced_once
-    def update(weights, state, gradient):
-        updates, state = transformation.update(gradient, state, weights)
-        return optax.apply_updates(weights, updates), state
-
-    state, seen = transformation.init(weights), []
-    for gradient in gradients:
-        weights, state = update(weights, state, gradient)
-        seen.append(jax.device_get(weights))
-    return seen
-
-
-def student_only(values):
-    return {"student": {"w": values}, "objective": {}}
 
 
 def torch_cases():
@@ -74,7 +44,11 @@ def follow_torch(name, dtype, tolerance, **options):
     clock = options.pop("clock", Clock())
     sgd = SGD(momentum=hyper["momentum"], weight_decay=hyper["weight_decay"], nesterov=hyper["nesterov"], **options)
     seen = trajectory(
-        sgd, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients], clock=clock
+        sgd,
+        student_only(jnp.asarray(start)),
+        [student_only(jnp.asarray(g)) for g in gradients],
+        clock=clock,
+        objective=LABELS_ONLY,
     )
     found = np.stack([weights["student"]["w"] for weights in seen])
     assert found.dtype == dtype
@@ -107,14 +81,21 @@ def test_both_forms_of_momentum_are_recorded():
 
 
 def test_plain_sgd():
-    (after,) = trajectory(SGD(learning_rate=0.5, momentum=0.0), student_only(jnp.ones(2)), [student_only(jnp.ones(2))])
+    (after,) = trajectory(
+        SGD(learning_rate=0.5, momentum=0.0),
+        student_only(jnp.ones(2)),
+        [student_only(jnp.ones(2))],
+        objective=LABELS_ONLY,
+    )
     np.testing.assert_array_equal(after["student"]["w"], 0.5)
 
 
 def test_a_drop_of_the_learning_rate_acts_at_once():
     """The buffer holds gradients, not steps: once the rate is 0 nothing moves, whatever has gathered."""
     optimizer = SGD(learning_rate=Listed((1.0, 1.0, 0.0)), momentum=0.9)
-    first, second, third = trajectory(optimizer, student_only(jnp.zeros(1)), [student_only(jnp.ones(1))] * 3)
+    first, second, third = trajectory(
+        optimizer, student_only(jnp.zeros(1)), [student_only(jnp.ones(1))] * 3, objective=LABELS_ONLY
+    )
     np.testing.assert_allclose([first["student"]["w"][0], second["student"]["w"][0]], [-1.0, -2.9], rtol=1e-6)
     assert third["student"]["w"] == second["student"]["w"]
 
@@ -126,7 +107,9 @@ def test_a_schedule_is_read_at_the_step_that_is_taken(kind):
     gradients = [student_only(jnp.ones(1))] * 4
 
     def moves(rate):
-        seen = trajectory(kind(learning_rate=rate), student_only(jnp.zeros(1)), gradients, clock=clock)
+        seen = trajectory(
+            kind(learning_rate=rate), student_only(jnp.zeros(1)), gradients, clock=clock, objective=LABELS_ONLY
+        )
         return np.abs(np.diff([0.0, *(weights["student"]["w"][0] for weights in seen)]))
 
     constant = moves(0.1)
@@ -164,7 +147,7 @@ def test_weight_decay_reaches_what_it_should(kind, vectors):
 def test_no_decay_by_default():
     weights = student_only(jnp.ones((2, 2)))
     for optimizer in (SGD(learning_rate=1.0), AdamW(learning_rate=1.0)):
-        (after,) = trajectory(optimizer, weights, [jax.tree.map(jnp.zeros_like, weights)])
+        (after,) = trajectory(optimizer, weights, [jax.tree.map(jnp.zeros_like, weights)], objective=LABELS_ONLY)
         np.testing.assert_array_equal(after["student"]["w"], 1.0)
 
 
@@ -190,7 +173,10 @@ def test_adamw_is_optaxs_and_the_formula():
     with jax.enable_x64(True):
         optimizer = AdamW(learning_rate=rate, weight_decay=decay, b1=b1, b2=b2, eps=eps)
         seen = trajectory(
-            optimizer, student_only(jnp.asarray(start)), [student_only(jnp.asarray(g)) for g in gradients]
+            optimizer,
+            student_only(jnp.asarray(start)),
+            [student_only(jnp.asarray(g)) for g in gradients],
+            objective=LABELS_ONLY,
         )
         reference = optax.adamw(rate, b1, b2, eps, weight_decay=decay)
         weights, state = jnp.asarray(start), reference.init(jnp.asarray(start))
