@@ -8,7 +8,6 @@ says so. Every module says in its `__all__` what it adds to this namespace.
 import types as _types
 
 from kdjax.losses.affinity import *
-from kdjax.losses.affinity_parts import *
 from kdjax.losses.assignment import *
 from kdjax.losses.attention import *
 from kdjax.losses.binary import *
@@ -29,7 +28,6 @@ from kdjax.losses.localization import *
 from kdjax.losses.logit import *
 from kdjax.losses.margin import *
 from kdjax.losses.multilevel import *
-from kdjax.losses.pairs import *
 from kdjax.losses.pooling import *
 from kdjax.losses.projection import *
 from kdjax.losses.regions import *

@@ -69,21 +69,25 @@ def four_steps(name):
     needs_teacher = reads_teacher(objective.parts)
     alike = any("teacher.gradient" in part.reads for part in objective.parts)
     student, teacher = network(3), network(3 if alike else 4)
-    bound = bind(objective, shapes(student), shapes(teacher) if needs_teacher else None, DataInfo(CLASSES, 64))
-    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=16)
+    batch = toy_batch()
+    rows = len(batch.labels)
+    said = shapes(student, rows=rows), shapes(teacher, rows=rows) if needs_teacher else None
+    bound = bind(objective, *said, DataInfo(CLASSES, 64, labels=np.resize(batch.labels, 64)))
+    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=rows)
     optimizer = build(SGD(learning_rate=1e-3, momentum=0.0), clock, bound)
     runner = make_runner("jit", jax.devices()[:1])
-    state = init_state(student, bound, optimizer, seed=0)
+    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
+    statistics = variables.state if bound.teacher_mode == "train" else None
+    state = init_state(student, bound, optimizer, seed=0, teacher_state=statistics)
     step = make_step(student, teacher if needs_teacher else None, bound, optimizer, clock=clock, views=two_views)
     if bound.needs_peer:
         state = join(state, init_state(student, bound, optimizer, seed=1))
         step = make_mutual_step(step, bound.peer_order)
     before = jax.tree.map(np.array, state.params)
     step = runner.compile(step)
-    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
     state, metrics = runner.place(state), []
     for _ in range(4):
-        state, seen = step(state, variables, runner.place_batch(toy_batch()))
+        state, seen = step(state, variables, runner.place_batch(batch))
         metrics.append(jax.device_get(seen))
     return before, jax.device_get((state.params, state.state)), metrics
 
