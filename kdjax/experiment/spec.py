@@ -159,6 +159,13 @@ class Experiment:
                     found.append(
                         f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier})."
                     )
+                    continue
+                deployed = [n for n, p in part_names(self.phase(source).objective).items() if p.deploys]
+                if deployed:
+                    found.append(
+                        f"Phase {phase.name!r} takes its {field} from {source!r}, whose network is deployed with its "
+                        f"{deployed[0]!r} behind it and is no plain {self.phase(source).network.name}; take another phase."
+                    )
             if phase.taught and not phase.teacher and not phase.weights:
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(

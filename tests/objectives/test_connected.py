@@ -241,8 +241,8 @@ def test_nearest_repeats_rows_as_torch_does(length, cells, expected):
 
 def test_later_stages_help_earlier_ones_and_not_the_reverse():
     """Of the fused map of each level: which of the student's maps move it?"""
-    module = bound_to(REVIEWKD).modules["review_kd"]
-    params, state = (tree["review_kd"] for tree in start(REVIEWKD))
+    module = bound_to(REVIEWKD).modules["reviewkd"]
+    params, state = (tree["reviewkd"] for tree in start(REVIEWKD))
     maps = [*OURS.features[::2], OURS.embedding[:, None, None, :]]
     sizes = [(4, 4), (2, 2), (1, 1)]
     run = lambda maps: module.call(params, state, lambda m: m(maps, sizes), train=False)[0]
@@ -256,7 +256,7 @@ def test_later_stages_help_earlier_ones_and_not_the_reverse():
 
 def test_the_fusion_is_as_wide_as_the_students_vector_up_to_a_limit():
     for width, expected in ((512, 4), (3, 3)):
-        params = jax.eval_shape(bound_to(ReviewKD(width=width)).init, jax.random.key(0))[0]["review_kd"]
+        params = jax.eval_shape(bound_to(ReviewKD(width=width)).init, jax.random.key(0))[0]["reviewkd"]
         assert params["levels"]["0"]["embed"]["conv"]["kernel"].shape == (1, 1, 2, expected)
         assert "gate" not in params["levels"]["3"] and params["levels"]["0"]["gate"]["kernel"].shape[-1] == 2
 
@@ -272,15 +272,15 @@ def test_semckd_is_made_for_one_size_of_batch():
     for rows, widths in ((64, (64, 32, 16)), (1, (1, 2, 1))):
         objective = dataclasses.replace(SEMCKD, batch_size=rows)
         variables = jax.eval_shape(bound_to(objective).init, jax.random.key(0))
-        key = variables[0]["sem_ckd"]["keys"]["0"]
+        key = variables[0]["semckd"]["keys"]["0"]
         assert (*key["hidden"]["kernel"].shape, key["out"]["kernel"].shape[1]) == widths
         with pytest.raises(ValueError, match=f"built for batches of {rows} rows"):
             jax.eval_shape(compiled(objective, True, call), variables, OURS, THEIRS, WHERE)
 
 
 def test_the_temperature_of_semckd_evens_the_attention_out():
-    module = bound_to(SEMCKD).modules["sem_ckd"]
-    params, state = (tree["sem_ckd"] for tree in start(SEMCKD))
+    module = bound_to(SEMCKD).modules["semckd"]
+    params, state = (tree["semckd"] for tree in start(SEMCKD))
     student, teacher = OURS.features[1:], THEIRS.features[::2]
 
     def attend(temperature):
@@ -325,8 +325,8 @@ def test_srrl_gives_the_teachers_classifier_the_average_of_its_map():
 
 def test_simkd_deploys_the_teachers_classifier_on_its_projection():
     objective = SimKD()
-    module = bound_to(objective).modules["sim_kd"]
-    variables = (tree["sim_kd"] for tree in start(objective))
+    module = bound_to(objective).modules["simkd"]
+    variables = (tree["simkd"] for tree in start(objective))
     wide = dataclasses.replace(OURS, features=(draw(492, ROWS, 2, 2, 4), draw(493, ROWS, 2, 2, 4)), taps={"a": WHERE})
     deployed, projected = module.call(
         *variables, lambda m: (objective.deploy(m, wide, call), m(wide.features[-1])), train=False
@@ -388,7 +388,7 @@ def test_connectors_start_as_released():
     drawn = lambda objective: bind(objective, wide, wide, DataInfo(CLASSES)).init(jax.random.key(0))[0]
     kernel = drawn(OFD(stages=(-1,)))["ofd"]["stages"]["0"]["conv"]["kernel"]
     np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / 64), rtol=0.05)
-    fusion = drawn(ReviewKD(stages=(-1,)))["review_kd"]["levels"]["0"]
+    fusion = drawn(ReviewKD(stages=(-1,)))["reviewkd"]["levels"]["0"]
     for layer, inputs in (("embed", 64), ("out", 9 * 64)):
         bound = np.sqrt(3 / inputs)
         assert 0.98 * bound < np.abs(fusion[layer]["conv"]["kernel"]).max() <= bound

@@ -110,7 +110,7 @@ def test_semckd_golden(precision):
     with computing_in(precision) as real:
         maps = [[real(x) for x in case.stages(role)] for role in ("student", "teacher")]
         attend = lambda module: module.attention(*maps, None, None, objective.temperature)
-        attention, _ = bound.modules["sem_ckd"].call(*variables(case, places, real), attend, train=True)
+        attention, _ = bound.modules["semckd"].call(*variables(case, places, real), attend, train=True)
         case.check(attention, "out", "attention", precision)
     assert all(np.abs(value).max() == 0 for name, value in case.gparams["f64"].items() if name.startswith(unused))
 
@@ -172,7 +172,7 @@ def test_simkd_golden(case, precision):
             objective.deploy(module, student, classifier(case)(real)),
             module(student.features[-1]),
         )
-        output, projected = bound.modules["sim_kd"].call(*variables(case, places, real), deployed, train=True)[0]
+        output, projected = bound.modules["simkd"].call(*variables(case, places, real), deployed, train=True)[0]
         case.check(output.logits, "out", "logits", precision)
         case.check(nchw(projected), "out", "projected", precision)
         np.testing.assert_allclose(output.embedding, np.mean(projected, (1, 2)), rtol=1e-5)
