@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.data import DataError
-from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited
+from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited, with_sharding
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
@@ -71,7 +71,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
 def measure(program: Program, report: PhaseReport) -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
     state = jax.eval_shape(lambda: program.fresh_state(0, 0))
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state)
+    state = with_sharding(state, program.runner)
     teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
     report.parameters["student"] = count_parameters(state.params["student"])
     if teacher is not None:

@@ -31,7 +31,7 @@ from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
 from kdjax.training.step import make_teacher_gradient
-from kdjax.types import Batch, Clock, DataInfo, Network
+from kdjax.types import Batch, Clock, DataInfo, Network, Tree
 
 RESIDENT_BYTES = 512 * 2**20  # an evaluation set below this stays on the devices
 
@@ -116,20 +116,11 @@ class Program:
         """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
 
         def make(start, statistics):
-            if self.bound.teacher_mode == "train" and statistics is None:
-                statistics = self.teacher.init(jax.random.key(0))[1]
-            state = init_state(
-                self.student, self.bound, self.optimizer, seed=seed, data_seed=data_seed,
-                ema=self.phase.ema_decay > 0, start=None if start is None else (start.params, start.state),
-                teacher_state=statistics,
-            )  # fmt: skip
-            if not self.bound.needs_peer:
-                return state
-            peer = init_state(self.student, self.bound, self.optimizer, seed=seed + PEER_SEED, data_seed=data_seed)
-            return join(state, peer)
+            return make_state(self.student, self.teacher, self.bound, self.optimizer, self.phase, (seed, data_seed), start,
+                              statistics)  # fmt: skip
 
-        statistics = None if teacher is None else teacher.state
-        return jax.jit(make, out_shardings=self.runner.replicated)(start, statistics)
+        given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
+        return jax.jit(make, out_shardings=self.runner.placement(jax.eval_shape(make, *given)))(*given)
 
     def ready_teacher(self, teacher: Variables | None, data_seed: int) -> Variables | None:
         """The teacher as the step wants it: with its mean gradient over the data, if the objective corrects by that."""
@@ -208,14 +199,39 @@ class Program:
         return duration.steps(self.clock.steps_per_epoch, self.clock.batch_size, self.clock.total_steps)
 
 
+def make_state(
+    student: Network,
+    teacher: Network | None,
+    bound: Bound,
+    optimizer: Any,
+    phase: Phase,
+    seeds: tuple[int, int],
+    start: tuple | None = None,
+    teacher_state: Any = None,
+) -> TrainState:
+    """The state before a phase's first step, of `(seed, data_seed)`; pure. Two networks' in mutual learning."""
+    seed, data_seed = seeds
+    if bound.teacher_mode == "train" and teacher_state is None:
+        teacher_state = teacher.init(jax.random.key(0))[1]
+    state = init_state(
+        student, bound, optimizer, seed=seed, data_seed=data_seed, ema=phase.ema_decay > 0, start=start,
+        teacher_state=teacher_state,
+    )  # fmt: skip
+    if not bound.needs_peer:
+        return state
+    return join(state, init_state(student, bound, optimizer, seed=seed + PEER_SEED, data_seed=data_seed))
+
+
 def template_of(network: Network, runner: Runner) -> Variables:
     """Shapes and shardings of a network's variables."""
     params, state = jax.eval_shape(network.init, jax.random.key(0))
     return with_sharding(Variables(params, state), runner)
 
 
-def with_sharding(shapes: Variables, runner: Runner) -> Variables:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), shapes)
+def with_sharding(shapes: Tree, runner: Runner) -> Tree:
+    """Shapes with where they belong."""
+    place = runner.placement(shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, place)
 
 
 def make_network(model: Model, images: Images) -> Network:
@@ -307,11 +323,12 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         raise ExperimentError(str(error)) from error
     if bound.needs_peer:
         step = make_mutual_step(step, bound.peer_order)
+    state = jax.eval_shape(lambda: make_state(student, teacher, bound, optimizer, phase, (0, 0)))
     deployment = deploy(student, teacher, bound, inputs)
     evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
         experiment, phase, images, student, teacher, bound, optimizer, clock, runner, deployment, views,
-        runner.compile(step), runner.compile(evaluation, donate=False), rows, resident,
+        runner.compile(step, state=state), runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Experiment:
     """how often a checkpoint is written"""
     log_every: int = 20
     """training metrics are logged every so many steps"""
-    runner: Literal["jit", "pmap"] = "jit"
+    runner: Literal["jit", "fsdp", "pmap"] = "jit"
     """how the step is compiled: jit over a mesh of all devices, or pmap"""
 
     def phase(self, name: str) -> Phase:

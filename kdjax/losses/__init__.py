@@ -1,8 +1,8 @@
 """Distillation losses: pure functions from arrays to values, for the most part one per example.
 
-Student first, teacher second, the rest by keyword; classes on the last axis. What looks at one example at a time is not
-averaged here; what compares examples with each other gives the value of the whole batch, takes `where` and `axis_name`, and
-says so. Every module says in its `__all__` what it adds to this namespace.
+Student first, teacher second, the rest by keyword; classes on the last axis. Values of examples are not averaged here. What
+compares examples with each other takes `where` and `axis_name`, and gives a value an example or, where its docstring says
+so, one of the whole batch. Every module says in its `__all__` what it adds to this namespace.
 """
 
 import types as _types

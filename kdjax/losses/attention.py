@@ -77,7 +77,8 @@ def ft(student_factors, teacher_factors, *, p1: int = 2, p2: int = 1) -> Array:
     """
     student, teacher = pooling.maps_pair(student_factors, teacher_factors)
     gap = _activity(student, p1) - _activity(teacher, p1)
-    return jnp.mean(gap * jnp.sign(gap) if p2 == 1 else gap**p2, axis=-1)
+    size = gap * jnp.sign(gap)  # not jnp.abs, whose slope at 0 is 1
+    return jnp.mean(size**p2, axis=-1)
 
 
 def nst(student_features, teacher_features) -> Array:

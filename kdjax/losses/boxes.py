@@ -188,6 +188,8 @@ def anchor_grid(sizes: Sequence[tuple[int, int]], strides: Sequence[int], *, sca
     Array([[-16., -16.,  16.,  16.],
            [  0., -16.,  32.,  16.]], dtype=float32)
     """
+    if len(sizes) != len(strides):
+        raise ValueError(f"There are {len(sizes)} sizes and {len(strides)} strides; give a stride for each size.")
     levels = []
     for (height, width), stride in zip(sizes, strides, strict=True):
         y, x = np.mgrid[:height, :width].reshape(2, -1) * stride

@@ -175,6 +175,7 @@ def crop_feature_l1(
     predicted, target = box.corners(pred_boxes, "pred_boxes"), box.corners(target_boxes, "target_boxes")
     if predicted.shape != target.shape or predicted.ndim != 2:
         raise ValueError(f"pred_boxes has shape {predicted.shape}, target_boxes {target.shape}; both must be [K, 4].")
+    layers = tuple(layers)
     if not layers or (teacher_features_fn is None and layers != ("obj",)):
         raise ValueError(f'layers is {layers}; name at least one, and give teacher_features_fn for any but "obj".')
     image = checks.floating(image, "image")

@@ -3,17 +3,19 @@
 Pure functions; a bank is an array `[rows, D]` that the caller keeps. In one training step: scores are read from the bank as
 it was, and at the end the rows of the batch are written, once.
 
-A bank is whole on every device, or its rows are spread over the devices of a mapped axis (`sharded=True`, under `pmap` or
-`shard_map`; under plain `jit` wrap the call in `jax.shard_map`). Then embeddings, candidates and scores move between
-devices, never rows.
+A bank is whole on every device, or its rows are spread over devices: those of a mapped axis (`sharded=True`), or under
+`jit` those of the mesh in whose context it is traced, as `kdjax.training.Runner` does it, for banks that are too large to be
+kept on each (`spreads`). Then embeddings, candidates and scores move between devices, never rows.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from kdjax.losses.contrastive import candidate_scores, unit_rows
 from kdjax.reduction import gather_rows
@@ -21,6 +23,8 @@ from kdjax.types import Array, Axis
 
 # A bank has a multiple of this many rows, so that it can be spread over any such number of devices.
 ROWS = 64
+# Bytes from which on a bank is spread over the devices instead of being kept on each.
+SPREAD_BYTES = 256 * 2**20
 # Rounds of the keyed permutation. An element stays where it is with a chance of 2^-12, from a start that is random too.
 ROUNDS = 12
 
@@ -34,6 +38,18 @@ def new_bank(key: Array, num_examples: int, width: int) -> Array:
     return jax.random.uniform(key, (-(-num_examples // ROWS) * ROWS, width), minval=-bound, maxval=bound)
 
 
+def spreads(bank: Array | jax.ShapeDtypeStruct, devices: int) -> bool:
+    """Whether an array of this shape is to be spread over so many devices by its rows."""
+    large = bank.ndim == 2 and bank.size * bank.dtype.itemsize >= SPREAD_BYTES
+    return devices > 1 and large and bank.shape[0] % devices == 0
+
+
+def spread_over(bank: Array) -> str | None:
+    """The axis of the mesh, in whose context this is traced, over which the bank is spread; None if it is not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names[0] if len(mesh.axis_names) == 1 and spreads(bank, mesh.size) else None
+
+
 def score(embeddings: Array, bank: Array, candidates: Array, *, axis: Axis = None, sharded: bool = False) -> Array:
     """Inner products with the rows of the bank that are called candidates, where these live.
 
@@ -42,13 +58,21 @@ def score(embeddings: Array, bank: Array, candidates: Array, *, axis: Axis = Non
       bank: `[rows, D]`, a constant; with `sharded`, this device's rows.
       candidates: `[B, K]` rows of the whole bank, or `[K]` for all examples.
       axis: the mapped axis.
-      sharded: whether the bank's rows are spread over `axis`.
+      sharded: whether the bank's rows are spread over `axis`; under `jit` it is seen from the mesh, see above.
 
     Returns:
       `[B, K]`. Differentiable by the embeddings. Of a sharded bank: 0 for a candidate that no device has.
     """
     if not sharded:
-        return candidate_scores(embeddings, bank, candidates)
+        over = spread_over(bank) if axis is None else None
+        if over is None:
+            return candidate_scores(embeddings, bank, candidates)
+        rows = PartitionSpec(over)
+        return jax.shard_map(
+            functools.partial(score, axis=over, sharded=True),
+            in_specs=(rows, rows, rows if candidates.ndim == 2 else PartitionSpec()),
+            out_specs=rows,
+        )(embeddings, bank, candidates)
     local = _local(candidates if candidates.ndim == 1 else gather_rows(candidates, axis), bank, axis)
     mine = local < bank.shape[0]
     scores = candidate_scores(gather_rows(embeddings, axis), bank, local)
@@ -83,6 +107,14 @@ def update(
     """
     bank, index, embeddings = (lax.stop_gradient(jnp.asarray(x)) for x in (bank, index, embeddings))
     where = jnp.ones(index.shape, bool) if where is None else where
+    over = spread_over(bank) if axis is None else None
+    if over is not None:
+
+        def part(bank, index, embeddings, where):
+            return update(bank, index, embeddings, momentum=momentum, where=where, axis=over, sharded=True)
+
+        rows = PartitionSpec(over)
+        return jax.shard_map(part, in_specs=(rows,) * 4, out_specs=rows)(bank, index, embeddings, where)
     index, embeddings, where = (gather_rows(x, axis) for x in (index, embeddings, where))
     local = _local(index, bank, axis if sharded else None)
     # A negative index would count from the end: what is not to be written goes past it, and is dropped.

@@ -31,6 +31,7 @@ def test_formulas_of_at_and_ft(p):
         )
         np.testing.assert_allclose(attention.ft(student, teacher, p1=p), np.abs(gap).mean(1), **EXACT)
         np.testing.assert_allclose(attention.ft(student, teacher, p1=p, p2=4), (gap**4).mean(1), **EXACT)
+        np.testing.assert_allclose(attention.ft(student, teacher, p1=p, p2=3), np.abs(gap**3).mean(1), **EXACT)
 
 
 def test_at_sees_neither_the_scale_nor_the_order_of_channels():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -27,7 +28,9 @@ CLASSES, SIZE = 3, 40
 CLASS_OF = np.random.default_rng(8).integers(0, CLASSES, SIZE)
 DATA = DataInfo(CLASSES, SIZE, CLASS_OF)
 LARGEST = np.bincount(CLASS_OF).max()
-FORMS = {"jit 1": 1, "jit 8": 8, "pmap": 8, "shard_map": 8}
+FORMS = {"jit 1": 1, "jit 8": 8, "jit 8 spread": 8, "pmap": 8, "shard_map": 8}
+MANY = [form for form, devices in FORMS.items() if devices > 1]
+SPREAD = ("jit 8 spread", "shard_map")
 SMALL = {"dim": 4, "temperature": 0.3, "negatives": 9}
 VARIANTS = {"crd": CRD(**SMALL), "relax shared": CRD(positive="relax", shared_negatives=True, **SMALL)}
 
@@ -60,6 +63,11 @@ def batch(number=0, junk=0.0):
     return jax.tree.map(np.asarray, rows)
 
 
+def spread(form):
+    """What says from how many bytes on a bank is spread: here, all are."""
+    return mock.patch.object(banks, "SPREAD_BYTES", 0 if form == "jit 8 spread" else banks.SPREAD_BYTES)
+
+
 def to64(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
 
@@ -73,7 +81,7 @@ def compiled(name, form):
     variables = to64(Variables(*TEACHER.init(jax.random.key(7))))
     if form != "shard_map":
         step = make_step(STUDENT, TEACHER, bound, optimizer, axis=runner.axis)
-        return runner, runner.compile(step, donate=False), state, variables
+        return runner, runner.compile(step, donate=False, state=state), state, variables
     # The banks of this one live spread over the devices.
     step = functools.partial(make_step(STUDENT, TEACHER, bound, optimizer, axis="data"))
     whole, rows = PartitionSpec(), PartitionSpec("data")
@@ -88,7 +96,7 @@ def compiled(name, form):
 
 def steps(name, form="jit 1", batches=(0, 1), junk=0.0, start=None):
     """`(state, metrics)` after every step of SGD with learning rate 1."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), spread(form):
         runner, step, state, variables = compiled(name, form)
         state = state if start is None else start
         results = []
@@ -102,7 +110,7 @@ def memory(state):
     return state.state["objective"]["crd"]
 
 
-@pytest.mark.parametrize("form", ["jit 8", "pmap", "shard_map"])
+@pytest.mark.parametrize("form", MANY)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_devices_make_no_difference(name, form):
     """Values, gradients, banks, constants and draws of two steps, whole and spread banks."""
@@ -132,15 +140,30 @@ def test_only_rows_of_the_batch_are_written():
         before = after
 
 
-@pytest.mark.parametrize("form", ["jit 8", "pmap", "shard_map"])
+@pytest.mark.parametrize("form", MANY)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_step_moves_a_bank(name, form):
     """The banks have 256 numbers, the batch's embeddings 64; of a spread bank the scores, 144, are moved too."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), spread(form):
         runner, step, state, variables = compiled(name, form)
         arguments = runner.place(state), runner.place(variables), runner.place_batch(batch())
         moved = gathered(step.lower(*arguments).compile().as_text())
-    assert 64 in moved and max(moved) <= (144 if form == "shard_map" else 64), sorted(moved)
+    assert 64 in moved and max(moved) <= (144 if form in SPREAD else 64), sorted(moved)
+
+
+@pytest.mark.parametrize("form", MANY)
+def test_large_banks_live_spread_over_devices(form):
+    with jax.enable_x64(True), spread(form):
+        runner, step, state, variables = compiled("crd", form)
+        after = step(runner.place(state), runner.place(variables), runner.place_batch(batch()))[0]
+    for name, leaf in memory(after).items():
+        assert leaf.sharding.is_fully_replicated == (form not in SPREAD or not name.endswith("bank")), name
+
+
+def test_what_is_too_large_for_every_device():
+    shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
+    assert banks.spreads(shape(2**19, 128), 8) and not banks.spreads(shape(2**19 - 64, 128), 8)
+    assert not banks.spreads(shape(2**19, 128), 1) and not banks.spreads(shape(2**19 + 4, 128), 8)
 
 
 # --- against a computation of its own ---
