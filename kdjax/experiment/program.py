@@ -13,7 +13,7 @@ import numpy as np
 
 from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import ensemble, from_nnx, output_shapes, zoo
+from kdjax.models import ensemble, from_nnx, in_microbatches, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import (
     Runner,
@@ -295,7 +295,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
     data = experiment.data
     try:
         runner = make_runner(experiment.runner, devices)
-        runner.check_batch_size(data.batch_size)
+        runner.check_batch_size(data.batch_size // phase.microbatches)
         runner.check_batch_size(data.eval_batch_size)
         jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
         student = make_network(phase.network, images)
@@ -315,8 +315,10 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
     try:
         optimizer = optimizers.build(phase.optimizer, clock, bound)
         # A teacher that the objective does not read is only evaluated beside the student.
+        networks = student, teacher if bound.needs_teacher else None
         step = make_step(
-            student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=views,
+            *(network and in_microbatches(network, phase.microbatches) for network in networks),
+            bound, optimizer, clock=clock, views=views,
             mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None,
         )  # fmt: skip
     except ValueError as error:

@@ -65,6 +65,8 @@ class Phase:
     """length of the training"""
     optimizer: Optimizer = SGD()
     """how"""
+    microbatches: int = 1
+    """pieces in which a step's batch is run, to need less memory; the loss stays that of the whole batch"""
     labels: Literal["all", "labelled"] = "labelled"
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
@@ -170,6 +172,11 @@ class Experiment:
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(
                     f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."
+                )
+            if phase.microbatches < 1 or self.data.batch_size % phase.microbatches:
+                found.append(
+                    f"Phase {phase.name!r} has microbatches={phase.microbatches}, into which data.batch_size="
+                    f"{self.data.batch_size} does not divide."
                 )
             if not 0 <= phase.ema_decay < 1:
                 found.append(
