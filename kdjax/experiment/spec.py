@@ -114,7 +114,7 @@ class Experiment:
     log_every: int = 20
     """training metrics are logged every so many steps"""
     runner: Literal["jit", "fsdp", "pmap"] = "jit"
-    """how the step is compiled: jit over a mesh of all devices, or pmap"""
+    """how the step is compiled: jit over a mesh of all devices; fsdp, the same with parameters and optimizer spread; or pmap"""
 
     def phase(self, name: str) -> Phase:
         for phase in self.phases:
