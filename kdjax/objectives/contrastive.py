@@ -185,7 +185,7 @@ class CRD(Objective):
         else:
             negatives = banks.draw_negatives(module.table, inside, key, module.negatives)
         values = module(
-            ctx.student.embedding, ctx.teacher.embedding, index, positive, negatives, allowed=allowed,
+            ctx.student.embedding, lax.stop_gradient(ctx.teacher.embedding), index, positive, negatives, allowed=allowed,
             temperature=self.temperature, momentum=self.momentum, where=where, axis=ctx.axis,
         )  # fmt: skip
         return per_example(values, where)
