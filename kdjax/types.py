@@ -172,7 +172,7 @@ class DataInfo:
       num_classes: number of classes `C`.
       num_examples: size of the training split (memory banks have one row an example).
       labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
-        classes), -1 where it may not be used; None if they are not known.
+        classes), -1 where it may not be used, -2 where the example is not trained on; None if they are not known.
     """
 
     num_classes: int

@@ -63,24 +63,28 @@ def two_views(inputs, index, epoch, key):
 def prepare(name: str, classes: int, batch: Batch, runner) -> Subject:
     """Compiles a method's step. Where it needs a teacher of the student's kind, it has one."""
     objective = method(name).objective
-    build = lambda network: from_nnx(lambda rngs: zoo.build(network, num_classes=classes, in_channels=3, rngs=rngs))
+    build = lambda network: from_nnx(
+        lambda rngs: zoo.build(network, num_classes=classes, in_channels=3, rngs=rngs), parts=("classify", "norms")
+    )
     student = build("resnet8x4")
     alike = any("teacher.gradient" in part.reads for part in objective.parts)
     teacher = build("resnet8x4" if alike else "resnet32x4")
     inputs = jax.ShapeDtypeStruct(batch.inputs.shape, np.float32)
     shapes = output_shapes(student, inputs), output_shapes(teacher, inputs)
-    bound = bind(objective, *shapes, DataInfo(classes, 50_000))
+    bound = bind(objective, *shapes, DataInfo(classes, 50_000, labels=np.arange(50_000, dtype=np.int32) % classes))
     optimizer = optax.sgd(1e-4, momentum=0.9)
     step = make_step(student, teacher if bound.needs_teacher else None, bound, optimizer, clock=CLOCK, views=two_views)
-    state = init_state(student, bound, optimizer, seed=0)
+    variables = Variables(*teacher.init(jax.random.key(1)))
+    state = init_state(student, bound, optimizer, seed=0, teacher_state=variables.state)
     if bound.needs_peer:
         step = make_mutual_step(step, bound.peer_order)
         state = join(state, init_state(student, bound, optimizer, seed=1))
-    variables = runner.place(Variables(*teacher.init(jax.random.key(1)))) if bound.needs_teacher else None
+    call = lambda part, *arrays: teacher.parts[part](variables.params, variables.state, *arrays)
     own = bound.init(jax.random.key(2))
 
     def loss(student_said, teacher_said, batch):
-        ctx = Context(student_said, teacher_said, batch, CLOCK.at(0), peer=teacher_said, key=jax.random.key(0))
+        ctx = Context(student_said, teacher_said, batch, CLOCK.at(0), peer=teacher_said, key=jax.random.key(0),
+                      teacher_call=call)  # fmt: skip
         terms, _ = bound.apply(*own, dataclasses.replace(ctx, views={"strong": ctx}), train=True)
         return sum(group_losses(terms).values(), start=jnp.zeros(()))
 
@@ -88,12 +92,20 @@ def prepare(name: str, classes: int, batch: Batch, runner) -> Subject:
 
     def draw(shapes: ModelOutput, seed: int):
         rng = np.random.default_rng(seed)
-        used = ModelOutput(**{field: getattr(shapes, field) for field in read & {"logits", "features", "embedding"}})
+        fields = read & {"logits", "features", "preactivations", "embedding"}
+        used = ModelOutput(**{field: getattr(shapes, field) for field in fields})
         return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), used)
 
     alone = jax.jit(jax.value_and_grad(loss))
     outputs = draw(shapes[0], 0), draw(shapes[1], 1)
-    return Subject(name, runner.compile(step), runner.place(state), variables, alone, outputs)
+    return Subject(
+        name,
+        runner.compile(step),
+        runner.place(state),
+        runner.place(variables) if bound.needs_teacher else None,
+        alone,
+        outputs,
+    )
 
 
 def measure(names: list[str], classes: int, batch_size: int, rounds: int, at_once: int) -> list[dict]:

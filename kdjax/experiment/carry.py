@@ -38,15 +38,15 @@ def carry(state: TrainState, objective: Bound, earlier: Variables | None, phase:
         for submodule in part.carries:
             found = _submodule(earlier, submodule)
             here = (params[name].get(submodule, {}), kept[name].get(submodule, {}))
-            if found is None or not _alike(here, found):
+            if found is None or not _alike(_together(*here), _together(*found)):
                 raise ExperimentError(
                     f"Objective {name!r} of phase {phase!r} takes its {submodule} from the phase it starts from, which has "
                     "trained none of these shapes; set start to a phase that does."
                 )
             params[name], kept[name] = dict(params[name]), dict(kept[name])
-            for tree, value in ((params[name], found[0]), (kept[name], found[1])):
+            for tree in (params[name], kept[name]):
                 if submodule in tree:
-                    tree[submodule] = value
+                    tree[submodule] = _those_of(tree[submodule], _together(*found))
     # Copies: a step gives its state's memory up, and the earlier phase keeps its own.
     params, kept = jax.tree.map(jnp.copy, (params, kept))
     return dataclasses.replace(
@@ -61,6 +61,20 @@ def _submodule(earlier: Variables | None, name: str) -> tuple[Tree, Tree] | None
         if name in tree:
             return tree[name], earlier.state.get(part, {}).get(name, {})
     return None
+
+
+def _together(params: Tree, state: Tree) -> Tree:
+    """Both in one tree: what is a parameter in one phase may be frozen, and state, in another."""
+    if not (isinstance(params, dict) and isinstance(state, dict)):
+        return params
+    return {
+        key: _together(params[key], state[key]) if key in params and key in state else (params | state)[key]
+        for key in sorted({*params, *state})
+    }
+
+
+def _those_of(template: Tree, values: Tree) -> Tree:
+    return {key: _those_of(sub, values[key]) for key, sub in template.items()} if isinstance(template, dict) else values
 
 
 def _alike(first: Tree, second: Tree) -> bool:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.data import DataError
-from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited
+from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited, with_sharding
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
@@ -24,6 +24,7 @@ class PhaseReport:
     phase: Phase
     shapes: list[tuple[str, str, str]]  # (what, student's shape, teacher's shape)
     parameters: dict[str, int]
+    trained: list[tuple[str, str]]  # (module of an objective, names and shapes of its parameters)
     numbers: dict[str, str]
     problems: list[str]
 
@@ -39,7 +40,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
         images = None
     reports = []
     for phase in experiment.phases:
-        report = PhaseReport(phase, [], {}, {}, list(problems))
+        report = PhaseReport(phase, [], {}, [], {}, list(problems))
         problems = []
         reports.append(report)
         if images is None:
@@ -70,12 +71,13 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
 def measure(program: Program, report: PhaseReport) -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
     state = jax.eval_shape(lambda: program.fresh_state(0, 0))
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.runner.replicated), state)
+    state = with_sharding(state, program.runner)
     teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
     report.parameters["student"] = count_parameters(state.params["student"])
-    report.parameters["trained beside it"] = program.extra_parameters()
     if teacher is not None:
         report.parameters["teacher"] = count_parameters(teacher.params)
+    report.parameters["trained beside it"] = program.extra_parameters()
+    report.trained = module_table(state.params["objective"])
     batch = batch_shapes(program)
     clock, data = program.clock, program.experiment.data
     report.numbers["steps"] = f"{clock.total_steps:,} of {data.batch_size} examples"
@@ -152,8 +154,20 @@ def shape_table(student: ModelOutput, teacher: ModelOutput | None) -> list[tuple
 
     first, second = rows(student), rows(teacher)
     names = [*first, *(name for name in second if name not in first)]
-    text = lambda shape: "–" if shape is None else "×".join(map(str, shape))
-    return [(name, text(first.get(name)), text(second.get(name))) for name in names]
+    return [(name, times(first.get(name)), times(second.get(name))) for name in names]
+
+
+def module_table(params: Tree) -> list[tuple[str, str]]:
+    """Rows `(module, its parameters with their shapes)` of what objectives train: projectors, heads, temperatures."""
+    modules: dict[str, list[str]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *where, name = (str(getattr(key, "key", key)) for key in path)
+        modules.setdefault(".".join(where), []).append(f"{name} {times(leaf.shape) or 'a number'}")
+    return [(module, ", ".join(leaves)) for module, leaves in modules.items()]
+
+
+def times(shape: tuple[int, ...] | None) -> str:
+    return "–" if shape is None else "×".join(map(str, shape))
 
 
 def show(reports: list[PhaseReport], console: Any) -> int:
@@ -174,6 +188,8 @@ def show(reports: list[PhaseReport], console: Any) -> int:
             console.print(table)
         for name, count in report.parameters.items():
             console.print(f"{name} parameters: {count:,}")
+        for module, text in report.trained:
+            console.print(f"  {module}: {text}", highlight=False)
         for name, text in report.numbers.items():
             console.print(f"{name}: {text}", highlight=False)
         for problem in report.problems:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import ensemble, from_nnx, output_shapes, zoo
+from kdjax.models import ensemble, from_nnx, in_microbatches, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import (
     Runner,
@@ -31,7 +31,7 @@ from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
 from kdjax.training.step import make_teacher_gradient
-from kdjax.types import Batch, Clock, DataInfo, Network
+from kdjax.types import Batch, Clock, DataInfo, Network, Tree
 
 RESIDENT_BYTES = 512 * 2**20  # an evaluation set below this stays on the devices
 
@@ -59,8 +59,10 @@ class Images:
         return DataInfo(self.train.num_classes, len(self.train))
 
     def info_for(self, phase: Phase) -> DataInfo:
-        """With the labels that a phase may use; -1 for the others."""
+        """With the labels that a phase may use; -1 for the others, -2 for examples that are held out."""
         visible = self.train.labels if phase.labels == "all" else np.where(self.labelled, self.train.labels, -1)
+        trained = np.isin(np.arange(len(self.train)), self.train_index)
+        visible = np.where(trained, visible, -2)
         return dataclasses.replace(self.info, labels=visible.astype(np.int32))
 
     @property
@@ -114,20 +116,11 @@ class Program:
         """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
 
         def make(start, statistics):
-            if self.bound.teacher_mode == "train" and statistics is None:
-                statistics = self.teacher.init(jax.random.key(0))[1]
-            state = init_state(
-                self.student, self.bound, self.optimizer, seed=seed, data_seed=data_seed,
-                ema=self.phase.ema_decay > 0, start=None if start is None else (start.params, start.state),
-                teacher_state=statistics,
-            )  # fmt: skip
-            if not self.bound.needs_peer:
-                return state
-            peer = init_state(self.student, self.bound, self.optimizer, seed=seed + PEER_SEED, data_seed=data_seed)
-            return join(state, peer)
+            return make_state(self.student, self.teacher, self.bound, self.optimizer, self.phase, (seed, data_seed), start,
+                              statistics)  # fmt: skip
 
-        statistics = None if teacher is None else teacher.state
-        return jax.jit(make, out_shardings=self.runner.replicated)(start, statistics)
+        given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
+        return jax.jit(make, out_shardings=self.runner.placement(jax.eval_shape(make, *given)))(*given)
 
     def ready_teacher(self, teacher: Variables | None, data_seed: int) -> Variables | None:
         """The teacher as the step wants it: with its mean gradient over the data, if the objective corrects by that."""
@@ -206,21 +199,46 @@ class Program:
         return duration.steps(self.clock.steps_per_epoch, self.clock.batch_size, self.clock.total_steps)
 
 
+def make_state(
+    student: Network,
+    teacher: Network | None,
+    bound: Bound,
+    optimizer: Any,
+    phase: Phase,
+    seeds: tuple[int, int],
+    start: tuple | None = None,
+    teacher_state: Any = None,
+) -> TrainState:
+    """The state before a phase's first step, of `(seed, data_seed)`; pure. Two networks' in mutual learning."""
+    seed, data_seed = seeds
+    if bound.teacher_mode == "train" and teacher_state is None:
+        teacher_state = teacher.init(jax.random.key(0))[1]
+    state = init_state(
+        student, bound, optimizer, seed=seed, data_seed=data_seed, ema=phase.ema_decay > 0, start=start,
+        teacher_state=teacher_state,
+    )  # fmt: skip
+    if not bound.needs_peer:
+        return state
+    return join(state, init_state(student, bound, optimizer, seed=seed + PEER_SEED, data_seed=data_seed))
+
+
 def template_of(network: Network, runner: Runner) -> Variables:
     """Shapes and shardings of a network's variables."""
     params, state = jax.eval_shape(network.init, jax.random.key(0))
     return with_sharding(Variables(params, state), runner)
 
 
-def with_sharding(shapes: Variables, runner: Runner) -> Variables:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=runner.replicated), shapes)
+def with_sharding(shapes: Tree, runner: Runner) -> Tree:
+    """Shapes with where they belong."""
+    place = runner.placement(shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, place)
 
 
 def make_network(model: Model, images: Images) -> Network:
     """A network of the zoo for these images."""
     options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None}
     name = f"{model.name} (width {model.width})" if model.width else model.name
-    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify",), name=name)
+    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
 
 
 def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Network | None:
@@ -277,7 +295,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
     data = experiment.data
     try:
         runner = make_runner(experiment.runner, devices)
-        runner.check_batch_size(data.batch_size)
+        runner.check_batch_size(data.batch_size // phase.microbatches)
         runner.check_batch_size(data.eval_batch_size)
         jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
         student = make_network(phase.network, images)
@@ -297,19 +315,22 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
     try:
         optimizer = optimizers.build(phase.optimizer, clock, bound)
         # A teacher that the objective does not read is only evaluated beside the student.
+        networks = student, teacher if bound.needs_teacher else None
         step = make_step(
-            student, teacher if bound.needs_teacher else None, bound, optimizer, clock=clock, views=views,
+            *(network and in_microbatches(network, phase.microbatches) for network in networks),
+            bound, optimizer, clock=clock, views=views,
             mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None,
         )  # fmt: skip
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     if bound.needs_peer:
         step = make_mutual_step(step, bound.peer_order)
+    state = jax.eval_shape(lambda: make_state(student, teacher, bound, optimizer, phase, (0, 0)))
     deployment = deploy(student, teacher, bound, inputs)
     evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
         experiment, phase, images, student, teacher, bound, optimizer, clock, runner, deployment, views,
-        runner.compile(step), runner.compile(evaluation, donate=False), rows, resident,
+        runner.compile(step, state=state), runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
 
 

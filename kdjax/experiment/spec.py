@@ -65,6 +65,8 @@ class Phase:
     """length of the training"""
     optimizer: Optimizer = SGD()
     """how"""
+    microbatches: int = 1
+    """pieces in which a step's batch is run, to need less memory; the loss stays that of the whole batch"""
     labels: Literal["all", "labelled"] = "labelled"
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
@@ -111,8 +113,8 @@ class Experiment:
     """how often a checkpoint is written"""
     log_every: int = 20
     """training metrics are logged every so many steps"""
-    runner: Literal["jit", "pmap"] = "jit"
-    """how the step is compiled: jit over a mesh of all devices, or pmap"""
+    runner: Literal["jit", "fsdp", "pmap"] = "jit"
+    """how the step is compiled: jit over a mesh of all devices; fsdp, the same with parameters and optimizer spread; or pmap"""
 
     def phase(self, name: str) -> Phase:
         for phase in self.phases:
@@ -159,10 +161,22 @@ class Experiment:
                     found.append(
                         f"Phase {phase.name!r} takes its {field} from {source!r}, not an earlier phase ({earlier})."
                     )
+                    continue
+                deployed = [n for n, p in part_names(self.phase(source).objective).items() if p.deploys]
+                if deployed:
+                    found.append(
+                        f"Phase {phase.name!r} takes its {field} from {source!r}, whose network is deployed with its "
+                        f"{deployed[0]!r} behind it and is no plain {self.phase(source).network.name}; take another phase."
+                    )
             if phase.taught and not phase.teacher and not phase.weights:
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(
                     f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."
+                )
+            if phase.microbatches < 1 or self.data.batch_size % phase.microbatches:
+                found.append(
+                    f"Phase {phase.name!r} has microbatches={phase.microbatches}, into which data.batch_size="
+                    f"{self.data.batch_size} does not divide."
                 )
             if not 0 <= phase.ema_decay < 1:
                 found.append(

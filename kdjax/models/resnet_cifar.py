@@ -107,6 +107,14 @@ class CifarResNet(nnx.Module):
         """Class scores of pooled features: `[..., channels[3]]` to `[..., C]`."""
         return self.classifier(embedding)
 
+    def norms(self) -> tuple[tuple[Array, Array], ...]:
+        """Scale and bias, `[K]` each, of the last BatchNorm before the last ReLU of the stem and of each stage.
+
+        One pair for each of `preactivations`. In a stage it is the one of the residual branch, to which the shortcut is added.
+        """
+        last = (self.stem_norm, *(stage[-1].norm2 for stage in self.stages))
+        return tuple((norm.scale[...], norm.bias[...]) for norm in last)
+
 
 def convolution(in_channels: int, channels: int, *, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
     """A `size`x`size` convolution without bias, padded by `size // 2` pixels; its kernel waits for `draw_kernels`."""

@@ -88,3 +88,7 @@ class SmallCNN(nnx.Module):
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., D]` to `[..., C]`."""
         return self.classifier(embedding)
+
+    def norms(self) -> tuple[tuple[Array, Array], ...]:
+        """Scale and bias, `[K]` each, of the BatchNorm before the last ReLU of each stage: a pair for each preactivation."""
+        return tuple((stage[-1].norm.scale[...], stage[-1].norm.bias[...]) for stage in self.stages)

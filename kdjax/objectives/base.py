@@ -123,7 +123,7 @@ class Method:
     Attributes:
       objective: with the weights of the source.
       family: "labels" (no teacher), "logit" (row by row), "head" (trains something beside), "batch" (compares rows),
-        "divergence" (from language models), "feature" or "relational".
+        "divergence" (from language models), "feature", "relational" or "contrastive".
       summary: what it does, in a line.
       setting: where the weights come from.
       paper: where the method comes from, if not from its first objective's.
@@ -199,7 +199,9 @@ def snake_case(name: str) -> str:
 
 
 # Names whose parts are not words of their own.
-SPELLINGS = {"FitNet": "fitnet", "LoCa": "loca"}
+SPELLINGS = {
+    "FitNet": "fitnet", "LoCa": "loca", "ReviewKD": "reviewkd", "SemCKD": "semckd", "SimKD": "simkd",
+}  # fmt: skip
 
 
 def weighted(part: Objective, terms: Term | Terms, ctx: Context) -> Terms:

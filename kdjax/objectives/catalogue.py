@@ -143,7 +143,7 @@ def trains(objective: Objective) -> str:
 
 def extra_parameters(objective: Objective) -> int:
     """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes."""
-    shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), np.float32)
+    shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
     output = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
     params, _ = jax.eval_shape(bind(objective, output, output, DataInfo(100, 50_000)).init, jax.random.key(0))

@@ -3,14 +3,22 @@
 from difflib import get_close_matches
 
 from kdjax.objectives import (
+    contrastive,
     correction,
     correlation,
     decoupled,
     divergence,
+    factor,
     feature,
+    flow,
     heads,
     logit,
+    ofd,
+    projection,
     relational,
+    reuse,
+    review,
+    semckd,
     several,
     supervised,
     teacher_free,
@@ -21,7 +29,7 @@ from kdjax.objectives.base import Method
 
 FILES = (
     supervised, teacher_free, logit, decoupled, correction, wrappers, variance, several, heads, correlation, divergence,
-    feature, relational,
+    feature, flow, factor, projection, relational, contrastive, ofd, review, semckd, reuse,
 )  # fmt: skip
 
 FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive")

@@ -31,7 +31,7 @@ class Deployment:
         if self.keeps is None:
             return Variables(params, state.state["student"])
         name, _ = self.objective.deployed
-        theirs = trim((teacher.params, teacher.state), self.keeps)
+        theirs = tuple(trim(*pair) for pair in zip((teacher.params, teacher.state), self.keeps, strict=True))
         return Variables(
             {"student": params, "objective": state.params["objective"][name], "teacher": theirs[0]},
             {"student": state.state["student"], "objective": state.state["objective"][name], "teacher": theirs[1]},
@@ -45,20 +45,21 @@ def deploy(student: Network, teacher: Network | None, objective: Bound, inputs: 
     name, part = objective.deployed
     module = objective.modules[name]
 
+    their_shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+
     def said_in_the_end(theirs, own, said):
         def call(which, *arrays):
             return teacher.parts[which](*theirs, *arrays)
 
         return module.call(*own, lambda m: part.deploy(m, said, call), train=False)[0]
 
-    their_shapes = jax.eval_shape(teacher.init, jax.random.key(0))
     own_shapes = jax.eval_shape(lambda key: tuple(tree[name] for tree in objective.init(key)), jax.random.key(0))
     keeps = read_by(said_in_the_end, their_shapes, own_shapes, output_shapes(student, inputs))
 
     def init(key):
         student_params, student_state = student.init(key)
         own_params, own_state = (tree[name] for tree in objective.init(key))
-        their_params, their_state = trim(teacher.init(key), keeps)
+        their_params, their_state = (trim(*pair) for pair in zip(teacher.init(key), keeps, strict=True))
         return (
             {"student": student_params, "objective": own_params, "teacher": their_params},
             {"student": student_state, "objective": own_state, "teacher": their_state},
@@ -68,8 +69,10 @@ def deploy(student: Network, teacher: Network | None, objective: Bound, inputs: 
         if train:
             raise ValueError(f"{student.name} is deployed with its {name} behind it and is not trained further.")
         said, _ = student.apply(params["student"], state["student"], inputs, train=False, axis=axis)
-        theirs, own = ((params[whose], state[whose]) for whose in ("teacher", "objective"))
-        return said_in_the_end(theirs, own, said), state
+        theirs = tuple(
+            fill(tree["teacher"], shapes) for tree, shapes in zip((params, state), their_shapes, strict=True)
+        )
+        return said_in_the_end(theirs, (params["objective"], state["objective"]), said), state
 
     return Deployment(Network(init, apply, {}, f"{student.name} + {name}"), objective, keeps)
 
@@ -82,6 +85,18 @@ def read_by(function, first: Tree, *rest: Tree) -> Tree:
     return jax.tree.unflatten(structure, [id(var) in read for var in jaxpr.invars[: len(leaves)]])
 
 
-def trim(tree: Tree, keeps: Tree) -> Tree:
-    """The tree with an empty array in place of every leaf that is not kept."""
-    return jax.tree.map(lambda leaf, kept: leaf if kept else jnp.zeros((0,), leaf.dtype), tree, keeps)
+def trim(tree: Tree, keeps: Tree) -> dict[str, jax.Array]:
+    """The leaves that are kept, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(path): leaf for (path, leaf), kept in zip(leaves, jax.tree.leaves(keeps), strict=True) if kept}
+
+
+def fill(kept: dict[str, jax.Array], shapes: Tree) -> Tree:
+    """What `trim` was made of, with zeros for what was not kept."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: kept[path_of(path)] if path_of(path) in kept else jnp.zeros(leaf.shape, leaf.dtype), shapes
+    )
+
+
+def path_of(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,20 +1,26 @@
-"""How one step is compiled: `jit` over a mesh (the default), or `pmap`.
+"""How one step is compiled: `jit` over a mesh (the default), the same with spread parameters ("fsdp"), or `pmap`.
 
-Both give the same loss and the same gradients for networks whose BatchNorm axis can be set and whose randomness is keyed
+All give the same loss and the same gradients for networks whose BatchNorm axis can be set and whose randomness is keyed
 per example.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from kdjax.objectives import banks
+from kdjax.training.state import TrainState
 from kdjax.types import Axis, Batch, Tree
 
 DATA = "data"
+KINDS = ("jit", "fsdp", "pmap")
+# Below this many values an array is not worth spreading.
+SPREAD_SIZE = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +30,13 @@ class Runner:
     Attributes:
       mesh: the devices, along one axis called "data".
       mapped: True for pmap: functions then run once a device, on its rows, with `axis` set.
+      fsdp: True to spread parameters, their moving average and the optimizer's state over the devices, and the teacher;
+        each is put together where it is used.
     """
 
     mesh: Mesh
     mapped: bool = False
+    fsdp: bool = False
 
     @property
     def axis(self) -> Axis:
@@ -42,8 +51,37 @@ class Runner:
     def sharded(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(DATA))
 
-    def compile(self, function: Callable, *, donate: bool = True) -> Callable:
-        """Compiles `(state, teacher, batch) -> any`; all but the batch is replicated, the state given up if `donate`.
+    def placement(self, tree: Tree) -> Tree:
+        """Where the arrays of a state, of a teacher, or shapes of them, belong: a tree of shardings.
+
+        On every device, but for a state's memory banks that are too large for that, and all large arrays under fsdp.
+        """
+
+        def where(path, leaf):
+            if self.mapped:
+                return self.replicated
+            of_objective = [getattr(key, "name", getattr(key, "key", None)) for key in path[:2]] == [
+                "state",
+                "objective",
+            ]
+            if of_objective and isinstance(tree, TrainState) and banks.spreads(leaf, self.mesh.size):
+                return self.sharded
+            if self.fsdp and jax.dtypes.issubdtype(leaf.dtype, np.floating) and leaf.size >= SPREAD_SIZE:
+                axes = [i for i in np.argsort(leaf.shape)[::-1] if leaf.shape[i] % self.mesh.size == 0]
+                if axes:
+                    return NamedSharding(self.mesh, PartitionSpec(*[None] * int(axes[0]), DATA))
+            return self.replicated
+
+        return jax.tree_util.tree_map_with_path(where, tree)
+
+    def compile(self, function: Callable, *, donate: bool = True, state: Tree | None = None) -> Callable:
+        """Compiles `(state, teacher, batch) -> any`.
+
+        Args:
+          function: made for this runner's axis.
+          donate: whether the state is given up.
+          state: shapes of the state, for a function that returns `(state, rest)`: the new one is placed like the old.
+            Without it all that is returned is replicated.
 
         Raises:
           ValueError: if the function was made for another axis: its sums over devices would be missing, silently.
@@ -60,16 +98,24 @@ class Runner:
                 function, DATA, in_axes=(None, None, 0), out_axes=None, donate_argnums=donated,
                 devices=list(self.mesh.devices.flat),
             )  # fmt: skip
+
+        @functools.wraps(function)
+        def in_mesh(*arguments):
+            with use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments)
+
+        any_placed = None if self.fsdp else self.replicated  # None: as they come
+        placed = any_placed if state is None else self.placement(state)
         return jax.jit(
-            function,
-            in_shardings=(self.replicated, self.replicated, self.sharded),
-            out_shardings=self.replicated,
+            in_mesh,
+            in_shardings=(placed, any_placed, self.sharded),
+            out_shardings=self.replicated if state is None else (placed, self.replicated),
             donate_argnums=donated,
         )
 
     def place(self, tree: Tree) -> Tree:
-        """Puts a state or a teacher on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Puts a state or a teacher on the devices, each array where `placement` says."""
+        return jax.device_put(tree, self.placement(tree))
 
     def place_batch(self, batch: Batch) -> Batch:
         """Puts this process's rows of a batch on its devices; their number must divide by the devices."""
@@ -92,10 +138,10 @@ class Runner:
 
 
 def make_runner(kind: str = "jit", devices: Any = None) -> Runner:
-    """A runner over all devices, or over `devices`; `kind` is "jit" or "pmap"."""
-    if kind not in ("jit", "pmap"):
-        raise ValueError(f"Unknown runner {kind!r}; use 'jit' or 'pmap'.")
+    """A runner over all devices, or over `devices`; `kind` is one of `KINDS`."""
+    if kind not in KINDS:
+        raise ValueError(f"Unknown runner {kind!r}; use {', '.join(map(repr, KINDS))}.")
     devices = jax.devices() if devices is None else devices
     # Auto: arrays keep their sharding as an annotation. The default, Explicit, refuses z @ z.T of a sharded batch.
     mesh = Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
-    return Runner(mesh, mapped=kind == "pmap")
+    return Runner(mesh, mapped=kind == "pmap", fsdp=kind == "fsdp")

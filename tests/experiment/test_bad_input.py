@@ -11,7 +11,7 @@ from kdjax.data import DataError, Views
 from kdjax.experiment import Data, ExperimentError, Model
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
-from kdjax.objectives import DKD, KD, CrossEntropy, FitNet
+from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
 from kdjax.schedules import steps
 from kdjax.training.checkpoints import CheckpointError
 from kdjax.training.loop import TrainingError
@@ -264,3 +264,14 @@ def test_the_command_line_answers_in_one_sentence(argv, sentence, capsys):
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error and error.startswith("kdjax: error: ")
+
+
+@pytest.mark.parametrize("field", ["teacher", "start"])
+def test_a_student_with_something_behind_it_neither_teaches_nor_goes_on(field):
+    first = small(CrossEntropy() + SimKD())
+    again = dataclasses.replace(first.student, name="again", **{"teacher": "teacher", field: "student"})
+    assert first.problems() == []
+    (problem,) = dataclasses.replace(first, phases=(*first.phases, again)).problems()
+    assert problem.startswith(
+        f"Phase 'again' takes its {field} from 'student', whose network is deployed with its 'simkd'"
+    )

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from kdjax.cli import DistillOptions, main, parse
 from kdjax.data import Views
 from kdjax.experiment import Experiment, ExperimentError, Phase
 from kdjax.experiment.config import load_config
+from kdjax.experiment.dry_run import module_table
 from kdjax.experiment.serialization import differences, from_data, load, save, to_data
 from kdjax.objectives import DKD, KD, METHODS, CrossEntropy
 from kdjax.schedules import Cosine, Duration, Linear, Product, Steps, WarmUp, epochs
@@ -214,6 +216,14 @@ def test_dry_run_shows_shapes_costs_and_problems(tmp_path, data_dir, capsys):
     assert main(["distill", path, "--dry-run", "--data-dir", data_dir, *wrong]) == 1
     assert "wrong:" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_names_what_objectives_train():
+    params = {
+        "fitnet": {"conv": {"kernel": np.zeros((1, 1, 3, 4)), "bias": np.zeros(4)}},
+        "ctkd": {"theta": np.zeros(())},
+    }
+    assert module_table(params) == [("ctkd", "theta a number"), ("fitnet.conv", "bias 4, kernel 1×1×3×4")]
 
 
 def test_phases_and_steps_are_plain_values():

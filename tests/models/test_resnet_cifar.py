@@ -253,3 +253,20 @@ def test_width_scales_every_stage():
     assert widths("resnet8", 4) == [4, 4, 8, 16]
     assert widths("resnet8x4", 8) == [4, 8, 16, 32]
     assert widths("small_cnn", 8) == [8, 16, 32]
+
+
+def test_norms_are_those_before_the_last_activation_of_stem_and_stages():
+    """One pair for each preactivation: changing it moves that one, and none before."""
+    module = CifarResNet(14, num_classes=3, channels=(3, 4, 5, 6), rngs=nnx.Rngs(0))
+    assert [(scale.shape, bias.shape) for scale, bias in module.norms()] == [((k,), (k,)) for k in (3, 4, 5, 6)]
+    module.eval()
+    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    before = module(x).preactivations
+    for i, norm in enumerate([module.stem_norm, *(stage[-1].norm2 for stage in module.stages)]):
+        norm.bias[...] = norm.bias[...] + 1.0
+        assert (module.norms()[i][1] == 1).all() and (module.norms()[i][0] == norm.scale[...]).all()
+        after = module(x).preactivations
+        for earlier in range(i):
+            np.testing.assert_array_equal(after[earlier], before[earlier])
+        np.testing.assert_allclose(after[i], before[i] + 1, atol=1e-5)
+        before = after

@@ -70,6 +70,21 @@ def test_features_are_activated_preactivations_and_classify_reads_the_embedding(
     np.testing.assert_array_equal(module.classify(output.embedding), output.logits)
 
 
+@pytest.mark.parametrize("convs", [1, 2])
+def test_norms_are_those_before_the_last_activation_of_each_stage(convs):
+    """Of a BatchNorm in training mode the deviation over the batch is its scale, and the mean its bias."""
+    module = SmallCNN(5, width=4, convs_per_stage=convs, rngs=nnx.Rngs(0))
+    for i, stage in enumerate(module.stages):
+        for j, layer in enumerate(stage):
+            layer.norm.scale[...] = -(1.0 + i + 3 * j + jnp.arange(4.0 * 2**i) / 100)
+            layer.norm.bias[...] = 10.0 * i + jnp.arange(4.0 * 2**i)
+    output = module(jax.random.normal(jax.random.key(1), (4, 16, 16, 1)))
+    assert len(module.norms()) == len(output.preactivations) == 3
+    for (scale, bias), preactivation in zip(module.norms(), output.preactivations, strict=True):
+        np.testing.assert_allclose(np.std(preactivation, (0, 1, 2)), -scale, rtol=1e-2)
+        np.testing.assert_allclose(np.mean(preactivation, (0, 1, 2)), bias, atol=1e-2)
+
+
 def test_half_precision_runs_in_half_precision():
     network = functionalise(lambda rngs: zoo.build("small_cnn", num_classes=3, in_channels=1, rngs=rngs, width=4))
     params, state = jax.jit(network.init)(jax.random.key(0))

@@ -88,9 +88,21 @@ def test_parts_are_named_in_order_of_writing():
 
 
 def test_names_are_words_of_the_class():
-    names = ("CrossEntropy", "KD", "DKD", "SP", "FitNet", "LogitMSE", "HardLabel", "KDSVD", "ReviewKD", "MLLD", "AT2")
+    names = (
+        "CrossEntropy",
+        "KD",
+        "DKD",
+        "SP",
+        "FitNet",
+        "LogitMSE",
+        "HardLabel",
+        "KDSVD",
+        "ReviewKD",
+        "AffinityKD",
+        "AT2",
+    )
     assert [snake_case(name) for name in names] == [
-        "cross_entropy", "kd", "dkd", "sp", "fitnet", "logit_mse", "hard_label", "kdsvd", "review_kd", "mlld", "at2",
+        "cross_entropy", "kd", "dkd", "sp", "fitnet", "logit_mse", "hard_label", "kdsvd", "reviewkd", "affinity_kd", "at2",
     ]  # fmt: skip
 
 

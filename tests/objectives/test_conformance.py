@@ -31,6 +31,7 @@ from tests.objectives.conformance import (
     VIEWS,
     WHERE,
     batch,
+    bound,
     cast,
     chain,
     classifier,
@@ -42,6 +43,8 @@ from tests.objectives.conformance import (
     normalises,
     on_logits,
     on_rows,
+    reason,
+    refused,
     run,
     subjects,
     with_a_loss,
@@ -178,15 +181,18 @@ def test_missing_rows_are_as_if_they_were_not_there(subject):
     said, rows = draw(0), batch()
     missing = on_rows(said, lambda x: np.where(np.reshape(WHERE, (-1,) + (1,) * (x.ndim - 1)), x, np.nan))
     result = run(subject, missing, rows)
+    assert_zero((on_rows(result.student, lambda x: x[~WHERE]), result.frozen))
     there = on_rows((said, rows), lambda x: x[WHERE])
-    with jax.enable_x64(True), jax.debug_nans(True):
+    with refused("batches may have any size", subject), jax.enable_x64(True), jax.debug_nans(True):
         arguments = cast((*initial(subject), classifier(), there[0]), np.float64)
         wanted = jax.device_get(
             evaluation(subject, train=not normalises(subject))(*arguments, there[1], np.int32(STEP))
         )
+    if reason("batches may have any size", subject):
+        return
     with expected("missing rows are as if they were not there", subject):
         assert_same(result._replace(student=on_rows(result.student, lambda x: x[WHERE])), wanted, subject)
-        assert_zero((on_rows(result.student, lambda x: x[~WHERE]), result.frozen, wanted.frozen))
+        assert_zero(wanted.frozen)
 
 
 def test_an_empty_batch_gives_zero(subject):
@@ -274,7 +280,12 @@ def test_a_single_row_gives_finite_gradients(subject):
 
 
 def test_one_and_two_classes_and_a_batch_of_one_give_finite_gradients(subject):
-    shapes = ((3, 1), (1, 2))
+    if reason("one class is enough", subject):
+        with refused("one class is enough", subject):
+            bound(subject, 1)
+        shapes = ((1, 2),)
+    else:
+        shapes = ((3, 1), (1, 2))
 
     def both(arguments):
         return [
@@ -289,8 +300,9 @@ def test_one_and_two_classes_and_a_batch_of_one_give_finite_gradients(subject):
         )
         for rows, classes in shapes
     ]
-    for result in jax.jit(both, compiler_options=QUICK)(arguments):
-        assert_finite(jax.device_get(result))
+    with refused("batches may have any size", subject):
+        for result in jax.jit(both, compiler_options=QUICK)(arguments):
+            assert_finite(jax.device_get(result))
 
 
 # --- wrappers ---

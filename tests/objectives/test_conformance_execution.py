@@ -96,7 +96,7 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(subject, form):
     with expected("eight devices give the loss and gradients of one", subject):
         for name in ("value", "student", "params", "frozen", "state"):
             chex.assert_trees_all_close(getattr(found, name), getattr(wanted, name), **exact(subject))
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted.student)) > 1e-6
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves((wanted.student, wanted.params))) > 1e-6
 
 
 def test_rows_stay_on_their_device(subject):

@@ -32,6 +32,7 @@ class ThreeStages(nnx.Module):
     """As many stages as the published weights' settings read, with BatchNorm."""
 
     def __init__(self, width, rngs):
+        self.width = width
         self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
         self.norm = BatchNorm(width, rngs=rngs)
         self.conv2 = nnx.Conv(width, width, (1, 1), strides=2, rngs=rngs)
@@ -46,9 +47,15 @@ class ThreeStages(nnx.Module):
             embedding=embedding,
         )  # fmt: skip
 
+    def classify(self, embedding):
+        return self.classifier(embedding)
+
+    def norms(self):
+        return ((self.norm.scale[...], self.norm.bias[...]),) * 2 + ((jnp.ones(self.width), jnp.zeros(self.width)),)
+
 
 def network(width):
-    return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classifier",))
+    return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classify", "norms"))
 
 
 def two_views(inputs, index, epoch, key):
@@ -62,21 +69,25 @@ def four_steps(name):
     needs_teacher = reads_teacher(objective.parts)
     alike = any("teacher.gradient" in part.reads for part in objective.parts)
     student, teacher = network(3), network(3 if alike else 4)
-    bound = bind(objective, shapes(student), shapes(teacher) if needs_teacher else None, DataInfo(CLASSES, 64))
-    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=16)
+    batch = toy_batch()
+    rows = len(batch.labels)
+    said = shapes(student, rows=rows), shapes(teacher, rows=rows) if needs_teacher else None
+    bound = bind(objective, *said, DataInfo(CLASSES, 64, labels=np.resize(batch.labels, 64)))
+    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=rows)
     optimizer = build(SGD(learning_rate=1e-3, momentum=0.0), clock, bound)
     runner = make_runner("jit", jax.devices()[:1])
-    state = init_state(student, bound, optimizer, seed=0)
+    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
+    statistics = variables.state if bound.teacher_mode == "train" else None
+    state = init_state(student, bound, optimizer, seed=0, teacher_state=statistics)
     step = make_step(student, teacher if needs_teacher else None, bound, optimizer, clock=clock, views=two_views)
     if bound.needs_peer:
         state = join(state, init_state(student, bound, optimizer, seed=1))
         step = make_mutual_step(step, bound.peer_order)
     before = jax.tree.map(np.array, state.params)
     step = runner.compile(step)
-    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
     state, metrics = runner.place(state), []
     for _ in range(4):
-        state, seen = step(state, variables, runner.place_batch(toy_batch()))
+        state, seen = step(state, variables, runner.place_batch(batch))
         metrics.append(jax.device_get(seen))
     return before, jax.device_get((state.params, state.state)), metrics
 
@@ -132,6 +143,7 @@ def test_every_objective_is_explained_and_is_data(cls):
 
 def test_every_objective_is_in_the_catalogue():
     used = {type(part) for entry in METHODS.values() for part in entry.objective.parts}
+    used |= {type(part) for entry in METHODS.values() if entry.before for part in entry.before.parts}
     used |= {type(part.inner) for entry in METHODS.values() for part in entry.objective.parts if hasattr(part, "inner")}
     assert used == set(EVERY) - {Objective, Sum}
 
@@ -222,6 +234,6 @@ def test_every_method_explains_itself(name):
 def test_an_unknown_method_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"Unknown method 'fitnets'; did you mean 'fitnet'\?"):
         method("fitnets")
-    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, sp\."):
+    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, crd_shared\."):
         method("zzz")
     assert method("sp") is METHODS["sp"]

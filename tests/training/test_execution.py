@@ -5,6 +5,7 @@ an uneven mask, BatchNorm, two projectors, a relational loss, a scheduled weight
 """
 
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -15,13 +16,13 @@ from jax.sharding import PartitionSpec
 
 from kdjax.objectives import KD, SP, CrossEntropy, FitNet, bind
 from kdjax.schedules import Duration, Linear
-from kdjax.training import Variables, init_state, make_runner, make_step
+from kdjax.training import Variables, init_state, make_runner, make_step, runners
 from kdjax.training.optimizers import SGD, build
 from kdjax.types import Clock, DataInfo
 from tests.training.toy import CLASSES, shapes, toy, toy_batch
 
 STEPS = 3
-FORMS = ("jit 8", "pmap", "shard_map")
+FORMS = ("jit 8", "fsdp", "pmap", "shard_map")
 OBJECTIVE = (
     CrossEntropy()
     + Linear(start=1.0, end=2.0, length=Duration(4, "steps")) * KD(temperature=3.0)
@@ -43,14 +44,15 @@ def execute(form, batches, sgd):
     optimizer = build(sgd, clock, bound)
     state = to64(init_state(student, bound, optimizer, seed=1))
     variables = to64(Variables(*teacher.init(jax.random.key(7))))
-    runner = make_runner("pmap" if form == "pmap" else "jit", jax.devices()[:1] if form == "jit 1" else None)
+    kind = form if form in ("pmap", "fsdp") else "jit"
+    runner = make_runner(kind, jax.devices()[:1] if form == "jit 1" else None)
     axis = "data" if form == "shard_map" else runner.axis
     step = make_step(student, teacher, bound, optimizer, clock=clock, axis=axis)
     if form == "shard_map":
         none, rows = PartitionSpec(), PartitionSpec("data")
         sharded = functools.partial(step)  # without the mark that it was made for an axis, which shard_map names itself
         step = jax.shard_map(sharded, mesh=runner.mesh, in_specs=(none, none, rows), out_specs=none, check_vma=False)
-    compiled = runner.compile(step, donate=False)
+    compiled = runner.compile(step, donate=False, state=state if form == "fsdp" else None)
     state, variables = runner.place(state), runner.place(variables)
     results = []
     for batch in batches:
@@ -61,7 +63,7 @@ def execute(form, batches, sgd):
 
 @functools.cache
 def run(form):
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), mock.patch.object(runners, "SPREAD_SIZE", 8):
         batches = [toy_batch(seed=seed, dtype=np.float64) for seed in range(STEPS)]
         return execute(form, batches, SGD(learning_rate=1e-2, momentum=0.0))
 
@@ -94,3 +96,14 @@ def test_masked_rows_change_nothing_but_batch_statistics():
         other = type(batch)(batch.inputs, labels, batch.index, batch.where, batch.labelled)
         sgd = SGD(learning_rate=1e-2, momentum=0.0)
         chex.assert_trees_all_equal(execute("jit 1", [batch], sgd), execute("jit 1", [other], sgd))
+
+
+def test_parameters_are_spread_under_fsdp():
+    """So are their momenta and the teacher's; what is small or does not divide stays whole."""
+    runner = make_runner("fsdp")
+    variables = Variables({"kernel": np.zeros((3, 3, 64, 128), np.float32), "bias": np.zeros(128, np.float32)}, {})
+    placed = runner.place(variables).params
+    assert placed["kernel"].addressable_shards[0].data.shape == (3, 3, 64, 16)
+    assert placed["bias"].sharding.is_fully_replicated
+    odd = runner.place({"kernel": np.zeros((161, 103), np.float32)})
+    assert odd["kernel"].sharding.is_fully_replicated

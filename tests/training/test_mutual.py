@@ -6,7 +6,6 @@ with `jax.grad` of the loss written out.
 
 import dataclasses
 import functools
-import types
 
 import chex
 import jax
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.experiment import Phase
+from kdjax.experiment.program import make_state
 from kdjax.objectives import DML, KD, CrossEntropy, bind
 from kdjax.schedules import Steps
 from kdjax.training import Variables, init_state, make_runner, make_step
@@ -209,13 +210,8 @@ def test_the_peer_sees_the_views_of_the_student():
 
 
 def test_two_students_of_one_seed_begin_differently():
-    program = pytest.importorskip("kdjax.experiment.program")
     optimizer, bound = optimizer_and_bound()
-    made_of = types.SimpleNamespace(
-        student=NETWORK, bound=bound, optimizer=optimizer, phase=types.SimpleNamespace(ema_decay=0.0),
-        runner=make_runner("jit", jax.devices()[:1]),
-    )  # fmt: skip
-    student, peer = split(program.Program.fresh_state(made_of, SEED, 5))
+    student, peer = split(make_state(NETWORK, None, bound, optimizer, Phase(), (SEED, 5)))
     expected = [init_state(NETWORK, bound, optimizer, seed=seed, data_seed=5) for seed in (SEED, SEED + PEER_SEED)]
     chex.assert_trees_all_close(
         [state.params for state in (student, peer)], [state.params for state in expected], rtol=1e-6

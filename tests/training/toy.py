@@ -50,5 +50,5 @@ def toy_batch(size=16, seed=0, partial=True, dtype=np.float32):
     )
 
 
-def shapes(network, dtype=jnp.float32):
-    return output_shapes(network, jax.ShapeDtypeStruct((4, SIZE, SIZE, 2), dtype))
+def shapes(network, dtype=jnp.float32, rows=4):
+    return output_shapes(network, jax.ShapeDtypeStruct((rows, SIZE, SIZE, 2), dtype))

@@ -1,0 +1,143 @@
+"""What every loss between the examples of a batch has in common: who belongs to the batch, and where it lies."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.losses import affinity_kd, cc, cc_neighbours, pkt, rkd, rkd_angle, rkd_distance, sp
+from kdjax.reduction import group_losses, per_example
+from tests.losses.computing import computing_in, draw
+
+ROWS, WIDTH, DEVICES = 16, 3, 8
+STUDENT, TEACHER = draw(80, ROWS, WIDTH), draw(81, ROWS, WIDTH)
+KEPT = np.array([1, 1, 0, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0], bool)  # the second device of eight has no row
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def affinity(**choices):
+    return functools.partial(affinity_kd, **choices)
+
+
+UNORDERED = {
+    "sp": sp,
+    "rkd_distance": rkd_distance,
+    "rkd_angle": rkd_angle,
+    "rkd": functools.partial(rkd, squared=True),
+    "pkt": pkt,
+    "cc": cc,
+    "affinity": affinity_kd,
+    "frobenius": affinity(affinity="poly", normalization="frobenius", loss="mse", drop_diagonal=True),
+    "zscore": affinity(affinity="dot", normalization="zscore", loss="cosine"),
+    "softmax": affinity(affinity="gaussian", sigma=3.0, normalization="row_softmax", loss="kl", drop_diagonal=True),
+    "row_sum": affinity(affinity="dot", normalization="row_sum", loss="kl"),
+    "triples": affinity(affinity="angle", normalization="mean", loss="mse", drop_diagonal=True),
+}
+ALL = UNORDERED | {"cc_neighbours": cc_neighbours}
+FROM_TEACHER = UNORDERED
+
+
+def over(functions):
+    return pytest.mark.parametrize("loss", functions.values(), ids=functions)
+
+
+def share(student, teacher, loss, **rows):
+    """What a device differentiates, here of one device or of each; and the values of its rows."""
+    values = loss(student, teacher, **rows)
+    term = per_example(values, rows.get("where"))
+    return sum(group_losses({"a": term}, rows.get("axis_name")).values()), values
+
+
+def gradient_of(loss, student, teacher, **rows):
+    (value, values), gradient = jax.value_and_grad(share, has_aux=True)(student, teacher, loss, **rows)
+    return value, values, gradient
+
+
+@over(ALL)
+def test_a_row_that_is_masked_out_is_as_if_it_were_not_there(loss):
+    with computing_in("f64") as real:
+        value, values, expected = gradient_of(loss, real(STUDENT[KEPT]), real(TEACHER[KEPT]))
+        assert np.abs(expected).max() > 1e-5
+        for junk in (1e30, np.nan, -np.inf):
+            student, teacher = STUDENT.copy(), TEACHER.copy()
+            student[~KEPT] = teacher[~KEPT] = junk
+            found, of_rows, gradient = gradient_of(loss, real(student), real(teacher), where=jnp.asarray(KEPT))
+            np.testing.assert_allclose(found, value, **EXACT)
+            np.testing.assert_allclose(of_rows[KEPT], values, **EXACT)
+            np.testing.assert_array_equal(of_rows[~KEPT], 0)
+            np.testing.assert_allclose(gradient[KEPT], expected, **EXACT)
+            np.testing.assert_array_equal(gradient[~KEPT], 0)
+
+
+@over(ALL)
+def test_no_row_one_row_and_two_rows(loss):
+    _, values, gradient = gradient_of(loss, jnp.asarray(STUDENT), TEACHER, where=np.zeros(ROWS, bool))
+    np.testing.assert_array_equal(values, 0)
+    np.testing.assert_array_equal(gradient, 0)
+    for count in (1, 2):
+        value, _, gradient = gradient_of(loss, jnp.asarray(STUDENT[:count]), TEACHER[:count])
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@over(ALL)
+def test_eight_devices_give_the_values_and_gradient_of_one(loss):
+    with computing_in("f64") as real:
+        one, values, expected = gradient_of(loss, real(STUDENT), real(TEACHER), where=jnp.asarray(KEPT))
+        split = [x.reshape(DEVICES, ROWS // DEVICES, *x.shape[1:]) for x in (real(STUDENT), real(TEACHER), KEPT)]
+        step = lambda s, t, w: gradient_of(loss, s, t, where=w, axis_name="data")
+        shares, of_rows, gradient = jax.pmap(step, axis_name="data")(*split)
+        np.testing.assert_allclose(jnp.sum(shares), one, **EXACT)
+        np.testing.assert_allclose(of_rows.reshape(ROWS), values, **EXACT)
+        np.testing.assert_allclose(gradient.reshape(ROWS, WIDTH), expected, **EXACT)
+
+
+@over(UNORDERED)
+def test_rows_in_another_order_change_nothing(loss):
+    order = np.random.default_rng(0).permutation(ROWS)
+    with computing_in("f64") as real:
+        _, values, gradient = gradient_of(loss, real(STUDENT), real(TEACHER))
+        _, shuffled, shuffled_gradient = gradient_of(loss, real(STUDENT[order]), real(TEACHER[order]))
+        np.testing.assert_allclose(shuffled, values[order], **EXACT)
+        np.testing.assert_allclose(shuffled_gradient, gradient[order], **EXACT)
+
+
+@over(FROM_TEACHER)
+def test_nothing_flows_into_the_teacher_nor_into_its_equal(loss):
+    by_student, by_teacher = jax.grad(lambda s, t: share(s, t, loss)[0], argnums=(0, 1))(STUDENT, TEACHER)
+    np.testing.assert_array_equal(by_teacher, 0)
+    assert np.abs(by_student).max() > 1e-5
+    with computing_in("f64") as real:
+        value, _, gradient = gradient_of(loss, real(TEACHER), real(TEACHER))
+        np.testing.assert_allclose(value, 0, atol=1e-14)
+        np.testing.assert_allclose(gradient, 0, atol=1e-7)  # epsilon of pkt's logarithm
+
+
+@over(ALL)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_types_are_computed_and_returned_in_float32(loss, dtype):
+    student, teacher = jnp.asarray(STUDENT, dtype), jnp.asarray(TEACHER, dtype)
+    values = loss(student, teacher)
+    assert values.dtype == jnp.float32
+    np.testing.assert_array_equal(values, loss(student.astype(jnp.float32), teacher.astype(jnp.float32)))
+    np.testing.assert_allclose(jnp.mean(values), jnp.mean(loss(STUDENT, TEACHER)), rtol=0.1)
+
+
+@over(FROM_TEACHER)
+def test_teacher_and_student_may_differ_in_width_and_shape(loss):
+    values = loss(STUDENT.reshape(ROWS, WIDTH, 1), TEACHER[:, :2])
+    assert values.shape == (ROWS,)
+    np.testing.assert_array_equal(values, loss(STUDENT, TEACHER[:, :2].reshape(ROWS, 1, 2)))
+
+
+@over(ALL)
+def test_rows_that_do_not_fit_are_refused(loss):
+    with pytest.raises(TypeError, match="where must be boolean"):
+        loss(STUDENT, TEACHER, where=np.ones(ROWS, np.float32))
+    with pytest.raises(ValueError, match=r"where has shape \(7,\)"):
+        loss(STUDENT, TEACHER, where=np.ones(7, bool))
+    with pytest.raises(ValueError, match=r"teacher_features has 15 examples|\(16, 3\), teacher_embeddings \(15, 3\)"):
+        loss(STUDENT, TEACHER[:15])
+    with pytest.raises(TypeError, match="must be floating point"):
+        loss(STUDENT.astype(int), TEACHER)
