@@ -35,6 +35,7 @@ class Pipeline:
         labelled_mask=None,
         process_index: int = 0,
         process_count: int = 1,
+        inputs: bool = True,
     ):
         """Binds a source to an order.
 
@@ -46,11 +47,13 @@ class Pipeline:
           labelled_mask: `[N]` bool over the whole source, as in `Splits.labelled`; None means all.
           process_index: which process this is.
           process_count: how many there are.
+          inputs: whether to read the images; without them `inputs` is None.
 
         Raises:
           DataError: no examples, a bad size, or a batch that does not divide over the processes.
         """
         self.source = source
+        self.inputs = inputs
         self.indices = _positions(source, indices)
         self.batch_size = batch_size
         self.data_seed = data_seed
@@ -73,7 +76,7 @@ class Pipeline:
         order = _order(len(self.indices), self.data_seed, epoch)
         places = step * self.batch_size + self._rows
         chosen = self.indices[order[places % len(order)]]
-        images, labels = self.source.fetch(chosen)
+        images, labels = self.source.fetch(chosen) if self.inputs else (None, self.source.labels[chosen])
         return Batch(
             inputs=images, labels=labels, index=chosen, where=places < len(order), labelled=self._labelled[chosen]
         )

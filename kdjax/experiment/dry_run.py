@@ -79,9 +79,13 @@ def measure(program: Program, report: PhaseReport) -> None:
     report.parameters["trained beside it"] = program.extra_parameters()
     report.trained = module_table(state.params["objective"])
     batch = batch_shapes(program)
+    frozen = teacher
+    if program.keeps_images:
+        kept = program.images.train.images
+        frozen = (teacher, jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=program.runner.replicated))
     clock, data = program.clock, program.experiment.data
     report.numbers["steps"] = f"{clock.total_steps:,} of {data.batch_size} examples"
-    step = flops(program.step, state, teacher, batch)
+    step = flops(program.step, state, frozen, batch)
     inputs = jax.ShapeDtypeStruct((data.batch_size, *program.images.shape), np.float32)
     cost = 0.0
     if teacher is not None and program.bound.needs_teacher:
@@ -91,10 +95,13 @@ def measure(program: Program, report: PhaseReport) -> None:
         report.numbers["FLOPs a step"] = f"{step:.3g}"
         report.numbers["of them teacher"] = f"{cost:.3g} ({100 * cost / step:.0f} %)"
         report.numbers["of them student"] = f"{step - cost:.3g} ({100 * (step - cost) / step:.0f} %)"
-    held = {"state": size(state), "teacher": size(teacher), "batch": size(batch)}
-    memory = (
-        program.step.lower(state, teacher, batch).compile().memory_analysis() if not program.runner.mapped else None
-    )
+    held = {
+        "state": size(state),
+        "teacher": size(teacher),
+        "images": size(frozen) - size(teacher),
+        "batch": size(batch),
+    }
+    memory = program.step.lower(state, frozen, batch).compile().memory_analysis() if not program.runner.mapped else None
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
@@ -107,8 +114,9 @@ def batch_shapes(program: Program) -> Batch:
     def spec(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=program.runner.sharded)
 
+    inputs = None if program.keeps_images else spec((rows, *program.images.shape), np.uint8)
     return Batch(
-        spec((rows, *program.images.shape), np.uint8), spec((rows,), np.int32), spec((rows,), np.int32),
+        inputs, spec((rows,), np.int32), spec((rows,), np.int32),
         spec((rows,), bool), spec((rows,), bool),
     )  # fmt: skip
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data import Pipeline, Source, evaluation_batches, load, make_splits
+from kdjax.data import Pipeline
+from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits, load_images, visited
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
 from kdjax.models import ensemble, from_nnx, in_microbatches, output_shapes, zoo
 from kdjax.objectives import Bound, bind
@@ -28,66 +28,11 @@ from kdjax.training import (
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.deployment import Deployment, deploy
 from kdjax.training.evaluation import evaluate, make_evaluation
+from kdjax.training.feed import from_resident, scanned
 from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
 from kdjax.training.step import make_teacher_gradient
-from kdjax.types import Batch, Clock, DataInfo, Network, Tree
-
-RESIDENT_BYTES = 512 * 2**20  # an evaluation set below this stays on the devices
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """The examples of an experiment, split.
-
-    Attributes:
-      train: the training split.
-      train_index: rows of it that are trained on (validation held out).
-      labelled: `[len(train)]` bool, whose labels a taught network may use.
-      held: the split that is evaluated, and `held_index` its rows.
-      description: what they are, for reports.
-    """
-
-    train: Source
-    train_index: np.ndarray
-    labelled: np.ndarray
-    held: Source
-    held_index: np.ndarray
-
-    @property
-    def info(self) -> DataInfo:
-        return DataInfo(self.train.num_classes, len(self.train))
-
-    def info_for(self, phase: Phase) -> DataInfo:
-        """With the labels that a phase may use; -1 for the others, -2 for examples that are held out."""
-        visible = self.train.labels if phase.labels == "all" else np.where(self.labelled, self.train.labels, -1)
-        trained = np.isin(np.arange(len(self.train)), self.train_index)
-        visible = np.where(trained, visible, -2)
-        return dataclasses.replace(self.info, labels=visible.astype(np.int32))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image, `(H, W, C)`."""
-        return self.train.fetch([0])[0].shape[1:]
-
-    def evaluated_batches(self, batch_size: int) -> Iterator[Batch]:
-        return evaluation_batches(
-            self.held, self.held_index, batch_size, process_index=jax.process_index(), process_count=jax.process_count()
-        )
-
-
-def load_images(data: Data, data_dir: str | None = None) -> Images:
-    """Loads and splits the images that `data` asks for."""
-    train = load(data.name, split="train", data_dir=data_dir)
-    splits = make_splits(train.labels, validation=data.validation, labelled=data.labelled, split_seed=data.split_seed)
-    if data.evaluate_on == "validation":
-        held, rows = train, splits.validation
-    else:
-        held = load(data.name, split="test", data_dir=data_dir)
-        rows = np.arange(len(held))
-    if 0 < data.eval_examples < len(rows):
-        rows = rows[np.linspace(0, len(rows) - 1, data.eval_examples).round().astype(int)]
-    return Images(train, splits.train, splits.labelled, held, rows)
+from kdjax.types import Clock, Network, Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,9 +51,10 @@ class Program:
     deployment: Deployment
     views: Any
     step: Any
+    steps: Any  # several in one dispatch, or None
     evaluation: Any
     rows: np.ndarray
-    resident: list  # evaluation batches on the devices, once there; programs of the same data share it
+    resident: "Resident"  # what is on the devices already; programs of the same data share it
 
     def fresh_state(
         self, seed: int, data_seed: int, start: Variables | None = None, teacher: Variables | None = None
@@ -131,7 +77,7 @@ class Program:
         )
         compiled = self.runner.compile(function, donate=False)
         state = self.fresh_state(0, data_seed)
-        batches = itertools.islice(self.pipeline(data_seed).iterate(0), self.clock.steps_per_pass)
+        batches = itertools.islice(self.pipeline(data_seed, inputs=True).iterate(0), self.clock.steps_per_pass)
         total, count = None, 0
         for batch in batches:
             gradient, rows = compiled(state, teacher, self.runner.place_batch(batch))
@@ -154,14 +100,24 @@ class Program:
         params, state = jax.eval_shape(self.bound.init, jax.random.key(0))
         return with_sharding(Variables(params, state), self.runner)
 
-    def pipeline(self, data_seed: int) -> Pipeline:
-        """The phase's batches in the order of `data_seed`."""
+    def frozen(self, teacher: Variables | None) -> Any:
+        """The second argument of the step: the teacher, and the images if they stay on the devices."""
+        return (teacher, self.resident.images(self.images, self.runner)) if self.keeps_images else teacher
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the training images stay on the devices."""
+        return fits(self.images.train.images)
+
+    def pipeline(self, data_seed: int, *, inputs: bool | None = None) -> Pipeline:
+        """The phase's batches in the order of `data_seed`; with their images, unless these are on the devices."""
         # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
         images = self.images
         labelled = np.ones(len(images.train), bool) if self.phase.labels == "all" else images.labelled
         return Pipeline(
             images.train, self.rows, batch_size=self.experiment.data.batch_size, data_seed=data_seed,
             labelled_mask=labelled, process_index=jax.process_index(), process_count=jax.process_count(),
+            inputs=not self.keeps_images if inputs is None else inputs,
         )  # fmt: skip
 
     def loop(self, data_seed: int, teacher: Variables | None) -> Loop:
@@ -170,6 +126,8 @@ class Program:
         return Loop(
             name=self.phase.name,
             step=self.step,
+            steps=self.steps,
+            steps_per_dispatch=dispatched(self.experiment),
             evaluate=lambda state: self.evaluate(self.deployment.variables(state, teacher), teacher),
             batches=self.pipeline(data_seed).iterate,
             runner=self.runner,
@@ -185,15 +143,13 @@ class Program:
         return evaluate(self.evaluation, student, teacher, self._evaluation_batches(), self.images.info.num_classes)
 
     def _evaluation_batches(self):
-        size = len(self.images.held_index) * int(np.prod(self.images.shape))
-        if size > RESIDENT_BYTES:
-            return (
-                self.runner.place_batch(b) for b in self.images.evaluated_batches(self.experiment.data.eval_batch_size)
-            )
-        if not self.resident:
-            batches = self.images.evaluated_batches(self.experiment.data.eval_batch_size)
-            self.resident.extend(self.runner.place_batch(batch) for batch in batches)
-        return self.resident
+        batches = self.images.evaluated_batches(self.experiment.data.eval_batch_size)
+        placed = (self.runner.place_batch(batch) for batch in batches)
+        if len(self.images.held_index) * int(np.prod(self.images.shape)) > RESIDENT_BYTES:
+            return placed
+        if not self.resident.evaluated:
+            self.resident.evaluated.extend(placed)
+        return self.resident.evaluated
 
     def _steps(self, duration) -> int:
         return duration.steps(self.clock.steps_per_epoch, self.clock.batch_size, self.clock.total_steps)
@@ -258,7 +214,7 @@ class Builder:
         self.data_dir, self.devices = data_dir, devices
         self.networks: dict[tuple[Path, Program], Any] = {}
         self._images: dict[Data, Images] = {}
-        self._resident: dict[tuple[Data, str], list] = {}
+        self._resident: dict[tuple[Data, str], Resident] = {}
         self._programs: dict[tuple[Experiment, str], Program] = {}
 
     def images(self, data: Data) -> Images:
@@ -278,13 +234,18 @@ class Builder:
         )
         key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
         if key not in self._programs:
-            resident = self._resident.setdefault((experiment.data, experiment.runner), [])
+            resident = self._resident.setdefault((experiment.data, experiment.runner), Resident())
             self._programs[key] = build(experiment, phase, self.images(experiment.data), resident, self.devices)
         return self._programs[key]
 
 
-def build(experiment: Experiment, phase: Phase, images: Images, resident: list, devices: Any = None) -> Program:
-    """Builds one phase of an experiment; `resident` is where evaluation batches stay.
+def dispatched(experiment: Experiment) -> int:
+    """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there."""
+    return experiment.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+
+
+def build(experiment: Experiment, phase: Phase, images: Images, resident: Resident, devices: Any = None) -> Program:
+    """Builds one phase of an experiment; `resident` keeps what is on the devices.
 
     Raises:
       ExperimentError: one sentence for the first thing that does not fit.
@@ -325,23 +286,17 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: list, 
         raise ExperimentError(str(error)) from error
     if bound.needs_peer:
         step = make_mutual_step(step, bound.peer_order)
+    if fits(images.train.images):
+        step = from_resident(step)
+    several = scanned(step) if dispatched(experiment) > 1 else None
     state = jax.eval_shape(lambda: make_state(student, teacher, bound, optimizer, phase, (0, 0)))
     deployment = deploy(student, teacher, bound, inputs)
     evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
         experiment, phase, images, student, teacher, bound, optimizer, clock, runner, deployment, views,
-        runner.compile(step, state=state), runner.compile(evaluation, donate=False), rows, resident,
+        runner.compile(step, state=state), several and runner.compile(several, state=state, stacked=True),
+        runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip
-
-
-def visited(phase: Phase, images: Images) -> np.ndarray:
-    """Rows of the training split a phase visits: those that can teach it something.
-
-    An objective that reads no teacher learns nothing from an unlabelled example, which would only thin its batches.
-    """
-    if phase.taught or phase.labels == "all":
-        return images.train_index
-    return images.train_index[images.labelled[images.train_index]]
 
 
 def make_clock(experiment: Experiment, phase: Phase, images: Images, rows: int) -> Clock:

@@ -114,7 +114,7 @@ def train(
     writer = MetricWriter(place, resumed)
     try:
         state, facts = program.loop(data_seed, teacher_variables).run(
-            state, teacher_variables, checkpoints, writer, progress, facts
+            state, program.frozen(teacher_variables), checkpoints, writer, progress, facts
         )
         if facts["last"] is None or facts["last"]["step"] != program.clock.total_steps:
             raise ExperimentError(f"{place} was never evaluated at its last step; run it again with --overwrite.")
@@ -246,6 +246,7 @@ def describe(
         "kept": program.phase.keep,
         "seconds": facts["seconds"],
         "train_seconds": seconds,
+        "input_share": facts["input_seconds"] / seconds if seconds else None,
         "images_per_s": steps * program.clock.batch_size / seconds if seconds else None,
         "teacher_hash": None if teacher is None else teacher.result["hash"],
         "device": f"{jax.device_count()} x {device.device_kind}",

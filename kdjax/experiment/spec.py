@@ -113,6 +113,8 @@ class Experiment:
     """how often a checkpoint is written"""
     log_every: int = 20
     """training metrics are logged every so many steps"""
+    steps_per_dispatch: int = 0
+    """optimizer steps in one call of the device, between evaluations and checkpoints; 0 for 16, and for 1 on CPU"""
     runner: Literal["jit", "fsdp", "pmap"] = "jit"
     """how the step is compiled: jit over a mesh of all devices; fsdp, the same with parameters and optimizer spread; or pmap"""
 
@@ -197,6 +199,8 @@ class Experiment:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")
         if data.evaluate_on == "validation" and data.validation == 0:
             found.append("data.evaluate_on is 'validation', but data.validation is 0; hold some examples out.")
+        if self.steps_per_dispatch < 0:
+            found.append(f"steps_per_dispatch={self.steps_per_dispatch}; it must be at least 1, or 0 to choose.")
         if self.log_every < 1:
             found.append(f"log_every={self.log_every}; it must be at least 1.")
         return found

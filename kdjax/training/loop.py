@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.feed import ahead, dispatches, grouped
 from kdjax.training.progress import Progress
 from kdjax.training.runners import Runner
-from kdjax.training.state import TrainState, Variables
+from kdjax.training.state import TrainState
 from kdjax.training.writers import MetricWriter
 
 
@@ -31,7 +32,9 @@ class Loop:
 
     Attributes:
       name: of the phase.
-      step: compiled `(state, teacher, batch) -> (state, metrics)`.
+      step: compiled `(state, frozen, batch) -> (state, metrics)`.
+      steps: the same for `steps_per_dispatch` stacked batches, see `kdjax.training.feed.scanned`; None for one at a time.
+      steps_per_dispatch: how many steps that is.
       evaluate: `state -> {"student": means, "teacher": means}` of the student as it would be deployed now.
       batches: `start step -> iterator of batches`, endless.
       runner: places the batches.
@@ -42,6 +45,8 @@ class Loop:
 
     name: str
     step: Callable
+    steps: Callable | None
+    steps_per_dispatch: int
     evaluate: Callable[[TrainState], dict[str, dict[str, float]]]
     batches: Callable[[int], Any]
     runner: Runner
@@ -54,7 +59,7 @@ class Loop:
     def run(
         self,
         state: TrainState,
-        teacher: Variables | None,
+        frozen: Any,
         checkpoints: Checkpoints,
         writer: MetricWriter,
         progress: Progress,
@@ -64,7 +69,7 @@ class Loop:
 
         Args:
           state: where to begin: fresh, or restored.
-          teacher: the teacher's variables.
+          frozen: the step's second argument: the teacher's variables, or these and the images on the devices.
           checkpoints: where states go.
           writer: where metrics go.
           progress: what the user sees.
@@ -77,7 +82,9 @@ class Loop:
           TrainingError: at a loss that is not finite; no checkpoint is written after it.
           Stopped: at SIGTERM or SIGINT, after a checkpoint was written.
         """
-        facts = {"best": None, "last": None, "seconds": 0.0, "train_seconds": 0.0, "timed_steps": 0, **(facts or {})}
+        facts = dict.fromkeys(("seconds", "train_seconds", "input_seconds"), 0.0) | {
+            "best": None, "last": None, "timed_steps": 0, **(facts or {})
+        }  # fmt: skip
         began, before = time.perf_counter(), facts["seconds"]
         begin = int(state.step)
         pending: list = []
@@ -85,20 +92,25 @@ class Loop:
         stopwatch = Stopwatch()
         with stop_signals() as stop:
             progress.start(self.name, begin, self.total_steps, self.batch_size)
-            batches = iter(self.batches(begin)) if begin < self.total_steps else iter(())
-            for step in range(begin + 1, self.total_steps + 1):
-                state, metrics = self.step(state, teacher, self.runner.place_batch(next(batches)))
-                if step == begin + 1:
-                    jax.block_until_ready(metrics)  # the first step compiles; keep that out of images/s
-                    stopwatch.restart()
+            step, compiled = begin, set()
+            feed = self._feed(begin)
+            while step < self.total_steps:
+                with stopwatch.reading():
+                    size, batch = next(feed)
+                before_it, step = step, step + size
+                state, metrics = (self.step if size == 1 else self.steps)(state, frozen, batch)
+                if size in compiled:
+                    stopwatch.steps += size
                 else:
-                    stopwatch.steps += 1
-                pending.append((step, metrics))
+                    jax.block_until_ready(metrics)  # the first time compiles; keep that out of images/s
+                    compiled.add(size)
+                    stopwatch.restart()
+                pending.append((before_it + 1, size, metrics))
                 ends = step == self.total_steps
                 evaluates = ends or step % self.evaluate_every == 0
                 saves = ends or step % self.checkpoint_every == 0
-                if evaluates or saves or (step - 1) % self.log_every == 0:
-                    # A step late, unless the state is needed now anyway: the device never waits for the log.
+                if evaluates or saves or (step - 1) // self.log_every > (before_it - 1) // self.log_every:
+                    # A dispatch late, unless the state is needed now anyway: the device never waits for the log.
                     late = pending if evaluates or saves else pending[:-1]
                     self._log(late, window, writer, progress, stopwatch)
                     pending = pending[len(late) :]
@@ -124,10 +136,20 @@ class Loop:
         progress.finish()
         return state, facts
 
+    def _feed(self, begin: int) -> Iterator[tuple[int, Any]]:
+        """`(steps, placed batch)` of every dispatch from step `begin` on."""
+        if begin >= self.total_steps:
+            return iter(())
+        sizes = dispatches(
+            begin, self.total_steps, self.steps_per_dispatch, (self.evaluate_every, self.checkpoint_every)
+        )
+        place = lambda item: (item[0], self.runner.place_batch(item[1], stacked=item[0] > 1))
+        return ahead(grouped(self.batches(begin), sizes), place)
+
     def _log(self, pending, window, writer, progress, stopwatch) -> None:
         """Adds metrics to the window `{name: [sum, count]}`, which becomes a row every `log_every` steps, and is part of
         a checkpoint so that a resumed run writes the same rows."""
-        for (step, _), row in zip(pending, jax.device_get([metrics for _, metrics in pending]), strict=True):
+        for step, row in rows_of(pending):
             if not (np.isfinite(row["loss"][0]) and np.isfinite(row["gradient_norm"][0])):
                 bad = [name for name, (value, _) in row.items() if not np.isfinite(value)]
                 raise TrainingError(
@@ -156,18 +178,33 @@ class Loop:
             checkpoints.save(state, step, dict(facts), best=True)
 
 
+def rows_of(pending: list) -> Iterator[tuple[int, dict]]:
+    """`(step, metrics)` on the host for every step of the dispatches `(first step, how many, metrics)`."""
+    for (first, size, _), metrics in zip(pending, jax.device_get([item[2] for item in pending]), strict=True):
+        for i in range(size):
+            yield first + i, metrics if size == 1 else jax.tree.map(lambda x, i=i: x[i], metrics)
+
+
 class Stopwatch:
-    """Time spent in training steps, without compilation, evaluation and checkpoints."""
+    """Time spent in training steps, without compilation, evaluation and checkpoints, and how much of it on batches."""
 
     def __init__(self):
         self.restart()
 
     def restart(self) -> None:
-        self.steps, self.began = 0, time.perf_counter()
+        self.steps, self.waited, self.began = 0, 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def reading(self):
+        """While the host puts a batch together and hands it to the devices."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def pause(self, facts: dict[str, Any]) -> None:
         if self.steps:
             facts["train_seconds"] += time.perf_counter() - self.began
+            facts["input_seconds"] += self.waited
             facts["timed_steps"] += self.steps
 
     def rate(self, batch_size: int) -> float:

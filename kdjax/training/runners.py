@@ -49,7 +49,11 @@ class Runner:
 
     @property
     def sharded(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(DATA))
+        return self.rows()
+
+    def rows(self, stacked: bool = False) -> NamedSharding:
+        """Of arrays whose first axis, or second if `stacked`, is that of the batch's rows."""
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * stacked, DATA))
 
     def placement(self, tree: Tree) -> Tree:
         """Where the arrays of a state, of a teacher, or shapes of them, belong: a tree of shardings.
@@ -74,7 +78,9 @@ class Runner:
 
         return jax.tree_util.tree_map_with_path(where, tree)
 
-    def compile(self, function: Callable, *, donate: bool = True, state: Tree | None = None) -> Callable:
+    def compile(
+        self, function: Callable, *, donate: bool = True, state: Tree | None = None, stacked: bool = False
+    ) -> Callable:
         """Compiles `(state, teacher, batch) -> any`.
 
         Args:
@@ -82,6 +88,7 @@ class Runner:
           donate: whether the state is given up.
           state: shapes of the state, for a function that returns `(state, rest)`: the new one is placed like the old.
             Without it all that is returned is replicated.
+          stacked: whether batches have an axis of steps before that of their rows, see `kdjax.training.feed.scanned`.
 
         Raises:
           ValueError: if the function was made for another axis: its sums over devices would be missing, silently.
@@ -95,7 +102,7 @@ class Runner:
         donated = (0,) if donate else ()
         if self.mapped:
             return jax.pmap(
-                function, DATA, in_axes=(None, None, 0), out_axes=None, donate_argnums=donated,
+                function, DATA, in_axes=(None, None, int(stacked)), out_axes=None, donate_argnums=donated,
                 devices=list(self.mesh.devices.flat),
             )  # fmt: skip
 
@@ -108,7 +115,7 @@ class Runner:
         placed = any_placed if state is None else self.placement(state)
         return jax.jit(
             in_mesh,
-            in_shardings=(placed, any_placed, self.sharded),
+            in_shardings=(placed, any_placed, self.rows(stacked)),
             out_shardings=self.replicated if state is None else (placed, self.replicated),
             donate_argnums=donated,
         )
@@ -117,16 +124,20 @@ class Runner:
         """Puts a state or a teacher on the devices, each array where `placement` says."""
         return jax.device_put(tree, self.placement(tree))
 
-    def place_batch(self, batch: Batch) -> Batch:
-        """Puts this process's rows of a batch on its devices; their number must divide by the devices."""
+    def place_batch(self, batch: Batch, *, stacked: bool = False) -> Batch:
+        """Puts this process's rows of a batch (or of stacked ones) on its devices; their number must divide by the devices."""
+        axis = int(stacked)
         if jax.process_count() == 1:
-            self.check_batch_size(np.shape(jax.tree.leaves(batch)[0])[0])
+            self.check_batch_size(np.shape(jax.tree.leaves(batch)[0])[axis])
         if self.mapped:
             count = jax.local_device_count() if jax.process_count() > 1 else self.mesh.size
-            return jax.tree.map(lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), batch)
+            return jax.tree.map(
+                lambda x: np.reshape(x, (*np.shape(x)[:axis], count, -1, *np.shape(x)[axis + 1 :])), batch
+            )
+        rows = self.rows(stacked)
         if jax.process_count() == 1:
-            return jax.device_put(batch, self.sharded)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.sharded, np.asarray(x)), batch)
+            return jax.device_put(batch, rows)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
 
     def check_batch_size(self, batch_size: int) -> None:
         if batch_size % self.mesh.size:
