@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.data import Pipeline
 from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits, load_images, visited
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import ensemble, from_nnx, in_microbatches, output_shapes, zoo
+from kdjax.models import ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import (
     Runner,
@@ -192,7 +192,8 @@ def with_sharding(shapes: Tree, runner: Runner) -> Tree:
 
 def make_network(model: Model, images: Images) -> Network:
     """A network of the zoo for these images."""
-    options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None}
+    options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None,
+               "batchnorm_groups": model.batchnorm_groups}  # fmt: skip
     name = f"{model.name} (width {model.width})" if model.width else model.name
     return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
 
@@ -276,7 +277,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
     try:
         optimizer = optimizers.build(phase.optimizer, clock, bound)
         # A teacher that the objective does not read is only evaluated beside the student.
-        networks = student, teacher if bound.needs_teacher else None
+        networks = in_precision(student, phase.precision), teacher if bound.needs_teacher else None
         step = make_step(
             *(network and in_microbatches(network, phase.microbatches) for network in networks),
             bound, optimizer, clock=clock, views=views,

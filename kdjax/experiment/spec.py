@@ -49,6 +49,8 @@ class Model:
     """which network"""
     width: int = 0
     """channels of the first stage, where the network has that option; 0 for its own"""
+    batchnorm_groups: int = 1
+    """runs of the batch's rows that BatchNorm normalises each by itself, whatever the hardware; 1 for the whole batch"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Phase:
     """length of the training"""
     optimizer: Optimizer = SGD()
     """how"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """what the student computes in while it trains; its parameters, statistics and losses stay float32"""
     microbatches: int = 1
     """pieces in which a step's batch is run, to need less memory; the loss stays that of the whole batch"""
     labels: Literal["all", "labelled"] = "labelled"

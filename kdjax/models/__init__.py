@@ -4,8 +4,9 @@ from kdjax.models.adapters import as_output, from_apply, from_linen, from_nnx, o
 from kdjax.models.ensemble import ensemble, join_members
 from kdjax.models.functional import FunctionalModule, functionalise
 from kdjax.models.microbatches import in_microbatches
+from kdjax.models.precision import in_precision
 
 __all__ = [
     "FunctionalModule", "as_output", "ensemble", "from_apply", "from_linen", "from_nnx", "functionalise",
-    "in_microbatches", "join_members", "output_shapes",
+    "in_microbatches", "in_precision", "join_members", "output_shapes",
 ]  # fmt: skip

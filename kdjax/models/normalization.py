@@ -19,6 +19,10 @@ class BatchNorm(nnx.Module):
     shards assumed), so that values and gradients do not depend on the number of devices. Under plain `jit` leave it
     None: there the batch is global already.
 
+    With `groups` above 1 the statistics are those of each of so many equal runs of the global batch's rows: what per-device
+    BatchNorm does by accident, said on purpose and independent of the hardware. The running averages move towards the mean
+    of the groups' statistics.
+
     A batch of one value a channel has variance 0 and comes out as `bias`; it moves the running variance towards 0
     (PyTorch refuses it).
 
@@ -27,6 +31,7 @@ class BatchNorm(nnx.Module):
       mean, var: `[K]` float32 running statistics, `nnx.BatchStat`; no gradient flows into them.
       use_running_average: switched by the `train()` and `eval()` of the module it is part of.
       axis_name: the mapped axis; may be set anew before every call.
+      groups: of the global batch, each with statistics of its own; may be set before every call.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.use_running_average = False
         self.axis_name: Axis = None
+        self.groups = 1
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32)) if affine else None
         self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32)) if affine else None
         self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
@@ -68,10 +74,11 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
             centred = x - _like(mean, x)
         else:
-            mean = self._average(x)
+            groups = self._groups_here(len(x)) if self.groups > 1 else 1
+            mean = self._average(x, groups)
             centred = x - _like(mean, x)
-            var = self._average(jnp.square(centred))
-            self._update(mean, var, count=x.size // self.num_features)
+            var = self._average(jnp.square(centred), groups)
+            self._update(mean, var, count=x.size // (groups * self.num_features))
         factor = lax.rsqrt(_like(var, x) + self.epsilon)
         if self.scale is not None:
             factor = factor * _like(self.scale[...], x)
@@ -80,14 +87,30 @@ class BatchNorm(nnx.Module):
             y = y + _like(self.bias[...], x)
         return y.astype(dtype)
 
-    def _average(self, x: Array) -> Array:
-        """Mean of each channel over the batch of all devices: `[..., K]` to `[K]`."""
+    def _groups_here(self, rows: int) -> int:
+        """How many of the groups are on this device, whose rows of the batch are so many."""
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        if self.groups % devices or rows % (self.groups // devices):
+            raise ValueError(
+                f"{self.groups} groups of BatchNorm do not divide {rows * devices} rows over {devices} devices; use a number of "
+                "groups that is a multiple of the devices and a divisor of the batch, or 1."
+            )
+        return self.groups // devices
+
+    def _average(self, x: Array, groups: int) -> Array:
+        """Mean of each channel over the batch of all devices: `[..., K]` to `[K]`; or over each group here, to `[groups, K]`."""
+        if self.groups > 1:
+            return jnp.mean(jnp.reshape(x, (groups, -1, self.num_features)), axis=1)
         local = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
         return local if self.axis_name is None else lax.pmean(local, self.axis_name)
 
     def _update(self, mean: Array, var: Array, *, count: int) -> None:
-        """Moves the running statistics towards those of a batch with `count` values a channel on this device."""
-        if self.axis_name is not None:
+        """Moves the running statistics towards those of a batch (or of groups) with `count` values a channel on this device."""
+        if self.groups > 1:
+            mean, var = jnp.mean(mean, axis=0), jnp.mean(var, axis=0)
+            if self.axis_name is not None:
+                mean, var = lax.pmean((mean, var), self.axis_name)
+        elif self.axis_name is not None:
             count = count * lax.axis_size(self.axis_name)
         unbiased = var * (count / max(count - 1, 1))
         for running, new in ((self.mean, mean), (self.var, unbiased)):
@@ -97,5 +120,8 @@ class BatchNorm(nnx.Module):
 
 
 def _like(channels: Array, x: Array) -> Array:
-    """`[K]` as `[1, ..., 1, K]` with the rank and dtype of `x`."""
+    """`[K]` as `[1, ..., 1, K]` with the rank and dtype of `x`; or `[groups, K]`, each group's for its rows of `x`."""
+    if channels.ndim == 2:
+        rows = jnp.repeat(channels, x.shape[0] // channels.shape[0], axis=0)
+        return jnp.reshape(rows, (x.shape[0],) + (1,) * (x.ndim - 2) + (-1,)).astype(x.dtype)
     return jnp.reshape(channels, (1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)

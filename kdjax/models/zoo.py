@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from kdjax.models.normalization import BatchNorm
 from kdjax.models.resnet_cifar import CifarResNet
 from kdjax.models.small_cnn import SmallCNN
 
@@ -39,7 +40,15 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def build(name: str, *, num_classes: int, in_channels: int, rngs: nnx.Rngs, width: int | None = None) -> nnx.Module:
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    rngs: nnx.Rngs,
+    width: int | None = None,
+    batchnorm_groups: int = 1,
+) -> nnx.Module:
     """Makes the network called `name`.
 
     Args:
@@ -49,6 +58,7 @@ def build(name: str, *, num_classes: int, in_channels: int, rngs: nnx.Rngs, widt
       rngs: its "params" stream draws the weights.
       width: channels of the first stage; the others keep their ratio to it. None is the published width (16 for
         `resnet*` and `small_cnn`, 64 for `resnet*x4`).
+      batchnorm_groups: runs of the batch's rows that BatchNorm normalises each by itself; 1 for the whole batch.
 
     Raises:
       ValueError: there is no such network.
@@ -57,4 +67,8 @@ def build(name: str, *, num_classes: int, in_channels: int, rngs: nnx.Rngs, widt
         near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.0)
         raise ValueError(f"unknown network {name!r}; did you mean {near[0]!r}? Known: {', '.join(NETWORKS)}")
     options = {} if width is None else {"width": width}
-    return NETWORKS[name](num_classes, in_channels, rngs, **options)
+    module = NETWORKS[name](num_classes, in_channels, rngs, **options)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, BatchNorm):
+            part.groups = batchnorm_groups
+    return module

@@ -179,3 +179,67 @@ def test_same_statistics_and_gradients_on_eight_devices(how):
         else:
             got = jax.jit(step)(params, *jax.device_put((x, weights), NamedSharding(mesh, rows)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), got, expected)
+
+
+# --- groups ---
+
+
+def grouped(groups):
+    def make(rngs):
+        module = BatchNorm(3, rngs=rngs, momentum=0.3)
+        module.groups = groups
+        return module
+
+    return functionalise(make)
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_each_group_is_normalised_by_itself(groups):
+    x, params, state = random_case((16, 4, 5, 3))
+    parts = [reference(rows, **params) for rows in np.split(x, groups)]
+    with jax.enable_x64(True):
+        y, after = grouped(groups).call(
+            *jax.tree.map(jnp.asarray, (params, state)), lambda m: m(jnp.asarray(x)), train=True
+        )
+    np.testing.assert_allclose(y, np.concatenate([part[0] for part in parts]), rtol=1e-10, atol=1e-12)
+    for i, name in ((1, "mean"), (2, "var")):
+        mean = np.mean([part[i] for part in parts], axis=0)
+        np.testing.assert_allclose(after[name], 0.7 * state[name] + 0.3 * mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["jit", "pmap"])
+def test_groups_do_not_depend_on_the_devices(form):
+    x, params, state = random_case((16, 4, 5, 3))
+    with jax.enable_x64(True):
+        own = jax.tree.map(jnp.asarray, (params, state))
+
+        def run(params, state, x, axis=None):
+            y, after = grouped(8).call(params, state, lambda m: m(x), train=True, axis=axis)
+            return y, after
+
+        expected, wanted = run(*own, jnp.asarray(x))
+        if form == "pmap":
+            function = jax.pmap(
+                lambda p, s, x: run(p, s, x, "data"), "data", in_axes=(None, None, 0), out_axes=(0, None)
+            )
+            y, after = function(*own, x.reshape(DEVICES, 2, *x.shape[1:]))
+            y = y.reshape(x.shape)
+        else:
+            mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+            rows = NamedSharding(mesh, PartitionSpec("data"))
+            function = jax.jit(run, in_shardings=(None, None, rows))
+            y, after = function(*own, x)
+            text = function.lower(*own, x).compile().as_text()
+            assert "all-gather" not in text and text.count("all-reduce(") <= 2, "only the running averages are shared"
+    np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), after, wanted)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    x, params, state = random_case((16, 4, 5, 3), np.float32)
+    with pytest.raises(ValueError, match="3 groups of BatchNorm do not divide 16 rows over 1 devices"):
+        grouped(3).call(params, state, lambda m: m(jnp.asarray(x)), train=True)
+    with pytest.raises(ValueError, match="4 groups of BatchNorm do not divide 16 rows over 8 devices"):
+        jax.pmap(lambda x: grouped(4).call(params, state, lambda m: m(x), train=True, axis="data")[0], "data")(
+            x.reshape(8, 2, 4, 5, 3)
+        )
