@@ -79,7 +79,7 @@ TERMS = {
     "skew_rkl": _skew_reverse,
 }
 
-
+# What stands in the rows of weight 0, those that fill up the last chunk among them, which may hold anything.
 HARMLESS = {"hidden": 0, "taught": 0, "temperature": 1, "share": 0.5}
 
 
@@ -131,7 +131,6 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
         return _varying_on(jnp.zeros(shape, real), _axes(x))
 
     def add(so_far, chunk):
-        # Rows of weight 0, those that fill up the last chunk among them, may hold anything: here they are made harmless.
         counted = chunk["weight"] != 0
         for name, harmless in HARMLESS.items():
             if chunk.get(name) is not None:
@@ -248,8 +247,8 @@ def on_the_same_axes(student: Network, rows: dict, fixed: dict, axis_name) -> tu
 
 def _axes(x: Array) -> frozenset:
     """The mapped axes that `x` is known to vary over; none outside of a `shard_map` that checks."""
-    kind = jax.typeof(x)
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying
+    kind = jax.typeof(x)  # which keeps them under another name from one release of JAX to the next
+    return getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", frozenset())
 
 
 def _varying_on(x: Array, axes: frozenset) -> Array:
