@@ -22,6 +22,7 @@ from kdjax.losses.dense import *
 from kdjax.losses.divergence import *
 from kdjax.losses.feature import *
 from kdjax.losses.flow import *
+from kdjax.losses.fused_linear import *
 from kdjax.losses.geometry import *
 from kdjax.losses.gradients import *
 from kdjax.losses.localization import *
