@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ == "Stopped":
             print(f"{error}\nIts state is saved; run the same command with --resume to go on.", file=sys.stderr)
-            return 128 + (signal.SIGTERM if "SIGTERM" in str(error) else signal.SIGINT)
+            return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
         if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError"):
             return fail(str(error))
         raise
@@ -91,6 +91,8 @@ class RunOptions:
     """print shapes, sizes, costs and problems, and train nothing"""
     data_dir: str = ""
     """folder of prepared data sets; that of TFDS if not given"""
+    distributed: str = ""
+    """for a run of several processes, the same line on every host: auto (TPU pod, Slurm), or HOST:PORT,COUNT,INDEX"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +158,11 @@ def compare(argv):
     folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=make_progress(), announce=lambda line: console.print(f"[bold]{line}[/bold]", highlight=False),
+        progress=first_only(make_progress()),
+        announce=lambda line: first_only(True) and console.print(f"[bold]{line}[/bold]", highlight=False),
     )  # fmt: skip
+    if not first_only(True):
+        return 0
     show_comparison(comparison, console)
     written = write_report(folder, comparison)
     console.print(f"Report: [link]{written}[/link]", highlight=False, soft_wrap=True)
@@ -214,13 +219,14 @@ def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any,
                 f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py."
             )
         return None, None
-    configure_jax()
-    from kdjax.experiment.config import load_config
-
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--method", default="")
     early.add_argument("--methods", nargs="+", default=None)
+    early.add_argument("--distributed", default="")
     known, _ = early.parse_known_args(argv[1:])
+    configure_jax(known.distributed)
+    from kdjax.experiment.config import load_config
+
     changes = {}
     if hasattr(options_type, "method") and known.method:
         changes["method"] = known.method
@@ -284,9 +290,10 @@ def execute(experiment, options, suffix: str) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         builder=builder,
-        progress=make_progress(),
+        progress=first_only(make_progress()),
     )
-    show_results(experiment, results, folder, make_console())
+    if first_only(True):
+        show_results(experiment, results, folder, make_console())
     return 0
 
 
@@ -307,8 +314,9 @@ def make_console():
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
 
 
-def configure_jax() -> None:
-    """Keeps compiled programs between runs, so that the second one starts at once.
+def configure_jax(distributed: str = "") -> None:
+    """Joins the other processes, if there are any, and keeps compiled programs between runs, so that the second one starts
+    at once.
 
     Virtual CPU devices get a thread each, and one program at a time: with fewer they wait for each other in a collective
     for ever.
@@ -324,6 +332,21 @@ def configure_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if virtual:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if distributed:
+        from kdjax.experiment.spec import ExperimentError
+        from kdjax.training.processes import connect
+
+        try:
+            connect(distributed)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+
+
+def first_only(value):
+    """What the first process of a run uses, None in the others, which keep quiet."""
+    from kdjax.training.processes import is_first
+
+    return value if is_first() else None
 
 
 if __name__ == "__main__":

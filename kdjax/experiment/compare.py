@@ -12,6 +12,7 @@ from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.schedules import Duration
+from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress
 
 BASELINE = "labels"
@@ -49,9 +50,13 @@ def compare(
     for experiment in experiments.values():  # what does not fit is said before anything is trained
         for phase in experiment.lineage:
             builder.program(experiment, phase)
-    open_run(folder, first, resume=resume, overwrite=overwrite)
-    if not (folder / COMPARISON).exists():
-        write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
+
+    def begin():
+        open_run(folder, first, resume=resume, overwrite=overwrite)
+        if not (folder / COMPARISON).exists():
+            write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
+
+    by_first(begin, ExperimentError)
     teacher: dict[str, Any] = {}
     earlier = tuple(phase for phase in first.phases if phase not in first.lineage)
     if earlier:
@@ -72,7 +77,7 @@ def compare(
             results = run(one, place, resume=True, builder=builder, progress=progress)
             runs.setdefault(name, []).append(results[experiment.student.name])
     comparison = summarise(first, runs, teacher, builder)
-    write_json(folder / COMPARISON, comparison)
+    by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
     return comparison
 
 

@@ -31,6 +31,7 @@ from kdjax.training.evaluation import evaluate, make_evaluation
 from kdjax.training.feed import from_resident, scanned
 from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
+from kdjax.training.processes import by_first
 from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Clock, Network, Tree
 
@@ -119,6 +120,12 @@ class Program:
             labelled_mask=labelled, process_index=jax.process_index(), process_count=jax.process_count(),
             inputs=not self.keeps_images if inputs is None else inputs,
         )  # fmt: skip
+
+    def whole(self, network: Variables) -> Variables:
+        """The variables, on every device whole."""
+        return (
+            jax.jit(lambda tree: tree, out_shardings=self.runner.replicated)(network) if self.runner.fsdp else network
+        )
 
     def loop(self, data_seed: int, teacher: Variables | None) -> Loop:
         """The phase's loop over batches in the order of `data_seed`."""
@@ -221,6 +228,8 @@ class Builder:
     def images(self, data: Data) -> Images:
         key = dataclasses.replace(data, batch_size=1, eval_batch_size=1)
         if key not in self._images:
+            if jax.process_count() > 1:  # a data set that is not there yet is made by one of them
+                by_first(lambda: load_images(data, self.data_dir), ExperimentError)
             self._images[key] = load_images(data, self.data_dir)
         return self._images[key]
 

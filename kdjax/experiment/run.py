@@ -25,8 +25,9 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.models import join_members
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
+from kdjax.training.processes import by_first, is_first
 from kdjax.training.progress import Progress, Silent
-from kdjax.training.writers import MetricWriter
+from kdjax.training.writers import MetricWriter, Nowhere
 from kdjax.types import ModelOutput
 
 
@@ -67,15 +68,13 @@ def run(
     """
     builder, progress = builder or Builder(), progress or Silent()
     problems = experiment.problems()
-    if jax.process_count() > 1:
-        problems.insert(
-            0, "Runs are made by one process, with all devices of its host; this is one of several: start one."
-        )
+    if jax.process_count() > 1 and experiment.runner == "pmap":
+        problems.insert(0, "Several processes run under jit or fsdp, not under pmap; set runner to jit.")
     if problems:
         raise ExperimentError(problems[0])
     # Everything is built before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
-    open_run(folder, experiment, resume=resume, overwrite=overwrite)
+    by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
     finished: dict[str, Finished] = {}
     for phase in experiment.phases:
         program = programs[phase.name]
@@ -111,7 +110,7 @@ def train(
     if resumed is not None:
         state, facts = checkpoints.restore(state)
         checkpoints.forget_best_after(resumed)
-    writer = MetricWriter(place, resumed)
+    writer = MetricWriter(place, resumed) if is_first() else Nowhere()
     try:
         state, facts = program.loop(data_seed, teacher_variables).run(
             state, program.frozen(teacher_variables), checkpoints, writer, progress, facts
@@ -129,10 +128,10 @@ def train(
         progress.finish()
         checkpoints.close()
         writer.close()
-    network = program.deployment.variables(state, teacher_variables)
+    network = program.whole(program.deployment.variables(state, teacher_variables))
     result = describe(program, seed, data_seed, facts, teacher)
     goes_on = program.bound.modules and any(later.start == phase.name for later in experiment.phases)
-    own = Variables(state.params["objective"], state.state["objective"]) if goes_on else None
+    own = program.whole(Variables(state.params["objective"], state.state["objective"])) if goes_on else None
     return keep(network, own, program, place, result)
 
 
@@ -178,7 +177,7 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
             f"{before['hash']}); put that one back, or start anew with --overwrite."
         )
     place.mkdir(parents=True, exist_ok=True)
-    write_json(place / RESULT, found.result)
+    by_first(lambda: write_json(place / RESULT, found.result), ExperimentError)
     return found
 
 
@@ -194,7 +193,7 @@ def keep(
     if objective is not None:
         save_network(place / OBJECTIVE, objective, facts)
     result["hash"] = save_network(place, network, facts)
-    write_json(place / RESULT, result)
+    by_first(lambda: write_json(place / RESULT, result), ExperimentError)
     return Finished(network, result, objective)
 
 

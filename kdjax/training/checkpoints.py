@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from kdjax.training.processes import is_first
 from kdjax.training.state import TrainState, Variables, content_hash
 from kdjax.types import Tree
 
@@ -38,7 +39,11 @@ class Checkpoints:
         self._best = self._manager("best", keep=2)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True,
+            # Both may be writing one step: processes must not take one's barrier for the other's.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
+        )  # fmt: skip
         return ocp.CheckpointManager(self.folder / name, options=options)
 
     def save(self, state: TrainState, step: int, facts: dict[str, Any], *, best: bool = False) -> None:
@@ -121,9 +126,10 @@ def save_network(folder: Path, network: Variables, facts: dict[str, Any]) -> str
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute() / "weights", tree, force=True)
     meta = {**facts, "shapes": _shapes(tree)}
-    temporary = Path(folder) / "network.json.tmp"
-    temporary.write_text(json.dumps(meta, indent=2))
-    temporary.rename(Path(folder) / "network.json")
+    if is_first():
+        temporary = Path(folder) / "network.json.tmp"
+        temporary.write_text(json.dumps(meta, indent=2))
+        temporary.rename(Path(folder) / "network.json")
     return facts["hash"]
 
 

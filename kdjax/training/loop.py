@@ -12,6 +12,7 @@ import numpy as np
 
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.feed import ahead, dispatches, grouped
+from kdjax.training.processes import any_of
 from kdjax.training.progress import Progress
 from kdjax.training.runners import Runner
 from kdjax.training.state import TrainState
@@ -120,7 +121,7 @@ class Loop:
                     stopwatch.pause(facts)
                     self._evaluate(state, step, checkpoints, writer, progress, facts)
                     stopwatch.restart()
-                stopping = bool(stop)  # read once: a signal may come at any moment, and what it stops must be saved
+                stopping = self._stopping(stop, before_it, step)
                 if saves or stopping:
                     self._log(pending, window, writer, progress, stopwatch)
                     pending = []
@@ -131,10 +132,18 @@ class Loop:
                     stopwatch.restart()
                 if stopping:
                     checkpoints.wait()
-                    raise Stopped(f"Stopped by {stop[0]} at step {step} of {self.total_steps} of phase {self.name!r}.")
+                    why = stop[0] if stop else "another process"
+                    raise Stopped(f"Stopped by {why} at step {step} of {self.total_steps} of phase {self.name!r}.")
         checkpoints.wait()
         progress.finish()
         return state, facts
+
+    def _stopping(self, stop: list[str], before_it: int, step: int) -> bool:
+        """Whether to stop here. Read once: a signal may come at any moment, and what it stops must be saved. Several
+        processes ask each other as often as they log, so that all stop at the same step."""
+        if jax.process_count() == 1:
+            return bool(stop)
+        return step // self.log_every > before_it // self.log_every and any_of(bool(stop))
 
     def _feed(self, begin: int) -> Iterator[tuple[int, Any]]:
         """`(steps, placed batch)` of every dispatch from step `begin` on."""

@@ -41,6 +41,16 @@ class MetricWriter:
         self._board.close()
 
 
+class Nowhere:
+    """Writes nothing: of the processes of a run, the first writes for all."""
+
+    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics file, without a last line that was cut short; [] if there is none."""
     if not path.exists():

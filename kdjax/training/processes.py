@@ -1,0 +1,68 @@
+"""Several processes as one run: all compute, the first writes files, and what one finds wrong is said by all."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+LONGEST = 4096  # bytes of a message from the first process
+
+
+def connect(how: str) -> None:
+    """Joins this process to the others of its run; to be called before anything else is done with JAX.
+
+    Args:
+      how: "auto" on a TPU pod, under Slurm or Open MPI, where JAX finds the others; or "HOST:PORT,COUNT,INDEX": where the
+        first process listens, how many there are, and which this is; "" for a single process.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    if not how:
+        return
+    if how == "auto":
+        jax.distributed.initialize()
+        return
+    address, *numbers = how.split(",")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or ":" not in address:
+        raise ValueError(f"--distributed {how!r} is neither auto nor HOST:PORT,COUNT,INDEX, such as node0:9876,4,0.")
+    jax.distributed.initialize(address, *map(int, numbers))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def by_first(function: Callable[[], None], error: type[Exception]) -> None:
+    """Runs a function in the first process while the others wait.
+
+    Raises:
+      the function's own error, in the first process, and `error` with the same sentence in the others.
+    """
+    if jax.process_count() == 1:
+        function()
+        return
+    from jax.experimental import multihost_utils
+
+    raised, message = None, b""
+    if is_first():
+        try:
+            function()
+        except Exception as own:
+            raised, message = own, (str(own) or type(own).__name__).encode()[:LONGEST]
+    padded = np.frombuffer(message.ljust(LONGEST, b"\0"), np.uint8)
+    said = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0")
+    if raised is not None:
+        raise raised
+    if said:
+        raise error(said.decode(errors="replace"))

@@ -1,0 +1,145 @@
+"""Several processes are one run: the same numbers, one set of files, stopped together and gone on with."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdjax.cli import main
+from kdjax.training.processes import any_of, by_first, connect, is_first
+
+CONFIG = """
+from kdjax.objectives import KD, CrossEntropy, FitNet
+from kdjax.schedules import steps
+from tests.experiment.conftest import small
+
+def experiment():
+    return small(CrossEntropy() + KD(temperature=2.0) + FitNet(stage=1), length={length}, student={{"ema_decay": 0.5}})
+"""
+
+
+def start(config, folder, data_dir, processes, devices, *options):
+    """The processes of a run, begun one after the other; each has its own devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    begun = []
+    for number in range(processes):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "16"}
+        together = ["--distributed", f"127.0.0.1:{port},{processes},{number}"] if processes > 1 else []
+        command = [
+            sys.executable,
+            "-m",
+            "kdjax.cli",
+            "distill",
+            str(config),
+            "--run",
+            str(folder),
+            "--data-dir",
+            data_dir,
+        ]
+        begun.append(
+            subprocess.Popen([*command, *together, *options], env=environment, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )  # fmt: skip
+    return begun
+
+
+def finish(begun):
+    """`(status, what was said)` of every process."""
+    said = [process.communicate(timeout=300)[0] for process in begun]
+    return [(process.returncode, text) for process, text in zip(begun, said, strict=True)]
+
+
+def outcome(folder):
+    result = json.loads((folder / "student/result.json").read_text())
+    return {"teacher": result["teacher_hash"] is not None} | result["last"]["student"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG.format(length=6))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory, data_dir):
+    """What one process with four devices comes to."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    ((status, text),) = finish(start(config, folder, data_dir, 1, 4))
+    assert status == 0, text
+    return outcome(folder)
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "options"),
+    [
+        (2, 2, ()),
+        pytest.param(4, 1, (), marks=pytest.mark.slow),
+        pytest.param(2, 2, ("--runner", "fsdp"), marks=pytest.mark.slow),
+    ],
+)
+def test_processes_come_to_what_one_comes_to(processes, devices, options, config, alone, tmp_path, data_dir):
+    folder = tmp_path / "run"
+    ended = finish(start(config, folder, data_dir, processes, devices, *options))
+    assert all(status == 0 for status, _ in ended), ended
+    assert "Run folder" in ended[0][1] and all("Run folder" not in text for _, text in ended[1:]), "one of them talks"
+    assert outcome(folder) == pytest.approx(alone, rel=1e-4)
+    rows = (folder / "student/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows if '"train"' in row] == [2, 4, 6], "one of them writes"
+
+
+@pytest.mark.slow
+def test_one_that_is_told_to_stop_stops_all_and_they_go_on_together(tmp_path, data_dir):
+    config, folder = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG.format(length=20_000))
+    begun = start(config, folder, data_dir, 2, 1)
+    metrics = folder / "student/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and '"step": 40' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    begun[1].send_signal(signal.SIGTERM)  # not the first one
+    ended = finish(begun)
+    assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert "Stopped by another process" in ended[0][1] and "Stopped by SIGTERM" in ended[1][1]
+    saved = {int(path.name) for path in (folder / "student/checkpoints/last").iterdir() if path.name.isdigit()}
+    config.write_text(CONFIG.format(length=20_000))
+    begun = start(config, folder, data_dir, 2, 1, "--resume")
+    beyond = f'"step": {max(saved) + 20}'
+    while beyond not in metrics.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    begun[0].send_signal(signal.SIGTERM)
+    assert next(status for status, _ in finish(begun)) == 128 + signal.SIGTERM
+    steps = [json.loads(row)["step"] for row in metrics.read_text().splitlines() if '"train"' in row]
+    assert steps == sorted(set(steps)) and max(steps) > max(saved)
+
+
+def test_what_the_first_finds_wrong_is_said_by_all(config, tmp_path, data_dir):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    ended = finish(start(config, folder, data_dir, 2, 1))
+    for status, text in ended:
+        assert status == 1 and "exists; say --resume" in text, text
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_alone_nothing_is_asked_of_others(capsys, config):
+    assert is_first() and any_of(True) and not any_of(False)
+    done = []
+    by_first(lambda: done.append(1), RuntimeError)
+    assert done == [1]
+    with pytest.raises(KeyError):
+        by_first(lambda: {}["missing"], RuntimeError)
+    connect("")
+    for wrong in ("node0", "node0:1,2", "node0:1,two,0", "1,2,3"):
+        with pytest.raises(ValueError, match="is neither auto nor HOST:PORT,COUNT,INDEX, such as node0:9876,4,0"):
+            connect(wrong)
+    assert main(["distill", str(config), "--distributed", "node0"]) == 1
+    assert "is neither auto nor HOST:PORT" in capsys.readouterr().err
