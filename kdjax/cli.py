@@ -91,6 +91,8 @@ class RunOptions:
     """print shapes, sizes, costs and problems, and train nothing"""
     data_dir: str = ""
     """folder of prepared data sets; that of TFDS if not given"""
+    profile: bool = False
+    """write a profile of ten steps of each phase into its folder, for TensorBoard or xprof"""
     distributed: str = ""
     """for a run of several processes, the same line on every host: auto (TPU pod, Slurm), or HOST:PORT,COUNT,INDEX"""
 
@@ -158,7 +160,7 @@ def compare(argv):
     folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=first_only(make_progress()),
+        progress=first_only(make_progress()), profile=options.profile,
         announce=lambda line: first_only(True) and console.print(f"[bold]{line}[/bold]", highlight=False),
     )  # fmt: skip
     if not first_only(True):
@@ -291,6 +293,7 @@ def execute(experiment, options, suffix: str) -> int:
         overwrite=options.overwrite,
         builder=builder,
         progress=first_only(make_progress()),
+        profile=options.profile,
     )
     if first_only(True):
         show_results(experiment, results, folder, make_console())

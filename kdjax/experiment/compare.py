@@ -28,6 +28,7 @@ def compare(
     builder: Builder | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Trains the earlier phases once, then the student by every method and seed.
 
@@ -38,6 +39,7 @@ def compare(
       resume: finished runs are kept, an unfinished one is gone on with.
       overwrite: delete a comparison that is there.
       announce: is told which run begins.
+      profile: write a profile of some steps of each run.
 
     Returns:
       The comparison as data; also written to comparison.json.
@@ -62,7 +64,7 @@ def compare(
     if earlier:
         announce("teacher")
         base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
-        teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress)
+        teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress, profile=profile)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, experiment in experiments.items():
         for seed in seeds:
@@ -74,7 +76,7 @@ def compare(
                 phases=(*phases, *experiment.lineage),
             )  # fmt: skip
             place = folder / name / f"seed{seed}"
-            results = run(one, place, resume=True, builder=builder, progress=progress)
+            results = run(one, place, resume=True, builder=builder, progress=progress, profile=profile)
             runs.setdefault(name, []).append(results[experiment.student.name])
     comparison = summarise(first, runs, teacher, builder)
     by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)

@@ -8,13 +8,15 @@ import jax
 import numpy as np
 
 from kdjax.data import DataError
-from kdjax.experiment.program import Builder, Program, make_network, make_teacher, template_of, visited, with_sharding
+from kdjax.experiment.accounting import costs, readable, size, step_arguments, teacher_template
+from kdjax.experiment.images import visited
+from kdjax.experiment.program import Builder, Program, make_network, make_teacher
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
 from kdjax.objectives.catalogue import written
 from kdjax.training import count_parameters
-from kdjax.types import Batch, ModelOutput, Tree
+from kdjax.types import ModelOutput, Tree
 
 
 @dataclasses.dataclass
@@ -70,31 +72,19 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
 
 def measure(program: Program, report: PhaseReport) -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
-    state = jax.eval_shape(lambda: program.fresh_state(0, 0))
-    state = with_sharding(state, program.runner)
-    teacher = None if program.teacher is None else template_of(program.teacher, program.runner)
+    state, frozen, batch = step_arguments(program)
+    teacher = teacher_template(program)
     report.parameters["student"] = count_parameters(state.params["student"])
     if teacher is not None:
         report.parameters["teacher"] = count_parameters(teacher.params)
     report.parameters["trained beside it"] = program.extra_parameters()
     report.trained = module_table(state.params["objective"])
-    batch = batch_shapes(program)
-    frozen = teacher
-    if program.keeps_images:
-        kept = program.images.train.images
-        frozen = (teacher, jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=program.runner.replicated))
-    clock, data = program.clock, program.experiment.data
-    report.numbers["steps"] = f"{clock.total_steps:,} of {data.batch_size} examples"
-    step = flops(program.step, state, frozen, batch)
-    inputs = jax.ShapeDtypeStruct((data.batch_size, *program.images.shape), np.float32)
-    cost = 0.0
-    if teacher is not None and program.bound.needs_teacher:
-        forward = jax.jit(lambda v, x: program.teacher.apply(v.params, v.state, x, train=False)[0].logits)
-        cost = flops(forward, teacher, inputs)
-    if step:
-        report.numbers["FLOPs a step"] = f"{step:.3g}"
-        report.numbers["of them teacher"] = f"{cost:.3g} ({100 * cost / step:.0f} %)"
-        report.numbers["of them student"] = f"{step - cost:.3g} ({100 * (step - cost) / step:.0f} %)"
+    report.numbers["steps"] = f"{program.clock.total_steps:,} of {program.experiment.data.batch_size} examples"
+    cost = costs(program)
+    if cost.step:
+        report.numbers["FLOPs a step"] = f"{cost.step:.3g}"
+        report.numbers["of them teacher"] = f"{cost.teacher:.3g} ({100 * cost.teacher_share:.0f} %)"
+        report.numbers["of them student"] = f"{cost.step - cost.teacher:.3g} ({100 * (1 - cost.teacher_share):.0f} %)"
     held = {
         "state": size(state),
         "teacher": size(teacher),
@@ -105,45 +95,6 @@ def measure(program: Program, report: PhaseReport) -> None:
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
-
-
-def batch_shapes(program: Program) -> Batch:
-    """Shapes and shardings of a training batch."""
-    rows = program.experiment.data.batch_size
-
-    def spec(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=program.runner.sharded)
-
-    inputs = None if program.keeps_images else spec((rows, *program.images.shape), np.uint8)
-    return Batch(
-        inputs, spec((rows,), np.int32), spec((rows,), np.int32),
-        spec((rows,), bool), spec((rows,), bool),
-    )  # fmt: skip
-
-
-def flops(function: Any, *arguments: Any) -> float:
-    """FLOPs of a jitted function as XLA counts them before optimisation; 0 where it cannot say."""
-    if not hasattr(function, "lower"):
-        return 0.0
-    try:
-        analysis = function.lower(*arguments).cost_analysis() or {}
-    except NotImplementedError:  # a backend without a cost model
-        return 0.0
-    return float(analysis.get("flops", 0.0))
-
-
-def size(tree: Tree) -> int:
-    return sum(int(np.prod(x.shape)) * (4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
-               for x in jax.tree.leaves(tree))  # fmt: skip
-
-
-def readable(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.3g} {unit}"
-        value /= 1024
-    return ""
 
 
 def shape_table(student: ModelOutput, teacher: ModelOutput | None) -> list[tuple[str, str, str]]:

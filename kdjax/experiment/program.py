@@ -127,7 +127,7 @@ class Program:
             jax.jit(lambda tree: tree, out_shardings=self.runner.replicated)(network) if self.runner.fsdp else network
         )
 
-    def loop(self, data_seed: int, teacher: Variables | None) -> Loop:
+    def loop(self, data_seed: int, teacher: Variables | None, profile: Path | None = None) -> Loop:
         """The phase's loop over batches in the order of `data_seed`."""
         data, steps = self.experiment.data, self._steps
         return Loop(
@@ -143,6 +143,7 @@ class Program:
             evaluate_every=max(1, steps(self.experiment.evaluate_every)),
             checkpoint_every=max(1, steps(self.experiment.checkpoint_every)),
             batch_size=data.batch_size,
+            profile=profile,
         )
 
     def evaluate(self, student: Variables, teacher: Variables | None) -> dict[str, dict[str, float]]:

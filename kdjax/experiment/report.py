@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdjax import __version__
+from kdjax.experiment.accounting import in_words
 from kdjax.experiment.compare import BASELINE, paired_gain
 from kdjax.experiment.plots import plot_comparison, plot_curves
 from kdjax.experiment.spec import Experiment
@@ -174,6 +175,10 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
             _seconds(result.get("seconds")),
         )  # fmt: skip
     console.print(table)
+    for name, result in results.items():
+        used = in_words(result)
+        if used:
+            console.print(f"{name}: {used}", soft_wrap=True)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 

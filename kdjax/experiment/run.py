@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment import serialization
+from kdjax.experiment.accounting import account
 from kdjax.experiment.carry import carry
 from kdjax.experiment.folder import (
     COMPARISON,
@@ -48,6 +49,7 @@ def run(
     overwrite: bool = False,
     builder: Builder | None = None,
     progress: Progress | None = None,
+    profile: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Runs all phases of an experiment.
 
@@ -58,6 +60,7 @@ def run(
       overwrite: delete a run that is there.
       builder: keeps images and compiled steps between runs.
       progress: what a person sees.
+      profile: write a profile of some steps of each phase into its folder.
 
     Returns:
       The result of every phase by name.
@@ -85,7 +88,7 @@ def run(
         elif read_result(place) is not None:
             finished[phase.name] = load_phase(program, place)
         else:
-            finished[phase.name] = train(program, experiment, phase, place, finished, progress)
+            finished[phase.name] = train(program, experiment, phase, place, finished, progress, profile)
     return {name: item.result for name, item in finished.items()}
 
 
@@ -96,6 +99,7 @@ def train(
     place: Path,
     finished: dict[str, Finished],
     progress: Progress,
+    profile: bool = False,
 ) -> Finished:
     """Trains one phase in its folder, from its last checkpoint if there is one."""
     seed, data_seed = seeds_of(experiment)
@@ -112,7 +116,7 @@ def train(
         checkpoints.forget_best_after(resumed)
     writer = MetricWriter(place, resumed) if is_first() else Nowhere()
     try:
-        state, facts = program.loop(data_seed, teacher_variables).run(
+        state, facts = program.loop(data_seed, teacher_variables, place / "profile" if profile else None).run(
             state, program.frozen(teacher_variables), checkpoints, writer, progress, facts
         )
         if facts["last"] is None or facts["last"]["step"] != program.clock.total_steps:
@@ -245,7 +249,7 @@ def describe(
         "kept": program.phase.keep,
         "seconds": facts["seconds"],
         "train_seconds": seconds,
-        "input_share": facts["input_seconds"] / seconds if seconds else None,
+        **account(program, steps, seconds, facts["input_seconds"]),
         "images_per_s": steps * program.clock.batch_size / seconds if seconds else None,
         "teacher_hash": None if teacher is None else teacher.result["hash"],
         "device": f"{jax.device_count()} x {device.device_kind}",

@@ -5,6 +5,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from kdjax.training.progress import Progress
 from kdjax.training.runners import Runner
 from kdjax.training.state import TrainState
 from kdjax.training.writers import MetricWriter
+
+PROFILED = 10  # steps in a profile
 
 
 class TrainingError(Exception):
@@ -42,6 +45,7 @@ class Loop:
       total_steps: length of the phase.
       log_every, evaluate_every, checkpoint_every: in steps.
       batch_size: examples a step, for images/s.
+      profile: folder for a profile of a few steps, or None.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Loop:
     evaluate_every: int
     checkpoint_every: int
     batch_size: int
+    profile: Path | None = None
 
     def run(
         self,
@@ -95,13 +100,16 @@ class Loop:
             progress.start(self.name, begin, self.total_steps, self.batch_size)
             step, compiled = begin, set()
             feed = self._feed(begin)
+            profiler = Profiler(self.profile)
             while step < self.total_steps:
+                profiler.before(step)
                 with stopwatch.reading():
                     size, batch = next(feed)
                 before_it, step = step, step + size
                 state, metrics = (self.step if size == 1 else self.steps)(state, frozen, batch)
                 if size in compiled:
                     stopwatch.steps += size
+                    profiler.after(step, metrics)
                 else:
                     jax.block_until_ready(metrics)  # the first time compiles; keep that out of images/s
                     compiled.add(size)
@@ -134,6 +142,7 @@ class Loop:
                     checkpoints.wait()
                     why = stop[0] if stop else "another process"
                     raise Stopped(f"Stopped by {why} at step {step} of {self.total_steps} of phase {self.name!r}.")
+            profiler.stop()
         checkpoints.wait()
         progress.finish()
         return state, facts
@@ -185,6 +194,32 @@ class Loop:
         if facts["best"] is None or student["top1"] > facts["best"]["student"]["top1"]:
             facts["best"] = {"step": step, **results}
             checkpoints.save(state, step, dict(facts), best=True)
+
+
+class Profiler:
+    """Writes a profile of some steps once everything is compiled; of none without a folder."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.first, self.running = folder, None, False
+
+    def before(self, step: int) -> None:
+        """Called before every dispatch: the profile begins with the first one after compilation."""
+        if self.first is not None and self.folder is not None and not self.running:
+            jax.profiler.start_trace(str(self.folder))
+            self.first, self.running = step, True
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Called after every dispatch of what was compiled before, with what it gave."""
+        if self.running and step - self.first >= PROFILED:
+            jax.block_until_ready(metrics)
+            self.stop()
+        elif self.first is None:
+            self.first = step
+
+    def stop(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running, self.folder = False, None
 
 
 def rows_of(pending: list) -> Iterator[tuple[int, dict]]:

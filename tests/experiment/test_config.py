@@ -51,7 +51,7 @@ def changed(path, value):
         ),
         (changed(["phases", 0, "optimizer", "learning_rate"], "fast"), r"phases.0.optimizer.learning_rate"),
         (changed(["data"], {"kind": "KD"}), r"experiment.data: expected a Data, found a KD"),
-        (changed(["runner"], "tpu"), r"'tpu' is not one of 'jit', 'pmap'"),
+        (changed(["runner"], "tpu"), r"'tpu' is not one of 'jit', 'fsdp', 'pmap'"),
         (changed(["seed"], True), r"experiment.seed: expected a int, found True"),
         (changed(["data", "views", "crop_padding"], -1), r"crop_padding"),
         (changed(["phases", 0, "duration", "unit"], "years"), r"'years' is not one of 'steps'"),
