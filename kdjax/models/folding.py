@@ -35,6 +35,7 @@ INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "checkpo
 class View(NamedTuple):
     """A transposition or a split of axes, and what it undoes of a scale."""
 
+    how: tuple
     forward: Callable[[Array], Array]
     undo: Callable[[Array], Array]
 
@@ -152,9 +153,11 @@ class Interpreter:
         if lazy.scale is not None:
             self.folded += not lazy.scale.free
             make = lambda: lazy.kernel.full * lazy.on_kernel(lazy.scale.core)
-            kernel = Known(kernel.name, kernel, make, free=kernel.free and lazy.scale.free)
+            how = (sorted(lazy.product.of_kernel.items()), [view.how for view in lazy.views])
+            recipe = ("kernel", kernel.recipe, lazy.scale.recipe, how)
+            kernel = Known(kernel.name, kernel, make, recipe, free=kernel.free and lazy.scale.free)
         elif kernel.core_shape != kernel.shape:
-            kernel = Known(kernel.name, kernel, lambda: lazy.kernel.full, free=kernel.free)
+            kernel = Known(kernel.name, kernel, lambda: lazy.kernel.full, ("full", kernel.recipe), free=kernel.free)
         inputs = self.narrow(lazy.inputs) if form == "bfloat16" else self.value(lazy.inputs)
         y = lazy.product.apply(inputs, self.constants.take(kernel, form), form)
         for view in lazy.views:
@@ -225,12 +228,12 @@ def _view(equation, lazy: Lazy) -> list[Lazy] | None:
         return None
     if equation.primitive.name == "transpose":
         order = params["permutation"]
-        view = View(lambda y: y.transpose(order), lambda scale: scale.transpose(np.argsort(order)))
+        view = View((order,), lambda y: y.transpose(order), lambda scale: scale.transpose(np.argsort(order)))
     elif equation.primitive.name == "reshape" and params["dimensions"] is None:
         runs = _split(lazy.like.shape, like.shape)
         if runs is None:
             return None
-        view = View(lambda y: y.reshape(like.shape), lambda scale: _merge(scale, like.shape, runs))
+        view = View(("split", runs), lambda y: y.reshape(like.shape), lambda scale: _merge(scale, like.shape, runs))
     else:
         return None
     return [lazy.but(like=like, views=(*lazy.views, view))]

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from kdjax.models.constants import Constants, Known
 from kdjax.models.folding import Interpreter
 from kdjax.types import Array, Axis, ModelOutput, Network, Tree
 
-PRECISIONS = ("float32", "bfloat16", "int8")
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def freeze(
     sample: Any,
     *,
     fold: bool = True,
-    precision: str = "float32",
+    precision: Precision = "float32",
     parts: Sequence[str] | None = None,
     tolerance: float = 1e-4,
 ) -> Frozen:
@@ -80,12 +80,13 @@ def freeze(
 
     What it computes of its parameters alone is computed now. With `fold`, a BatchNorm (or any scale and shift of channels)
     behind a convolution or dense layer becomes part of that layer; one behind anything else, or behind a layer that
-    something else reads too, stays. Both hold for any network of float32 that is a jaxpr, whatever framework it was written
-    in; programs in loops (`lax.scan`) and functions with a derivative of their own are left as they are.
+    something else reads too, stays. Both hold for any network in float32, whatever framework it was written in; loops
+    (`lax.scan`) and functions with a derivative of their own are left as they are.
 
     - "float32": equal to the network up to rounding, which is checked on the sample.
-    - "bfloat16": kernels and what flows between the layers are bfloat16, elementwise functions are computed in float32 in
-      between and what the network gives is float32. Loops and functions with a derivative of their own run in float32.
+    - "bfloat16": kernels, the inputs of convolutions and products, and what several operations read are bfloat16; sums and
+      elementwise functions are float32, and so is what the network gives. Loops and functions with a derivative of their own
+      run in float32.
     - "int8": kernels and the inputs of convolutions and dense layers are int8, sums are int32, all else is float32. Each
       output channel of a kernel and each example (each row, in a dense layer) has a scale of its own, `max |x| / 127`;
       nothing is calibrated and examples do not influence each other. Grouped convolutions stay float32: XLA's int8 ones
@@ -93,7 +94,9 @@ def freeze(
       because a `Network` need not be one and scales must be folded first. Whether it is any faster is up to the device.
 
     All are differentiable in their inputs; the derivative of int8 is that of the product with the kernel as rounded.
-    Parameters of the frozen network are no longer those of the original, so they are nothing to train or to compare.
+
+    An ensemble may be frozen, but its members are better frozen and then joined: what several read is then not rounded on
+    the way to their mean, and no convolution is grouped.
 
     Args:
       network: any.
@@ -107,105 +110,148 @@ def freeze(
         to 1, whichever is more.
 
     Returns:
-      The network, which refuses to train; its `(params, state)`, the constants it needs by the name of the parameter that
-      each was made of; and a report.
+      The network, which refuses to train; its `(params, state)`, which hold the constants it needs by the name of the
+      parameter that each was made of; and a report.
 
     Raises:
       ValueError: the precision or a part is unknown, the network gives no logits, outputs in float32 go further from the
         original's than `tolerance`, or logits are no longer finite. When it is run: with `train=True`, with other
         parameters, or on inputs of a shape for which it needs other constants.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}; it must be one of {', '.join(PRECISIONS)}.")
-    parts = tuple(network.parts if parts is None else parts)
-    unknown = [part for part in parts if part not in network.parts]
-    if unknown:
-        known = ", ".join(network.parts) or "none"
-        raise ValueError(f"parts has {unknown[0]!r}, and the parts of {network.name} are: {known}.")
-    with jax.default_matmul_precision("highest"):  # a device's shortcuts would hide what is compared
-        expected = jax.jit(lambda p, s, x: network.apply(p, s, x, train=False)[0])(params, state, sample)
-        if expected.logits is None:
+    freezer = Freezer(network, sample, (params, state), fold=fold, precision=precision, parts=parts)
+    frozen = freezer.convert(params, state)
+    return Frozen(freezer.network, *frozen, freezer.compare(params, state, sample, tolerance=tolerance))
+
+
+class Freezer:
+    """`freeze` in two halves: the frozen network before there are any weights, and then those of the original.
+
+    Attributes:
+      network: the frozen one; its `init` converts what the original's gives.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        inputs: Any,
+        variables: tuple[Tree, Tree] | None = None,
+        *,
+        fold: bool = True,
+        precision: Precision = "float32",
+        parts: Sequence[str] | None = None,
+    ):
+        """Makes the frozen network.
+
+        Args:
+          network: the original.
+          inputs: what it will see, or their shapes.
+          variables: `(params, state)` or their shapes; those of `network.init` if not given.
+          fold, precision, parts: as for `freeze`.
+        """
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r}; it must be one of {', '.join(get_args(Precision))}.")
+        self.parts = tuple(network.parts if parts is None else parts)
+        unknown = [part for part in self.parts if part not in network.parts]
+        if unknown:
+            known = ", ".join(network.parts) or "none"
+            raise ValueError(f"parts has {unknown[0]!r}, and the parts of {network.name} are: {known}.")
+        shapes = jax.eval_shape(network.init, jax.random.key(0)) if variables is None else variables
+        self._original, self._precision = network, precision
+        self._exact = _Program(network, shapes, inputs, fold, "float32")
+        self._program = self._exact if precision == "float32" else _Program(network, shapes, inputs, fold, precision)
+        kept = {name: _on_original(network.parts[name]) for name in self.parts}
+        self.network = Network(lambda key: self.convert(*network.init(key)), self._apply, kept, network.name)
+
+    def convert(self, params: Tree, state: Tree) -> tuple[Tree, Tree]:
+        """The frozen network's `(params, state)` of the original's."""
+        constants = self._program.collect(params, state)
+        return ({"frozen": constants, "parts": params}, {"parts": state}) if self.parts else ({"frozen": constants}, {})
+
+    def compare(self, params: Tree, state: Tree, sample: Any, *, tolerance: float = 1e-4) -> FreezeReport:
+        """What freezing the original with these variables changes; see `freeze` for what it raises."""
+        original, program = self._original, self._program
+        exact, constants = self._exact.collect(params, state), program.collect(params, state)
+        with jax.default_matmul_precision("highest"):  # a device's shortcuts would hide what is compared
+            expected = jax.jit(lambda p, s, x: original.apply(p, s, x, train=False)[0])(params, state, sample)
+            if expected.logits is None:
+                raise ValueError(f"{original.name} gives no logits, by which a frozen network is compared.")
+            output = jax.jit(self._exact.run)(exact, sample)
+            _check_equal(original.name, output, expected, tolerance)
+            if program is not self._exact:
+                output = jax.jit(program.run)(constants, sample)
+        report = FreezeReport(
+            name=original.name,
+            precision=self._precision,
+            folded=program.folded,
+            **_changes(output.logits, expected.logits),
+            bytes_before=_bytes((params, state)),
+            bytes_after=_bytes(constants),
+            bytes_of_parts=_bytes((params, state)) if self.parts else 0,
+            parts=self.parts,
+        )
+        if not math.isfinite(report.largest_change):
             raise ValueError(
-                f"{network.name} gives no logits, by which a frozen network is compared with the original."
+                f"{original.name} in {self._precision} gives logits that are not finite; use another precision."
             )
-        program = _Program(network, params, state, fold, "float32")
-        constants, folded = program.collect(params, state, sample)
-        output = jax.jit(program.run)(constants, sample)
-        _check_equal(network.name, output, expected, tolerance)
-        if precision != "float32":
-            program = _Program(network, params, state, fold, precision)
-            constants, folded = program.collect(params, state, sample)
-            output = jax.jit(program.run)(constants, sample)
-    report = FreezeReport(
-        name=network.name,
-        precision=precision,
-        folded=folded,
-        **_changes(output.logits, expected.logits),
-        bytes_before=_bytes((params, state)),
-        bytes_after=_bytes(constants),
-        bytes_of_parts=_bytes((params, state)) if parts else 0,
-        parts=parts,
-    )
-    if not math.isfinite(report.largest_change):
-        raise ValueError(f"{network.name} in {precision} gives logits that are not finite; use another precision.")
-    frozen_params, frozen_state = {"frozen": constants}, {}
-    if parts:
-        frozen_params["parts"], frozen_state["parts"] = params, state
-    return Frozen(_network(network, program, parts, (frozen_params, frozen_state)), frozen_params, frozen_state, report)
+        return report
+
+    def _apply(self, params, state, inputs, *, train, rngs=None, axis=None):
+        if train:
+            raise ValueError(
+                f"{self._original.name} is frozen: its statistics became part of its kernels, so it cannot be run in training "
+                "mode. An objective that has the teacher's statistics go on needs the network as it was."
+            )
+        return self._program.run(params.get("frozen", {}), inputs, axis), state
 
 
 class _Program:
     """The program of a network in evaluation mode, without its parameters."""
 
-    def __init__(self, network: Network, params: Tree, state: Tree, fold: bool, precision: str):
+    def __init__(self, network: Network, variables: tuple[Tree, Tree], inputs: Any, fold: bool, precision: Precision):
         self.network, self.fold, self.precision = network, fold, precision
-        self.shapes = jax.eval_shape(lambda: (params, state))
+        self.shapes, self.inputs = _shapes(tuple(variables)), _shapes(inputs)
+        self._compiled = jax.jit(self._collect)
+        jax.eval_shape(self._compiled, self.shapes)  # finds the names
 
-    def collect(self, params: Tree, state: Tree, sample: Any) -> tuple[Tree, int]:
-        """The constants that it needs, and the number of scales folded into them."""
-        folded = []
+    def collect(self, params: Tree, state: Tree) -> Tree:
+        """The constants that it needs."""
+        told = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        if told(_shapes((params, state))) != told(self.shapes):
+            raise ValueError(f"These are not variables of {self.network.name}: their names, shapes or types differ.")
+        with jax.default_matmul_precision("highest"):  # kernels may be made of products
+            return self._compiled((params, state))
 
-        @jax.jit
-        def constants(params, state):
-            leaves = [lambda leaf=leaf: leaf for leaf in jax.tree.leaves((params, state))]
-            inputs = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), sample)
-            interpreter = Interpreter(Constants(), fold=self.fold, precision=self.precision)
-            self._pass(interpreter, leaves, inputs, axis=None)
-            folded.append(interpreter.folded)
-            return interpreter.constants.values
-
-        return constants(params, state), folded[0]
+    def _collect(self, variables):
+        leaves = [lambda leaf=leaf: leaf for leaf in jax.tree.leaves(variables)]
+        interpreter = Interpreter(Constants(), fold=self.fold, precision=self.precision)
+        self._pass(interpreter, leaves, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.inputs), axis=None)
+        self.names, self.folded = interpreter.constants.names, interpreter.folded
+        return interpreter.constants.values
 
     def run(self, constants: Tree, inputs: Any, axis: Axis = None) -> ModelOutput:
         """What the network says of a batch."""
-        interpreter = Interpreter(Constants(constants), fold=self.fold, precision=self.precision)
+        interpreter = Interpreter(Constants(constants, self.names), fold=self.fold, precision=self.precision)
         return self._pass(interpreter, itertools.repeat(None), jax.tree.map(jnp.asarray, inputs), axis)
 
     def _pass(self, interpreter: Interpreter, leaves: Iterable, inputs: Any, axis: Axis) -> ModelOutput:
         said = lambda params, state, inputs: self.network.apply(params, state, inputs, train=False, axis=axis)[0]
-        seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-        program, shapes = jax.make_jaxpr(said, return_shape=True)(*self.shapes, seen)
+        program, shapes = jax.make_jaxpr(said, return_shape=True)(*self.shapes, _shapes(inputs))
         names = [(keystr(path, simple=True, separator="/"), like)
                  for tree in self.shapes for path, like in tree_leaves_with_path(tree)]  # fmt: skip
-        known = [Known(name, like, leaf) for (name, like), leaf in zip(names, leaves, strict=False)]
+        known = [
+            Known(name, like, leaf, ("parameter", i))
+            for i, ((name, like), leaf) in enumerate(zip(names, leaves, strict=False))
+        ]
         outputs = interpreter.run(program.jaxpr, program.consts, [*known, *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(shapes), [interpreter.output(x) for x in outputs])
 
 
-def _network(original: Network, program: _Program, parts: Sequence[str], variables: tuple[Tree, Tree]) -> Network:
-    def apply(params, state, inputs, *, train, rngs=None, axis=None):
-        if train:
-            raise ValueError(
-                f"{original.name} is frozen: its statistics became part of its kernels, so it cannot be run in training "
-                "mode. An objective that has the teacher's statistics go on needs the network as it was."
-            )
-        return program.run(params.get("frozen", {}), inputs, axis), state
+def _on_original(part):
+    return lambda params, state, *arrays: part(params["parts"], state["parts"], *arrays)
 
-    def part(function):
-        return lambda params, state, *arrays: function(params["parts"], state["parts"], *arrays)
 
-    kept = {name: part(original.parts[name]) for name in parts}
-    return Network(lambda key: jax.tree.map(jnp.array, variables), apply, kept, original.name)
+def _shapes(tree: Tree) -> Tree:
+    return jax.eval_shape(lambda tree: tree, tree)
 
 
 def _check_equal(name: str, output: ModelOutput, expected: ModelOutput, tolerance: float) -> None:
