@@ -61,7 +61,8 @@ def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
 
 
 def teacher_template(program: Program) -> Variables | None:
-    return None if program.teacher is None else template_of(program.teacher, program.runner)
+    """Shapes of the teacher as the step takes it."""
+    return None if program.step_teacher is None else template_of(program.step_teacher, program.runner)
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second
@@ -70,7 +71,7 @@ def costs(program: Program) -> Costs:
     teacher = 0.0
     if program.bound.needs_teacher:
         inputs = jax.ShapeDtypeStruct((program.experiment.data.batch_size, *program.images.shape), np.float32)
-        forward = jax.jit(lambda v, x: program.teacher.apply(v.params, v.state, x, train=False)[0].logits)
+        forward = jax.jit(lambda v, x: program.step_teacher.apply(v.params, v.state, x, train=False)[0].logits)
         teacher = flops(forward, teacher_template(program), inputs)
     return Costs(flops(program.step, *step_arguments(program)), teacher)
 

@@ -76,7 +76,7 @@ def measure(program: Program, report: PhaseReport) -> None:
     teacher = teacher_template(program)
     report.parameters["student"] = count_parameters(state.params["student"])
     if teacher is not None:
-        report.parameters["teacher"] = count_parameters(teacher.params)
+        report.parameters["teacher"] = count_parameters(jax.eval_shape(program.teacher.init, jax.random.key(0))[0])
     report.parameters["trained beside it"] = program.extra_parameters()
     report.trained = module_table(state.params["objective"])
     report.numbers["steps"] = f"{program.clock.total_steps:,} of {program.experiment.data.batch_size} examples"

@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.data import Pipeline
 from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits, load_images, visited
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
+from kdjax.models import Freezer, FreezeReport, ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import (
     Runner,
@@ -35,6 +35,8 @@ from kdjax.training.processes import by_first
 from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Clock, Network, Tree
 
+FREEZE_SAMPLE = 256  # images on which a frozen teacher is compared with the original
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
@@ -45,6 +47,7 @@ class Program:
     images: Images
     student: Network
     teacher: Network | None
+    freezer: Freezer | None  # makes the teacher cheap for the step; evaluations use it as it is
     bound: Bound
     optimizer: Any
     clock: Clock
@@ -101,14 +104,32 @@ class Program:
         params, state = jax.eval_shape(self.bound.init, jax.random.key(0))
         return with_sharding(Variables(params, state), self.runner)
 
+    @property
+    def step_teacher(self) -> Network | None:
+        """The teacher as the step runs it."""
+        return self.teacher if self.freezer is None else self.freezer.network
+
     def frozen(self, teacher: Variables | None) -> Any:
         """The second argument of the step: the teacher, and the images if they stay on the devices."""
+        if teacher is not None and self.freezer is not None:
+            teacher = Variables(*self.freezer.convert(teacher.params, teacher.state))
         return (teacher, self.resident.images(self.images, self.runner)) if self.keeps_images else teacher
 
     @property
     def keeps_images(self) -> bool:
         """Whether the training images stay on the devices."""
         return fits(self.images.train.images)
+
+    def freezing(self, teacher: Variables | None) -> FreezeReport | None:
+        """What freezing the teacher changes, on images that are evaluated; None if it is not frozen."""
+        if self.freezer is None:
+            return None
+        images, _ = self.images.held.fetch(self.images.held_index[:FREEZE_SAMPLE])
+        sample = self.experiment.data.views.evaluate(images)
+        try:
+            return self.freezer.compare(teacher.params, teacher.state, sample)
+        except ValueError as error:
+            raise ExperimentError(f"Phase {self.phase.name!r}, teacher_precision: {error}") from error
 
     def pipeline(self, data_seed: int, *, inputs: bool | None = None) -> Pipeline:
         """The phase's batches in the order of `data_seed`; with their images, unless these are on the devices."""
@@ -216,6 +237,23 @@ def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Networ
     return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
 
 
+def make_freezer(phase: Phase, teacher: Network | None, bound: Bound, inputs: jax.ShapeDtypeStruct) -> Freezer | None:
+    """What freezes a phase's teacher, if that is asked for.
+
+    Raises:
+      ValueError: the objective needs the teacher as it is.
+    """
+    if not phase.teacher_precision or teacher is None or not bound.needs_teacher:
+        return None
+    if bound.teacher_mode == "train" or bound.correct:
+        what = "the teacher's statistics to go on" if bound.teacher_mode == "train" else "the gradient at the teacher"
+        raise ValueError(
+            f"Phase {phase.name!r} freezes its teacher (teacher_precision={phase.teacher_precision}), and its objective wants "
+            f"{what}; leave teacher_precision empty."
+        )
+    return Freezer(teacher, inputs, precision=phase.teacher_precision)
+
+
 class Builder:
     """Builds programs and keeps them: runs that differ only in seeds share images, compiled steps and teachers."""
 
@@ -287,7 +325,9 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
     try:
         optimizer = optimizers.build(phase.optimizer, clock, bound)
         # A teacher that the objective does not read is only evaluated beside the student.
-        networks = in_precision(student, phase.precision), teacher if bound.needs_teacher else None
+        freezer = make_freezer(phase, teacher, bound, inputs)
+        step_teacher = teacher if freezer is None else freezer.network
+        networks = in_precision(student, phase.precision), step_teacher if bound.needs_teacher else None
         step = make_step(
             *(network and in_microbatches(network, phase.microbatches) for network in networks),
             bound, optimizer, clock=clock, views=views,
@@ -304,7 +344,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
     deployment = deploy(student, teacher, bound, inputs)
     evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
-        experiment, phase, images, student, teacher, bound, optimizer, clock, runner, deployment, views,
+        experiment, phase, images, student, teacher, freezer, bound, optimizer, clock, runner, deployment, views,
         runner.compile(step, state=state), several and runner.compile(several, state=state, stacked=True),
         runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip

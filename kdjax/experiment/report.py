@@ -179,6 +179,8 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
         used = in_words(result)
         if used:
             console.print(f"{name}: {used}", soft_wrap=True)
+        if result.get("teacher_frozen"):
+            console.print(f"{name}, its teacher frozen: {result['teacher_frozen']}", soft_wrap=True)
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 

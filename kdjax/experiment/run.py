@@ -107,6 +107,7 @@ def train(
     teacher = teacher_of(phase, finished)
     start = finished[phase.start].network if phase.start else None
     teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
+    freezing = program.freezing(teacher_variables)
     checkpoints = open_checkpoints(place, phase, teacher and teacher.result["hash"])
     state = program.fresh_state(seed, data_seed, start, teacher_variables)
     state = carry(state, program.bound, finished[phase.start].objective if phase.start else None, phase.name)
@@ -134,6 +135,7 @@ def train(
         writer.close()
     network = program.whole(program.deployment.variables(state, teacher_variables))
     result = describe(program, seed, data_seed, facts, teacher)
+    result["teacher_frozen"] = None if freezing is None else str(freezing)
     goes_on = program.bound.modules and any(later.start == phase.name for later in experiment.phases)
     own = program.whole(Variables(state.params["objective"], state.state["objective"])) if goes_on else None
     return keep(network, own, program, place, result)

@@ -75,6 +75,8 @@ class Phase:
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
     """earlier phase whose network teaches; several, joined by +, teach together; empty for none"""
+    teacher_precision: Literal["", "float32", "bfloat16", "int8"] = ""
+    """freeze the teacher: its BatchNorm folded into its kernels, and it computes in this; empty to run it as it is"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
