@@ -115,6 +115,8 @@ class CompareOptions(RunOptions):
     """objectives to compare; "labels" is the baseline"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """each method is trained once with each"""
+    together: bool = False
+    """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
     teacher: str = ""
     """folder of a finished run whose network teaches, instead of training one"""
 
@@ -160,7 +162,7 @@ def compare(argv):
     folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=first_only(make_progress()), profile=options.profile,
+        progress=first_only(make_progress()), profile=options.profile, together=options.together,
         announce=lambda line: first_only(True) and console.print(f"[bold]{line}[/bold]", highlight=False),
     )  # fmt: skip
     if not first_only(True):

@@ -11,6 +11,7 @@ from kdjax.experiment.folder import COMPARISON, open_run, write_json
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.experiment.together import run_together
 from kdjax.schedules import Duration
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress
@@ -29,6 +30,7 @@ def compare(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     profile: bool = False,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Trains the earlier phases once, then the student by every method and seed.
 
@@ -40,6 +42,8 @@ def compare(
       overwrite: delete a comparison that is there.
       announce: is told which run begins.
       profile: write a profile of some steps of each run.
+      together: train the seeds of a method as one program, with one pass of the teacher; they then share the order and views
+        of the examples (the data seed of the first), so that their spread is that of initial weights and dropout.
 
     Returns:
       The comparison as data; also written to comparison.json.
@@ -67,17 +71,24 @@ def compare(
         teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress, profile=profile)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, experiment in experiments.items():
+        ones, places = [], [folder / name / f"seed{seed}" for seed in seeds]
         for seed in seeds:
-            announce(f"{name}, seed {seed}")
             # From the run's own folder, NAME/seedN, so that a comparison can be moved as a whole.
             phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
             one = dataclasses.replace(
-                experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seed,
+                experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seeds[0] if together else seed,
                 phases=(*phases, *experiment.lineage),
             )  # fmt: skip
-            place = folder / name / f"seed{seed}"
-            results = run(one, place, resume=True, builder=builder, progress=progress, profile=profile)
-            runs.setdefault(name, []).append(results[experiment.student.name])
+            ones.append(one)
+        if together:
+            announce(f"{name}, seeds {', '.join(map(str, seeds))} together")
+            results = run_together(ones, places, folder / name / "together", builder=builder, progress=progress)
+        else:
+            results = []
+            for seed, one, place in zip(seeds, ones, places, strict=True):
+                announce(f"{name}, seed {seed}")
+                results.append(run(one, place, resume=True, builder=builder, progress=progress, profile=profile))
+        runs[name] = [result[experiment.student.name] for result in results]
     comparison = summarise(first, runs, teacher, builder)
     by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
     return comparison
@@ -157,6 +168,7 @@ def summarise(
             "seconds": result.get("seconds"), "images_per_s": result.get("images_per_s"),
         },
         "device": next(iter(runs.values()))[0]["device"],
+        "together": next(iter(runs.values()))[0].get("together"),
         "methods": methods,
     }  # fmt: skip
 

@@ -54,6 +54,7 @@ class Program:
     runner: Runner
     deployment: Deployment
     views: Any
+    one: Any  # the step before it is compiled
     step: Any
     steps: Any  # several in one dispatch, or None
     evaluation: Any
@@ -156,7 +157,7 @@ class Program:
             step=self.step,
             steps=self.steps,
             steps_per_dispatch=dispatched(self.experiment),
-            evaluate=lambda state: self.evaluate(self.deployment.variables(state, teacher), teacher),
+            evaluate=lambda state: [self.evaluate(self.deployment.variables(state, teacher), teacher)],
             batches=self.pipeline(data_seed).iterate,
             runner=self.runner,
             total_steps=self.clock.total_steps,
@@ -344,7 +345,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
     deployment = deploy(student, teacher, bound, inputs)
     evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
     return Program(
-        experiment, phase, images, student, teacher, freezer, bound, optimizer, clock, runner, deployment, views,
+        experiment, phase, images, student, teacher, freezer, bound, optimizer, clock, runner, deployment, views, step,
         runner.compile(step, state=state), several and runner.compile(several, state=state, stacked=True),
         runner.compile(evaluation, donate=False), rows, resident,
     )  # fmt: skip

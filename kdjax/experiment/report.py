@@ -153,8 +153,17 @@ def show_comparison(comparison: dict[str, Any], console: Any) -> None:
         f"{data['labelled']:,} of {data['trained_on']:,} training images labelled; "
         f"{data['evaluated']:,} {data['evaluated_on']} images."
     )
-    for sentence in verdicts(comparison):
+    for sentence in (*shared_note(comparison), *verdicts(comparison)):
         console.print(sentence)
+
+
+def shared_note(comparison: dict[str, Any]) -> list[str]:
+    """What the spread does not cover, where seeds were trained together."""
+    count = comparison.get("together")
+    return [] if not count else [
+        f"The {count} seeds of a method were trained as one program and share the order and the views of the examples: their "
+        "spread is of initial weights and dropout alone. Times are each one's share."
+    ]  # fmt: skip
 
 
 def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], folder: Path, console: Any) -> None:
@@ -210,7 +219,9 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> Path:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows_of(comparison)
     )
     facts = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in setting(comparison))
-    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdicts(comparison))
+    said = "".join(
+        f"<li>{html.escape(sentence)}</li>" for sentence in (*verdicts(comparison), *shared_note(comparison))
+    )
     teacher = comparison["teacher"]
     lead = (
         f"{comparison['student']} learns from {teacher['network']}"

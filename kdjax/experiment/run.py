@@ -24,7 +24,7 @@ from kdjax.experiment.folder import (
 from kdjax.experiment.program import Builder, Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.models import join_members
-from kdjax.training import Variables, count_parameters
+from kdjax.training import TrainState, Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.processes import by_first, is_first
 from kdjax.training.progress import Progress, Silent
@@ -118,15 +118,16 @@ def train(
     writer = MetricWriter(place, resumed) if is_first() else Nowhere()
     try:
         state, facts = program.loop(data_seed, teacher_variables, place / "profile" if profile else None).run(
-            state, program.frozen(teacher_variables), checkpoints, writer, progress, facts
+            state, program.frozen(teacher_variables), checkpoints, [writer], progress, facts
         )
-        if facts["last"] is None or facts["last"]["step"] != program.clock.total_steps:
+        (track,) = facts["tracks"]
+        if track["last"] is None or track["last"]["step"] != program.clock.total_steps:
             raise ExperimentError(f"{place} was never evaluated at its last step; run it again with --overwrite.")
-        if phase.keep == "best" and facts["best"]["step"] != program.clock.total_steps:
+        if phase.keep == "best" and track["best"]["step"] != program.clock.total_steps:
             state, _ = checkpoints.restore(state, best=True)
-            if int(state.step) != facts["best"]["step"]:
+            if int(state.step) != track["best"]["step"]:
                 raise ExperimentError(
-                    f"The best state of {place}, of step {facts['best']['step']}, is gone (there is one of step "
+                    f"The best state of {place}, of step {track['best']['step']}, is gone (there is one of step "
                     f"{int(state.step)}); run it again with --overwrite, or set keep=last."
                 )
     finally:
@@ -134,11 +135,15 @@ def train(
         checkpoints.close()
         writer.close()
     network = program.whole(program.deployment.variables(state, teacher_variables))
-    result = describe(program, seed, data_seed, facts, teacher)
+    result = describe(program, seed, data_seed, facts, track, teacher)
     result["teacher_frozen"] = None if freezing is None else str(freezing)
+    return keep(network, own_variables(program, experiment, phase, state), program, place, result)
+
+
+def own_variables(program: Program, experiment: Experiment, phase: Phase, state: TrainState) -> Variables | None:
+    """What a phase's objective has trained, if there is something and a later phase begins with it."""
     goes_on = program.bound.modules and any(later.start == phase.name for later in experiment.phases)
-    own = program.whole(Variables(state.params["objective"], state.state["objective"])) if goes_on else None
-    return keep(network, own, program, place, result)
+    return program.whole(Variables(state.params["objective"], state.state["objective"])) if goes_on else None
 
 
 def teacher_of(phase: Phase, finished: dict[str, Finished]) -> Finished | None:
@@ -231,7 +236,7 @@ def check_classes(folder: Path, program: Program) -> None:
 
 
 def describe(
-    program: Program, seed: int, data_seed: int, facts: dict[str, Any], teacher: Finished | None
+    program: Program, seed: int, data_seed: int, facts: dict[str, Any], track: dict[str, Any], teacher: Finished | None
 ) -> dict[str, Any]:
     """What a phase came to, as data."""
     params, _ = jax.eval_shape(program.deployment.network.init, jax.random.key(0))
@@ -246,8 +251,8 @@ def describe(
         "data_seed": data_seed,
         "steps": program.clock.total_steps,
         "examples_visited": len(program.rows),
-        "last": facts["last"],
-        "best": facts["best"],
+        "last": track["last"],
+        "best": track["best"],
         "kept": program.phase.keep,
         "seconds": facts["seconds"],
         "train_seconds": seconds,

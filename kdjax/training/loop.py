@@ -39,7 +39,8 @@ class Loop:
       step: compiled `(state, frozen, batch) -> (state, metrics)`.
       steps: the same for `steps_per_dispatch` stacked batches, see `kdjax.training.feed.scanned`; None for one at a time.
       steps_per_dispatch: how many steps that is.
-      evaluate: `state -> {"student": means, "teacher": means}` of the student as it would be deployed now.
+      evaluate: `state -> {"student": means, "teacher": means}` of the student as it would be deployed now, a list with one
+        for each network that is trained.
       batches: `start step -> iterator of batches`, endless.
       runner: places the batches.
       total_steps: length of the phase.
@@ -67,7 +68,7 @@ class Loop:
         state: TrainState,
         frozen: Any,
         checkpoints: Checkpoints,
-        writer: MetricWriter,
+        writers: list[MetricWriter],
         progress: Progress,
         facts: dict[str, Any] | None = None,
     ) -> tuple[TrainState, dict[str, Any]]:
@@ -77,24 +78,26 @@ class Loop:
           state: where to begin: fresh, or restored.
           frozen: the step's second argument: the teacher's variables, or these and the images on the devices.
           checkpoints: where states go.
-          writer: where metrics go.
+          writers: where metrics go, one for each network that is trained: several are replicas, and then every array of the
+            state and of the metrics has a first axis of them.
           progress: what the user sees.
           facts: those of the restored checkpoint.
 
         Returns:
-          The last state, and facts: best evaluation, last evaluation, seconds in all and in training steps.
+          The last state, and facts: seconds in all and in training steps, and for each network ("tracks") its best and its
+          last evaluation.
 
         Raises:
           TrainingError: at a loss that is not finite; no checkpoint is written after it.
           Stopped: at SIGTERM or SIGINT, after a checkpoint was written.
         """
         facts = dict.fromkeys(("seconds", "train_seconds", "input_seconds"), 0.0) | {
-            "best": None, "last": None, "timed_steps": 0, **(facts or {})
+            "timed_steps": 0, "tracks": [{"best": None, "last": None, "window": {}} for _ in writers], **(facts or {})
         }  # fmt: skip
         began, before = time.perf_counter(), facts["seconds"]
-        begin = int(state.step)
+        begin = int(np.ravel(state.step)[0])
         pending: list = []
-        window = dict(facts.get("window", {}))
+        logs = list(zip(facts["tracks"], writers, strict=True))
         stopwatch = Stopwatch()
         with stop_signals() as stop:
             progress.start(self.name, begin, self.total_steps, self.batch_size)
@@ -121,22 +124,22 @@ class Loop:
                 if evaluates or saves or (step - 1) // self.log_every > (before_it - 1) // self.log_every:
                     # A dispatch late, unless the state is needed now anyway: the device never waits for the log.
                     late = pending if evaluates or saves else pending[:-1]
-                    self._log(late, window, writer, progress, stopwatch)
+                    self._log(late, logs, progress, stopwatch)
                     pending = pending[len(late) :]
                 progress.advance(step)
                 if evaluates:
                     jax.block_until_ready(state)
                     stopwatch.pause(facts)
-                    self._evaluate(state, step, checkpoints, writer, progress, facts)
+                    self._evaluate(state, step, checkpoints, logs, progress, facts)
                     stopwatch.restart()
                 stopping = self._stopping(stop, before_it, step)
                 if saves or stopping:
-                    self._log(pending, window, writer, progress, stopwatch)
+                    self._log(pending, logs, progress, stopwatch)
                     pending = []
                     jax.block_until_ready(state)
                     stopwatch.pause(facts)
                     facts["seconds"] = before + time.perf_counter() - began
-                    checkpoints.save(state, step, facts | {"window": window})
+                    checkpoints.save(state, step, facts)
                     stopwatch.restart()
                 if stopping:
                     checkpoints.wait()
@@ -164,36 +167,43 @@ class Loop:
         place = lambda item: (item[0], self.runner.place_batch(item[1], stacked=item[0] > 1))
         return ahead(grouped(self.batches(begin), sizes), place)
 
-    def _log(self, pending, window, writer, progress, stopwatch) -> None:
-        """Adds metrics to the window `{name: [sum, count]}`, which becomes a row every `log_every` steps, and is part of
-        a checkpoint so that a resumed run writes the same rows."""
-        for step, row in rows_of(pending):
-            if not (np.isfinite(row["loss"][0]) and np.isfinite(row["gradient_norm"][0])):
-                bad = [name for name, (value, _) in row.items() if not np.isfinite(value)]
-                raise TrainingError(
-                    f"Phase {self.name!r}: {', '.join(bad)} is not finite at step {step}; lower the learning rate or the "
-                    "objective's weight, or set the optimizer's clip. Checkpoints from before are kept."
-                )
-            for name, (value, count) in row.items():
-                before = window.get(name, (0.0, 0.0))
-                window[name] = [before[0] + float(value), before[1] + float(count)]
-            if step % self.log_every == 0 or step == self.total_steps:
-                means = {name: value / max(count, 1.0) for name, (value, count) in window.items()}
-                rate = stopwatch.rate(self.batch_size)
-                writer.write(step, "train", means | ({"images_per_s": rate} if rate else {}))
-                progress.show(means, rate)
-                window.clear()
+    def _log(self, pending, logs, progress, stopwatch) -> None:
+        """Adds metrics to the window `{name: [sum, count]}` of each network, which becomes a row every `log_every` steps, and
+        is part of a checkpoint so that a resumed run writes the same rows."""
+        for step, metrics in rows_of(pending):
+            for i, (track, writer) in enumerate(logs):
+                row = metrics if len(logs) == 1 else jax.tree.map(lambda x, i=i: x[i], metrics)
+                self._check_finite(row, step)
+                window = track["window"]
+                for name, (value, count) in row.items():
+                    before = window.get(name, (0.0, 0.0))
+                    window[name] = [before[0] + float(value), before[1] + float(count)]
+                if step % self.log_every == 0 or step == self.total_steps:
+                    means = {name: value / max(count, 1.0) for name, (value, count) in window.items()}
+                    rate = stopwatch.rate(self.batch_size)
+                    writer.write(step, "train", means | ({"images_per_s": rate} if rate else {}))
+                    progress.show(means, rate)
+                    window.clear()
 
-    def _evaluate(self, state, step, checkpoints, writer, progress, facts) -> None:
-        results = self.evaluate(state)
-        student = results["student"]
-        flat = dict(student) | {f"teacher_{k}": v for k, v in results.get("teacher", {}).items()}
-        writer.write(step, "eval", flat)
-        progress.evaluated(student)
-        facts["last"] = {"step": step, **results}
-        if facts["best"] is None or student["top1"] > facts["best"]["student"]["top1"]:
-            facts["best"] = {"step": step, **results}
-            checkpoints.save(state, step, dict(facts), best=True)
+    def _check_finite(self, row, step) -> None:
+        if not (np.isfinite(row["loss"][0]) and np.isfinite(row["gradient_norm"][0])):
+            bad = [name for name, (value, _) in row.items() if not np.isfinite(value)]
+            raise TrainingError(
+                f"Phase {self.name!r}: {', '.join(bad)} is not finite at step {step}; lower the learning rate or the "
+                "objective's weight, or set the optimizer's clip. Checkpoints from before are kept."
+            )
+
+    def _evaluate(self, state, step, checkpoints, logs, progress, facts) -> None:
+        for results, (track, writer) in zip(self.evaluate(state), logs, strict=True):
+            student = results["student"]
+            flat = dict(student) | {f"teacher_{k}": v for k, v in results.get("teacher", {}).items()}
+            writer.write(step, "eval", flat)
+            progress.evaluated(student)
+            track["last"] = {"step": step, **results}
+            if track["best"] is None or student["top1"] > track["best"]["student"]["top1"]:
+                track["best"] = {"step": step, **results}
+                if len(logs) == 1:
+                    checkpoints.save(state, step, dict(facts), best=True)
 
 
 class Profiler:
