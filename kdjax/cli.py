@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ == "Stopped":
             print(f"{error}\nIts state is saved; run the same command with --resume to go on.", file=sys.stderr)
             return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
-        if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError"):
+        if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError"):
             return fail(str(error))
         raise
 

@@ -58,6 +58,7 @@ class Batch:
       index: `[B]` int32 position of each example in its data set. Views and memory banks are keyed by it.
       where: `[B]` bool, False for rows that only fill up a last partial batch.
       labelled: `[B]` bool, False where the label may not be used (semi-supervised distillation).
+      teacher: what the teacher says of the main view, where that is known already, see `kdjax.training.teacher_cache`.
     """
 
     inputs: Any
@@ -65,6 +66,7 @@ class Batch:
     index: Array
     where: Array
     labelled: Array
+    teacher: ModelOutput | None = None
 
     @classmethod
     def of(cls, inputs, labels, *, index=None, where=None, labelled=None) -> "Batch":

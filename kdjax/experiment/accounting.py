@@ -9,6 +9,7 @@ import numpy as np
 
 from kdjax.experiment.program import Program, template_of, with_sharding
 from kdjax.training import TrainState, Variables
+from kdjax.training.teacher_cache import Storage
 from kdjax.types import Batch, Tree
 
 # Dense bfloat16 FLOP/s of one device as JAX counts devices, by the beginning of its name: the makers' data sheets.
@@ -52,8 +53,12 @@ def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
     rows, sharded = program.experiment.data.batch_size, program.runner.sharded
     spec = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharded)
     inputs = None if program.keeps_images else spec(np.uint8, *program.images.shape)
-    batch = Batch(inputs, spec(np.int32), spec(np.int32), spec(bool), spec(bool))
-    frozen: Any = teacher_template(program)
+    said = None
+    if program.cached:
+        storage, classes = Storage(program.phase.teacher_cache), program.images.info.num_classes
+        said = jax.tree.map(lambda x: spec(x.dtype, *x.shape[1:]), storage.unpack(np.zeros(1, storage.row(classes))))
+    batch = Batch(inputs, spec(np.int32), spec(np.int32), spec(bool), spec(bool), said)
+    frozen: Any = None if program.cached else teacher_template(program)
     if program.keeps_images:
         kept = program.images.train.images
         frozen = frozen, jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=program.runner.replicated)
@@ -69,7 +74,7 @@ def teacher_template(program: Program) -> Variables | None:
 def costs(program: Program) -> Costs:
     """What a program's step costs."""
     teacher = 0.0
-    if program.bound.needs_teacher:
+    if program.bound.needs_teacher and not program.cached:
         inputs = jax.ShapeDtypeStruct((program.experiment.data.batch_size, *program.images.shape), np.float32)
         forward = jax.jit(lambda v, x: program.step_teacher.apply(v.params, v.state, x, train=False)[0].logits)
         teacher = flops(forward, teacher_template(program), inputs)

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdjax.data import Pipeline
 from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits, load_images, visited
+from kdjax.experiment.remembering import Remembered, check_views
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
 from kdjax.models import Freezer, FreezeReport, ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
 from kdjax.objectives import Bound, bind
@@ -33,6 +34,7 @@ from kdjax.training.loop import Loop
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
 from kdjax.training.processes import by_first
 from kdjax.training.step import make_teacher_gradient
+from kdjax.training.teacher_cache import Storage
 from kdjax.types import Clock, Network, Tree
 
 FREEZE_SAMPLE = 256  # images on which a frozen teacher is compared with the original
@@ -112,7 +114,9 @@ class Program:
 
     def frozen(self, teacher: Variables | None) -> Any:
         """The second argument of the step: the teacher, and the images if they stay on the devices."""
-        if teacher is not None and self.freezer is not None:
+        if self.cached:
+            teacher = None
+        elif teacher is not None and self.freezer is not None:
             teacher = Variables(*self.freezer.convert(teacher.params, teacher.state))
         return (teacher, self.resident.images(self.images, self.runner)) if self.keeps_images else teacher
 
@@ -149,8 +153,26 @@ class Program:
             jax.jit(lambda tree: tree, out_shardings=self.runner.replicated)(network) if self.runner.fsdp else network
         )
 
-    def loop(self, data_seed: int, teacher: Variables | None, profile: Path | None = None) -> Loop:
-        """The phase's loop over batches in the order of `data_seed`."""
+    @property
+    def cached(self) -> bool:
+        """Whether batches bring what the teacher says."""
+        return bool(self.phase.teacher_cache) and self.bound.needs_teacher
+
+    def feed(self, data_seed: int, teacher: Variables | None) -> Pipeline | Remembered:
+        """The phase's batches, with what the teacher says where that is kept."""
+        pipeline, data = self.pipeline(data_seed), self.experiment.data
+        if not self.cached:
+            return pipeline
+        if self.freezer is not None:
+            teacher = Variables(*self.freezer.convert(teacher.params, teacher.state))
+        return Remembered(
+            pipeline, self.images, data.views, self.step_teacher, teacher, storage=Storage(self.phase.teacher_cache),
+            folder=self.experiment.cache_dir, data_seed=data_seed, clock=self.clock, runner=self.runner,
+            at_once=data.eval_batch_size,
+        )  # fmt: skip
+
+    def loop(self, feed: Pipeline | Remembered, teacher: Variables | None, profile: Path | None = None) -> Loop:
+        """The phase's loop over its batches."""
         data, steps = self.experiment.data, self._steps
         return Loop(
             name=self.phase.name,
@@ -158,7 +180,7 @@ class Program:
             steps=self.steps,
             steps_per_dispatch=dispatched(self.experiment),
             evaluate=lambda state: [self.evaluate(self.deployment.variables(state, teacher), teacher)],
-            batches=self.pipeline(data_seed).iterate,
+            batches=feed.iterate,
             runner=self.runner,
             total_steps=self.clock.total_steps,
             log_every=self.experiment.log_every,
@@ -328,11 +350,16 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
         # A teacher that the objective does not read is only evaluated beside the student.
         freezer = make_freezer(phase, teacher, bound, inputs)
         step_teacher = teacher if freezer is None else freezer.network
-        networks = in_precision(student, phase.precision), step_teacher if bound.needs_teacher else None
+        cached = bool(phase.teacher_cache) and bound.needs_teacher
+        if cached:
+            Storage(phase.teacher_cache)
+            check_views(data.views)
+        runs = bound.needs_teacher and not cached
+        networks = in_precision(student, phase.precision), step_teacher if runs else None
         step = make_step(
             *(network and in_microbatches(network, phase.microbatches) for network in networks),
             bound, optimizer, clock=clock, views=views,
-            mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None,
+            mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None, cached=cached,
         )  # fmt: skip
     except ValueError as error:
         raise ExperimentError(str(error)) from error

@@ -157,6 +157,15 @@ def show_comparison(comparison: dict[str, Any], console: Any) -> None:
         console.print(sentence)
 
 
+def cache_in_words(facts: dict[str, Any]) -> str:
+    said = f"{facts['computed']:,} computed as {facts['storage']}, {facts['found']:,} found from earlier runs"
+    if "largest_change" in facts:
+        said += f"; keeping them changed a logit by {facts['largest_change']:.2g} at most"
+    if "mass" in facts:
+        said += f"; the classes kept have {100 * facts['mass']:.1f} % of the probability"
+    return said
+
+
 def shared_note(comparison: dict[str, Any]) -> list[str]:
     """What the spread does not cover, where seeds were trained together."""
     count = comparison.get("together")
@@ -188,6 +197,10 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
         used = in_words(result)
         if used:
             console.print(f"{name}: {used}", soft_wrap=True)
+        if result.get("teacher_cache"):
+            console.print(
+                f"{name}, its teacher's outputs kept: {cache_in_words(result['teacher_cache'])}", soft_wrap=True
+            )
         if result.get("teacher_frozen"):
             console.print(f"{name}, its teacher frozen: {result['teacher_frozen']}", soft_wrap=True)
     console.print(f"Run folder: {folder}", soft_wrap=True)

@@ -115,9 +115,10 @@ def train(
     if resumed is not None:
         state, facts = checkpoints.restore(state)
         checkpoints.forget_best_after(resumed)
+    feed = program.feed(data_seed, teacher_variables)
     writer = MetricWriter(place, resumed) if is_first() else Nowhere()
     try:
-        state, facts = program.loop(data_seed, teacher_variables, place / "profile" if profile else None).run(
+        state, facts = program.loop(feed, teacher_variables, place / "profile" if profile else None).run(
             state, program.frozen(teacher_variables), checkpoints, [writer], progress, facts
         )
         (track,) = facts["tracks"]
@@ -137,6 +138,7 @@ def train(
     network = program.whole(program.deployment.variables(state, teacher_variables))
     result = describe(program, seed, data_seed, facts, track, teacher)
     result["teacher_frozen"] = None if freezing is None else str(freezing)
+    result["teacher_cache"] = feed.facts() if program.cached else None
     return keep(network, own_variables(program, experiment, phase, state), program, place, result)
 
 

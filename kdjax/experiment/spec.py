@@ -77,6 +77,9 @@ class Phase:
     """earlier phase whose network teaches; several, joined by +, teach together; empty for none"""
     teacher_precision: Literal["", "float32", "bfloat16", "int8"] = ""
     """freeze the teacher: its BatchNorm folded into its kernels, and it computes in this; empty to run it as it is"""
+    teacher_cache: str = ""
+    """keep what the teacher says of each view, so that it runs once for each, in this and later runs: float32, float16, or topK
+    such as top16; empty to run it at every step"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
@@ -119,6 +122,8 @@ class Experiment:
     """how often a checkpoint is written"""
     log_every: int = 20
     """training metrics are logged every so many steps"""
+    cache_dir: str = ""
+    """where teachers' outputs are kept; a folder of the user's cache if not given"""
     steps_per_dispatch: int = 0
     """optimizer steps in one call of the device, between evaluations and checkpoints; 0 for 16, and for 1 on CPU"""
     runner: Literal["jit", "fsdp", "pmap"] = "jit"

@@ -112,7 +112,7 @@ def train_together(
         return [program.evaluate(student, teacher_variables) for student in own]
 
     loop = dataclasses.replace(
-        program.loop(data_seed, teacher_variables),
+        program.loop(program.feed(data_seed, teacher_variables), teacher_variables),
         step=program.runner.compile(steps),
         steps=program.runner.compile(scanned(steps), stacked=True) if dispatched(experiments[0]) > 1 else None,
         evaluate=evaluate,

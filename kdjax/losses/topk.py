@@ -9,7 +9,7 @@ from jax import lax
 
 from kdjax.losses import checks, logspace
 
-__all__ = ["topk_kl", "topk_signal"]
+__all__ = ["topk_kl", "topk_signal", "topk_teacher"]
 
 Array = jax.Array
 
@@ -152,3 +152,45 @@ def _log_normalizer(logits: Array, temperature: Array, counted: Array | None = N
         top, shifted = jnp.where(counted, top, 0), jnp.where(counted[..., None], shifted, 0)
     total = jnp.sum(jnp.exp(shifted / temperature[..., None]), axis=-1)
     return top, jnp.log(jnp.where(total == 0, 1, total))
+
+
+def topk_teacher(student_logits, ids, logprobs) -> Array:
+    r"""A teacher of which only the top classes are known, made whole for any loss of logits.
+
+    The classes that are not known share the rest of the probability as they share it in the student,
+
+    $$\log q_c = \log p_c \;(c \in \text{top}),\qquad
+    \log q_c = \log\Big(1 - \sum_{\text{top}} p\Big) + \log\frac{p^s_c}{\sum_{\notin\text{top}} p^s}\;(c \notin \text{top}),$$
+
+    so that at temperature 1 they do not pull at each other, only together: the gradient of `kd` is that of `topk_kl` with
+    one bucket for the rest. At other temperatures what is softened is this distribution.
+
+    Args:
+      student_logits: `[..., C]`; a constant here.
+      ids: `[..., k]` classes, each once.
+      logprobs: `[..., k]` their log-probabilities, normalised over all classes.
+
+    Returns:
+      `[..., C]` log-probabilities, without gradient.
+
+    Raises:
+      TypeError: student_logits or logprobs are not floating point.
+      ValueError: shapes do not fit.
+
+    >>> student, teacher = jnp.log(jnp.array([0.1, 0.1, 0.6, 0.2])), jnp.log(jnp.array([0.7, 0.2]))
+    >>> print(*(f"{p:.3f}" for p in jnp.exp(topk_teacher(student, jnp.array([0, 1]), teacher))))
+    0.700 0.200 0.075 0.025
+    """
+    student = lax.stop_gradient(checks.class_scores(student_logits, "student_logits"))
+    logprobs = lax.stop_gradient(checks.floating(logprobs, "logprobs"))
+    if logprobs.shape != ids.shape or ids.shape[:-1] != student.shape[:-1]:
+        raise ValueError(
+            f"ids has shape {ids.shape}, logprobs {logprobs.shape}, student_logits {student.shape}: give k classes and their "
+            "log-probabilities for each row of logits."
+        )
+    unknown = jnp.full(student.shape, jnp.nan, student.dtype)
+    known = jnp.put_along_axis(unknown, ids, logprobs.astype(student.dtype), axis=-1, inplace=False)
+    top = ~jnp.isnan(known)
+    tail = jax.nn.log_softmax(jnp.where(top, LOWEST, student), axis=-1)
+    rest = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(logprobs, axis=-1)), LEAST_OTHER))
+    return jnp.where(top, known, rest[..., None].astype(student.dtype) + tail)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from kdjax.losses import topk_teacher
 from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, per_example, sum_over_devices, term_metrics
 from kdjax.training.mixup import mixup
@@ -56,6 +57,7 @@ def make_step(
     mix: float = 0.0,
     axis: Axis = None,
     ema_decay: float | None = None,
+    cached: bool = False,
 ) -> Step:
     """Builds the step.
 
@@ -70,6 +72,8 @@ def make_step(
       mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none.
       axis: name of the mapped axis if the step will run under pmap or shard_map; None under jit.
       ema_decay: decay of the moving average of the student, if the state has one.
+      cached: whether batches bring what the teacher says, `Batch.teacher`, so that it need not run: for objectives that read
+        its logits alone.
 
     Returns:
       A pure function, to be compiled once; gradients are of the global batch in every case. A fourth argument is the peer
@@ -79,7 +83,9 @@ def make_step(
       ValueError: if the objective needs a teacher that is not there or not of the student's architecture, or if the
         objective and the optimizer both want the gradients of the groups.
     """
-    if teacher is None and objective.needs_teacher:
+    if cached:
+        check_cacheable(objective)
+    elif teacher is None and objective.needs_teacher:
         raise ValueError("The objective reads a teacher, and there is none; pass teacher=.")
     combine, correct = objective.combine, objective.correct
     grouped = isinstance(optimizer, GroupedTransformation)
@@ -92,7 +98,12 @@ def make_step(
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
         shown = show(state, batch, views, objective.views, clock, mix, axis)
-        said, teacher_call, goes_on = run_teacher(teacher, teacher_variables, shown, axis, state.state.get("teacher"))
+        if cached:
+            said, teacher_call, goes_on = lax.stop_gradient({"main": batch.teacher}), None, None
+        else:
+            said, teacher_call, goes_on = run_teacher(
+                teacher, teacher_variables, shown, axis, state.state.get("teacher")
+            )
         peer_key = jax.random.fold_in(jax.random.fold_in(state.keys["train"], state.step), 2)
         inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, peer_key, axis))
 
@@ -191,7 +202,7 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
                 )
         ctx = Context(
             student=outputs["main"],
-            teacher=shown.teacher.get("main"),
+            teacher=whole_teacher(shown.teacher.get("main"), outputs["main"]),
             peer=shown.peer.get("main"),
             batch=shown.batch,
             progress=clock.at(state.step),
@@ -212,6 +223,28 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
         return group_losses(terms, axis), (new_state, terms, outputs["main"])
 
     return losses
+
+
+def whole_teacher(teacher: ModelOutput | None, student: ModelOutput) -> ModelOutput | None:
+    """A teacher of which the top classes are kept alone, with logits for all; any other as it is."""
+    if teacher is None or "topk_ids" not in teacher.taps:
+        return teacher
+    logits = topk_teacher(student.logits, teacher.taps["topk_ids"], teacher.taps["topk_logprobs"])
+    return ModelOutput(logits=logits)
+
+
+def check_cacheable(objective: Bound) -> None:
+    """Raises unless all that an objective wants of the teacher can be kept: its logits on the main view."""
+    reads = {read for part in objective.parts.values() for read in part.reads if read.startswith("teacher.")}
+    if reads - {"teacher.logits"}:
+        raise ValueError(
+            f"The objective reads {', '.join(sorted(reads))}, and only a teacher's logits are kept; run the teacher instead."
+        )
+    if objective.views != ("main",) or objective.teacher_mode == "train":
+        what = "several views" if objective.views != ("main",) else "the teacher's statistics to go on"
+        raise ValueError(
+            f"The objective wants {what}, and only a fixed teacher's logits on one view are kept; run the teacher."
+        )
 
 
 def run_teacher(

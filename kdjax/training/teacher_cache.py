@@ -1,0 +1,240 @@
+"""What a frozen teacher says of the views of a training set, kept: it need not run again for a view it has seen.
+
+Exact, since the views of `kdjax.data.Views` are numbered: CIFAR's crops and flips are 162 an image, of which some 240 epochs
+show 125. Outputs are kept in memory and in a folder, and later runs with the same teacher, data and augmentation read them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.types import Batch, ModelOutput
+
+DESCRIPTION = "description.json"
+VERSION = 1
+
+
+class CacheError(Exception):
+    """What is wrong with a cache of a teacher's outputs, and the mend, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """In which form logits are kept: "float32", "float16", or "top16": the log-probabilities of so many classes, in float16.
+
+    What the others of "topK" have together follows from those: it is spread as the student's own, see
+    `kdjax.losses.topk_teacher`.
+    """
+
+    name: str
+
+    def __post_init__(self):
+        if self.name not in ("float32", "float16") and not (self.name[:3] == "top" and self.name[3:].isdigit()):
+            raise ValueError(
+                f"A teacher's outputs are kept as float32, float16 or topK such as top16, not {self.name!r}."
+            )
+
+    @property
+    def k(self) -> int | None:
+        return int(self.name[3:]) if self.name.startswith("top") else None
+
+    def row(self, classes: int) -> np.dtype:
+        """Of one example's outputs."""
+        if self.k is None:
+            return np.dtype([("logits", self.name, (classes,))])
+        return np.dtype([("ids", np.int32, (min(self.k, classes),)), ("logprobs", np.float16, (min(self.k, classes),))])
+
+    def pack(self, logits: np.ndarray) -> np.ndarray:
+        """`[B, C]` float32 logits as rows."""
+        rows = np.empty(len(logits), self.row(logits.shape[-1]))
+        if self.k is None:
+            rows["logits"] = logits
+            return rows
+        top = logits.max(-1, keepdims=True)
+        logprobs = logits - top - np.log(np.sum(np.exp(logits - top), -1, keepdims=True))
+        ids = np.argsort(-logprobs, axis=-1, kind="stable")[:, : rows["ids"].shape[-1]]
+        rows["ids"], rows["logprobs"] = ids, np.take_along_axis(logprobs, ids, -1)
+        return rows
+
+    def unpack(self, rows: np.ndarray) -> ModelOutput:
+        """Rows as a teacher's output."""
+        if self.k is None:
+            return ModelOutput(logits=rows["logits"])
+        return ModelOutput(taps={"topk_ids": rows["ids"], "topk_logprobs": rows["logprobs"]})
+
+
+class TeacherCache:
+    """Outputs by (example, number of its view).
+
+    Args:
+      folder: where they are kept; made if missing.
+      description: what they depend on, JSON-like: the teacher's hash, the data, the views. Another one in the folder is
+        refused.
+      examples: N.
+      views: V, how many an example has.
+      classes: C.
+      storage: in which form.
+
+    Raises:
+      CacheError: the folder holds outputs of something else, or cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, description: dict[str, Any], *, examples: int, views: int, classes: int, storage: Storage
+    ):
+        self.folder, self.storage, self.views = Path(folder), storage, views
+        self._rows = np.empty(0, storage.row(classes))
+        self._place = np.full(examples * views, -1, np.int32)
+        self._count = 0
+        self._error = {"rows": 0, "largest": 0.0, "mass": 0.0}
+        description = {"version": VERSION, "storage": storage.name, "classes": classes, **description}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check(json.loads(json.dumps(description)))
+        self.parts = 0
+        for path in sorted(self.folder.glob("*.array_record")):
+            self._add(*self._read(path))
+            self.parts += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def ids(self, index: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """`[B]` int64 of each (example, view)."""
+        return index.astype(np.int64) * self.views + numbers
+
+    def missing(self, ids: np.ndarray) -> np.ndarray:
+        """Those that are not here, each once, in order."""
+        return np.unique(ids[self._place[ids] < 0])
+
+    def get(self, ids: np.ndarray) -> ModelOutput:
+        """The outputs `[B, ...]`; all must be here."""
+        return self.storage.unpack(self._rows[self._place[ids]])
+
+    def add(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Keeps `(ids [B], logits [B, C] float32)`, in memory and as one more file, which is there whole or not at all."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        path = self.folder / f"{self.parts:05d}.array_record"
+        temporary = path.with_suffix(".tmp")
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for ids, logits in blocks:
+            logits = np.asarray(logits, np.float32)
+            rows = self.storage.pack(logits)
+            self._measure(rows, logits)
+            writer.write(np.int64(len(ids)).tobytes() + ids.astype(np.int64).tobytes() + rows.tobytes())
+            self._add(ids, rows)
+        writer.close()
+        temporary.rename(path)
+        self.parts += 1
+
+    def error(self) -> dict[str, float]:
+        """What keeping changed of the outputs that were added: the largest change of a logit, or the mean probability of the
+        classes that are kept."""
+        if not self._error["rows"]:
+            return {}
+        if self.storage.k is None:
+            return {"largest_change": self._error["largest"]}
+        return {"mass": self._error["mass"] / self._error["rows"]}
+
+    def _measure(self, rows: np.ndarray, logits: np.ndarray) -> None:
+        self._error["rows"] += len(rows)
+        if self.storage.k is None:
+            change = np.abs(rows["logits"].astype(np.float32) - logits).max(initial=0.0)
+            self._error["largest"] = max(self._error["largest"], float(change))
+        else:
+            self._error["mass"] += float(np.exp(rows["logprobs"].astype(np.float32)).sum())
+
+    def _add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        needed = self._count + len(ids)
+        if needed > len(self._rows):
+            grown = np.empty(max(needed, 2 * len(self._rows)), self._rows.dtype)
+            grown[: self._count] = self._rows[: self._count]
+            self._rows = grown
+        self._rows[self._count : needed] = rows
+        self._place[ids] = np.arange(self._count, needed, dtype=np.int32)
+        self._count = needed
+
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            reader = ArrayRecordReader(str(path))
+            ids, rows = [np.empty(0, np.int64)], [np.empty(0, self._rows.dtype)]
+            for record in reader.read_all():
+                count = int(np.frombuffer(record, np.int64, 1)[0])
+                ids.append(np.frombuffer(record, np.int64, count, 8))
+                rows.append(np.frombuffer(record, self._rows.dtype, count, 8 + 8 * count))
+            reader.close()
+        except Exception as error:  # of many kinds for a damaged file
+            raise CacheError(
+                f"{path} is damaged ({type(error).__name__}); delete it: what it held is computed again."
+            ) from error
+        return np.concatenate(ids), np.concatenate(rows)
+
+    def _check(self, description: dict[str, Any]) -> None:
+        path = self.folder / DESCRIPTION
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(description, indent=2))
+            temporary.rename(path)
+            return
+        there = json.loads(path.read_text())
+        for name in {**description, **there}:
+            if there.get(name) != description.get(name):
+                raise CacheError(
+                    f"The outputs in {self.folder} are of another {name} ({there.get(name)!r}, this run has "
+                    f"{description.get(name)!r}); delete that folder, or name another."
+                )
+
+
+def with_teacher(
+    batches: Callable[[int], Iterator[Batch]],
+    cache: TeacherCache,
+    *,
+    steps_per_pass: int,
+    rows: np.ndarray,
+    numbers: Callable[[int], np.ndarray],
+    answer: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    at_once: int,
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches with what the teacher says of them. At the beginning of a pass the teacher runs on the views of it that are
+    not in the cache yet, in full batches; within it not at all.
+
+    Args:
+      batches: `start step -> batches`.
+      cache: of outputs.
+      steps_per_pass: after so many steps views are drawn anew.
+      rows: the examples that are visited.
+      numbers: `pass -> [N]` the views that the examples show in it.
+      answer: `(examples [at_once], their views [at_once]) -> [at_once, C]` logits.
+      at_once: examples in a batch of the teacher's.
+    """
+
+    def prepare(number: int) -> np.ndarray:
+        shown = numbers(number)
+        missing = cache.missing(cache.ids(rows, shown[rows]))
+        if len(missing):
+
+            def blocks():
+                for begin in range(0, len(missing), at_once):
+                    ids = missing[begin : begin + at_once]
+                    filled = np.resize(ids, at_once)  # a full batch, so that one program serves
+                    yield ids, answer(filled // cache.views, filled % cache.views)[: len(ids)]
+
+            cache.add(blocks())
+        return shown
+
+    def iterate(start: int) -> Iterator[Batch]:
+        current, shown = None, None
+        for step, batch in enumerate(batches(start), start):
+            if step // steps_per_pass != current:
+                current = step // steps_per_pass
+                shown = prepare(current)
+            said = cache.get(cache.ids(batch.index, shown[batch.index]))
+            yield dataclasses.replace(batch, teacher=said)
+
+    return iterate
