@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses import divergence, sequence, topk
+from kdjax.losses import divergence, logit, sequence, topk
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import computing_in, draw, mean_and_gradient
 
@@ -511,3 +511,40 @@ def test_uld_of_equal_excluded_and_large_logits():
     np.testing.assert_allclose(pull(jnp.ones((2, 4)))[0], 0, atol=1e-6)
     with pytest.raises(ValueError, match="line the positions"):
         sequence.uld(STUDENT, TEACHER[:1])
+
+
+# --- a teacher of which the top classes are stored, for any loss ---
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_a_teacher_made_whole_pulls_as_its_bucket_does(k):
+    """At temperature 1 the classes that are not known do not pull at each other."""
+    rng = np.random.default_rng(k)
+    student, teacher = jnp.asarray(2 * rng.standard_normal((2, 5, 7)), jnp.float32)
+    ids, logprobs = topk.topk_signal(teacher, k)
+    whole = topk.topk_teacher(student, ids, logprobs)
+    np.testing.assert_allclose(jnp.sum(jnp.exp(whole), -1), 1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.take_along_axis(whole, ids, -1), logprobs, rtol=1e-6)
+    found, wanted = (
+        jax.grad(lambda s, loss=loss: jnp.sum(loss(s)))(student)
+        for loss in (
+            lambda s: logit.kd(s, whole, temperature=1.0),
+            lambda s: topk.topk_kl(s, ids, logprobs, missing="other_bucket"),
+        )
+    )
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert jnp.all(jax.grad(lambda s: jnp.sum(topk.topk_teacher(s, ids, logprobs)))(student) == 0)
+
+
+def test_a_teacher_of_which_everything_is_known_is_that_teacher():
+    teacher = jax.nn.log_softmax(jnp.asarray([[1.0, 2.0, -3.0], [0.0, 0.0, 0.0]]))
+    ids, logprobs = topk.topk_signal(teacher, 3)
+    student = jnp.array([[5.0, -jnp.inf, 0.0], [1e4, -1e4, 0.0]])
+    np.testing.assert_allclose(topk.topk_teacher(student, ids, logprobs), teacher, rtol=1e-6)
+    part = topk.topk_teacher(student, ids[:, :1], logprobs[:, :1].astype(jnp.float16))
+    assert np.all(np.isfinite(np.asarray(part)) | (np.asarray(student) == -np.inf)) and part.dtype == jnp.float32
+
+
+def test_what_is_stored_must_fit_the_logits():
+    with pytest.raises(ValueError, match=r"ids has shape \(2, 3\), logprobs \(2, 2\), student_logits \(2, 5\)"):
+        topk.topk_teacher(jnp.zeros((2, 5)), jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 2)))
