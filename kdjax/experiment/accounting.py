@@ -51,7 +51,13 @@ def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
     """Shapes and shardings of what a program's step takes: state, frozen, batch."""
     state = with_sharding(jax.eval_shape(lambda: program.fresh_state(0, 0)), program.runner)
     rows, sharded = program.experiment.data.batch_size, program.runner.sharded
-    spec = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharded)
+    devices = program.runner.mesh.size
+
+    def spec(dtype, *shape):
+        if program.runner.mapped:
+            return jax.ShapeDtypeStruct((devices, rows // devices, *shape), dtype)
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharded)
+
     inputs = None if program.keeps_images else spec(np.uint8, *program.images.shape)
     said = None
     if program.cached:
@@ -78,7 +84,8 @@ def costs(program: Program) -> Costs:
         inputs = jax.ShapeDtypeStruct((program.experiment.data.batch_size, *program.images.shape), np.float32)
         forward = jax.jit(lambda v, x: program.step_teacher.apply(v.params, v.state, x, train=False)[0].logits)
         teacher = flops(forward, teacher_template(program), inputs)
-    return Costs(flops(program.step, *step_arguments(program)), teacher)
+    step = flops(program.step, *step_arguments(program))
+    return Costs(step * (program.runner.mesh.size if program.runner.mapped else 1), teacher)  # pmap's is of one device
 
 
 def flops(function: Any, *arguments: Any) -> float:
