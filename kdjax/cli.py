@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,18 @@ def main(argv: list[str] | None = None) -> int:
             return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
         if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError"):
             return fail(str(error))
+        if "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+            abandon()
         raise
+
+
+def abandon() -> None:
+    """Ends this process, one of several, on an error nobody foresaw: an ordinary exit would wait for the others, who wait for
+    this one in their next step."""
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def fail(sentence: str) -> int:

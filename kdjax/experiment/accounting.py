@@ -112,7 +112,7 @@ def account(program: Program, timed_steps: int, seconds: float, input_seconds: f
     rate = cost.step * timed_steps / seconds if seconds and cost.step else None
     peak = peak_of(jax.devices()[0].device_kind)
     devices = program.runner.mesh.size
-    memory = (program.runner.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+    memory = (program.runner.mesh.local_devices[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "flops_per_step": cost.step or None,
         "teacher_share": cost.teacher_share,

@@ -130,6 +130,27 @@ def test_what_the_first_finds_wrong_is_said_by_all(config, tmp_path, data_dir):
     assert (folder / "thesis.tex").read_text() == "years of work"
 
 
+def test_one_that_breaks_ends_all(config, tmp_path, data_dir):
+    """And does not leave the others waiting for it."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        config.read_text()
+        + """
+import sys
+from kdjax.experiment import run
+
+def describe(*arguments):
+    raise RuntimeError("the disk of this host is gone")
+
+if any(word.endswith(",2,1") for word in sys.argv):
+    run.describe = describe
+"""
+    )
+    first, second = finish(start(broken, tmp_path / "run", data_dir, 2, 1))
+    assert second[0] == 1 and "the disk of this host is gone" in second[1]
+    assert first[0] != 0 and not (tmp_path / "run/student/result.json").exists()
+
+
 def test_alone_nothing_is_asked_of_others(capsys, config):
     assert is_first() and any_of(True) and not any_of(False)
     done = []

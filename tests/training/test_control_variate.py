@@ -237,7 +237,7 @@ def test_a_program_prepares_its_teacher_so():
         endless = types.SimpleNamespace(iterate=lambda start: itertools.cycle(data()))
         made_of = types.SimpleNamespace(
             bound=bound, student=DEEP, runner=runner, clock=Clock(9, 4, ROWS, BATCHES), views=as_given,
-            fresh_state=lambda *seeds: state, pipeline=lambda data_seed: endless,
+            fresh_state=lambda *seeds: state, pipeline=lambda data_seed, inputs: endless,
         )  # fmt: skip
         ready = program.ready_teacher(made_of, variables, 0)
         chex.assert_trees_all_close(ready.gradient, whole(variables.params), **EXACT)
