@@ -13,37 +13,36 @@ from tests.losses.head_case import locations, maps, rows
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 
 
-@PRECISIONS
-@pytest.mark.parametrize("case", cases("det_qfl"), ids=repr)
-def test_quality_focal_golden(case, precision):
+def check_weighted(case, precision, function, scale=1.0):
+    """Values of each example, and the loss they make, each times its weight, with its gradient."""
     with computing_in(precision) as real:
 
         def loss(logits):
-            values = losses.quality_focal(
-                logits, case.inputs["label"], real(case.inputs["score"]), beta=case.hyper["beta"]
-            )
-            return jnp.sum(real(case.inputs["weight"]) * values) / case.hyper["avg_factor"], values
+            values = function(logits, real)
+            return scale * jnp.sum(real(case.inputs["weight"]) * values) / case.hyper["avg_factor"], values
 
         (value, values), gradient = jax.value_and_grad(loss, has_aux=True)(real(case.inputs["pred"]))
         case.check(values, "out", "elem", precision)
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "pred", precision)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", cases("det_qfl"), ids=repr)
+def test_quality_focal_golden(case, precision):
+    def function(logits, real):
+        return losses.quality_focal(logits, case.inputs["label"], real(case.inputs["score"]), beta=case.hyper["beta"])
+
+    check_weighted(case, precision, function)
 
 
 @PRECISIONS
 @pytest.mark.parametrize("case", cases("det_dfl", symbol="DistributionFocalLoss"), ids=repr)
 def test_distribution_focal_golden(case, precision):
-    with computing_in(precision) as real:
+    def function(logits, real):
+        return losses.distribution_focal(logits, real(case.inputs["label"]))
 
-        def loss(logits):
-            values = losses.distribution_focal(logits, real(case.inputs["label"]))
-            weighted = jnp.sum(real(case.inputs["weight"]) * values) / case.hyper["avg_factor"]
-            return case.hyper["loss_weight"] * weighted, values
-
-        (value, values), gradient = jax.value_and_grad(loss, has_aux=True)(real(case.inputs["pred"]))
-        case.check(values, "out", "elem", precision)
-        case.check(value, "out", "loss", precision)
-        case.check(gradient, "grad", "pred", precision)
+    check_weighted(case, precision, function, scale=case.hyper["loss_weight"])
 
 
 @PRECISIONS
