@@ -9,33 +9,19 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-nodes="" time_limit="24:00:00" gpus=8 partition="" dry_run=no
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
-while [ "$#" -gt 0 ]; do
-  case "$1" in
-    --dry-run) dry_run=yes; shift ;;
-    --nodes) nodes="${2:?}"; shift 2 ;;
-    --time) time_limit="${2:?}"; shift 2 ;;
-    --gpus-per-node) gpus="${2:?}"; shift 2 ;;
-    --partition) partition="${2:?}"; shift 2 ;;
-    --) shift; break ;;
-    *) echo "launch_slurm.sh: unknown option $1" >&2; usage ;;
-  esac
-done
-if [ -z "$nodes" ] || [ "$#" -eq 0 ]; then usage; fi
-case " $* " in
-  *" --run "*) ;;
-  *) echo "launch_slurm.sh: name the run folder with --run, on a disk that all nodes see; it is needed to go on." >&2; exit 2 ;;
-esac
+nodes="" time="24:00:00" gpus_per_node=8 partition=""
+options="nodes time gpus-per-node partition" required="nodes"
+source "$root/scripts/launching.sh"
+read_options "$@"
 
-command="$(printf '%q ' "$root/.venv/bin/kdjax" "$@" --distributed auto)"
+command="$(printf '%q ' "$root/.venv/bin/kdjax" "${kdjax[@]}" --distributed auto)"
 job="$(cat <<JOB
 #!/usr/bin/env bash
 #SBATCH --job-name=kdjax
 #SBATCH --nodes=$nodes
-#SBATCH --ntasks-per-node=$gpus
-#SBATCH --gpus-per-node=$gpus
-#SBATCH --time=$time_limit
+#SBATCH --ntasks-per-node=$gpus_per_node
+#SBATCH --gpus-per-node=$gpus_per_node
+#SBATCH --time=$time
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
