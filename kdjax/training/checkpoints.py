@@ -4,6 +4,7 @@ A training checkpoint is a `TrainState`, with a description of it as JSON; the t
 is. A finished network is saved apart, without the optimizer.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -59,6 +60,7 @@ class Checkpoints:
         if step in manager.all_steps():  # left by a run that was stopped later than where this one goes on
             manager.wait_until_finished()
             manager.delete(step)
+        facts = copy.deepcopy(facts)  # written by another thread, while the caller goes on counting in its own
         meta = {**self.description, "facts": facts, "shapes": _shapes(_as_dict(state))}
         manager.save(
             step,

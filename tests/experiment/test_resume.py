@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from kdjax.experiment.program import open_checkpoints
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, CrossEntropy, FitNet
 from kdjax.schedules import WarmUp, steps
@@ -147,8 +148,6 @@ def test_a_signal_at_the_end_of_a_phase_is_not_lost(whole, tmp_path, builder):
 
 def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
     """A run killed after its best evaluation, but before a checkpoint, must not ship that state unless it comes there again."""
-    from kdjax.experiment.program import open_checkpoints
-
     experiment = small(length=9)
     program = builder.program(experiment, experiment.student)
     checkpoints = open_checkpoints(tmp_path, experiment.student, None)
@@ -161,4 +160,21 @@ def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
     checkpoints.save(dataclasses.replace(state, step=state.step + 33), 3, {}, best=True)
     checkpoints.wait()
     assert int(checkpoints.restore(state, best=True)[0].step) == 33, "a state saved anew replaces the old one"
+    checkpoints.close()
+
+
+def test_facts_are_saved_as_they_were(tmp_path, builder, monkeypatch):
+    """They are written by another thread, while the loop goes on with its own."""
+    experiment = small(length=9)
+    state = builder.program(experiment, experiment.student).fresh_state(0, 0)
+    checkpoints = open_checkpoints(tmp_path, experiment.student, None)
+    later = []
+    monkeypatch.setattr(checkpoints._last, "save", lambda step, *, args, force: later.append(args))
+    facts = {"tracks": [{"window": {"loss": [3.0, 2.0]}}]}
+    checkpoints.save(state, 1, facts)
+    facts["tracks"][0]["window"].clear()
+    monkeypatch.undo()
+    checkpoints._last.save(1, args=later[0], force=True)
+    checkpoints.wait()
+    assert checkpoints.restore(state)[1] == {"tracks": [{"window": {"loss": [3.0, 2.0]}}]}
     checkpoints.close()
