@@ -3,14 +3,13 @@
 import argparse
 import dataclasses
 import os
-import re
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
 
 from kdjax import __version__
+from kdjax.command_line import CompareOptions, DistillOptions, RunOptions, configure_jax, parse, read_config
 
 USAGE = """usage: kdjax COMMAND ...
 
@@ -87,52 +86,6 @@ def fail(sentence: str) -> int:
     return 1
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a command runs; the same for every config."""
-
-    run: str = ""
-    """run folder; runs/NAME-COMMAND if not given, with the method after it for distill"""
-    resume: bool = False
-    """go on with the run that is in the folder"""
-    overwrite: bool = False
-    """delete the run that is in the folder"""
-    tiny: bool = False
-    """shrink everything to seconds, to see that it works"""
-    dry_run: bool = False
-    """print shapes, sizes, costs and problems, and train nothing"""
-    data_dir: str = ""
-    """folder of prepared data sets; that of TFDS if not given"""
-    profile: bool = False
-    """write a profile of ten steps of each phase into its folder, for TensorBoard or xprof"""
-    distributed: str = ""
-    """for a run of several processes, the same line on every host: auto (TPU pod, Slurm), or HOST:PORT,COUNT,INDEX"""
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillOptions(RunOptions):
-    """Options of `kdjax distill`."""
-
-    method: str = ""
-    """objective of the student, one of `kdjax methods`; the config's own if not given"""
-    teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one"""
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareOptions(RunOptions):
-    """Options of `kdjax compare`."""
-
-    methods: tuple[str, ...] = ("labels", "kd", "dkd")
-    """objectives to compare; "labels" is the baseline"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """each method is trained once with each"""
-    together: bool = False
-    """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
-    teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one"""
-
-
 def train(argv):
     config, options = read_config("train", argv, RunOptions)
     if config is None:
@@ -162,8 +115,8 @@ def compare(argv):
     for name in early.methods:
         experiment, options = parse("compare", argv, config(name), early)
         experiments[name] = with_teacher(experiment, options.teacher)
+    from kdjax.experiment.builder import Builder
     from kdjax.experiment.compare import compare as run_comparison
-    from kdjax.experiment.program import Builder
     from kdjax.experiment.report import show_comparison, write_report
     from kdjax.training.progress import make_progress
 
@@ -191,8 +144,8 @@ def evaluate(argv):
     parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
     options = parser.parse_args(argv)
     configure_jax()
+    from kdjax.experiment.finished import evaluate_run
     from kdjax.experiment.report import show_evaluation
-    from kdjax.experiment.run import evaluate_run
 
     show_evaluation(evaluate_run(Path(options.run), options.data_dir or None), make_console())
     return 0
@@ -224,60 +177,6 @@ def data(argv):
     return 0
 
 
-def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:
-    """The config that the first argument names, and the options that must be known before its fields are."""
-    if not argv or argv[0].startswith("-"):
-        parse(command, argv, None, options_type())
-        if not {"-h", "--help"} & set(argv):
-            from kdjax.experiment.spec import ExperimentError
-
-            raise ExperimentError(
-                f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py."
-            )
-        return None, None
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--method", default="")
-    early.add_argument("--methods", nargs="+", default=None)
-    early.add_argument("--distributed", default="")
-    known, _ = early.parse_known_args(argv[1:])
-    configure_jax(known.distributed)
-    from kdjax.experiment.config import load_config
-
-    changes = {}
-    if hasattr(options_type, "method") and known.method:
-        changes["method"] = known.method
-    if hasattr(options_type, "methods") and known.methods:
-        changes["methods"] = tuple(known.methods)
-    return load_config(argv[0]), dataclasses.replace(options_type(), **changes)
-
-
-def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple[Any, Any]:
-    """Reads the whole command line over the fields of an experiment and the options."""
-    import tyro
-
-    from kdjax.experiment.config import mirror, rebuild
-
-    tiny = "--tiny" in argv
-    if experiment is not None and tiny:
-        experiment = experiment.tiny()
-    fields = [("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options))]
-    if experiment is not None:
-        kind = mirror(experiment, "Experiment")
-        fields.append(("experiment", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=kind)))
-    arguments = dataclasses.make_dataclass("Arguments", fields, frozen=True)
-    description = {
-        "train": "Trains the networks of a config that need no teacher.",
-        "distill": "Trains a student with its teacher, which is trained first unless --teacher names one.",
-        "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
-    }[command]
-    parsed = tyro.cli(
-        arguments, args=[word for i, word in enumerate(argv) if i or word.startswith("-")],  # without the config
-        prog=f"kdjax {command} CONFIG", description=description,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
-    )  # fmt: skip
-    return (None if experiment is None else rebuild(experiment, parsed.experiment)), parsed.options
-
-
 def with_teacher(experiment, teacher: str):
     """The experiment with its student's teacher taken from a finished run."""
     if not teacher:
@@ -291,7 +190,7 @@ def with_teacher(experiment, teacher: str):
 
 def execute(experiment, options, suffix: str) -> int:
     """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
-    from kdjax.experiment.program import Builder
+    from kdjax.experiment.builder import Builder
     from kdjax.experiment.report import show_results
     from kdjax.experiment.run import run
     from kdjax.training.progress import make_progress
@@ -329,34 +228,6 @@ def make_console():
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
-
-
-def configure_jax(distributed: str = "") -> None:
-    """Joins the other processes, if there are any, and keeps compiled programs between runs, so that the second one starts
-    at once.
-
-    Virtual CPU devices get a thread each, and one program at a time: with fewer they wait for each other in a collective
-    for ever.
-    """
-    virtual = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    if virtual:
-        os.environ.setdefault("NPROC", str(4 * int(virtual.group(1))))
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if virtual:
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if distributed:
-        from kdjax.experiment.spec import ExperimentError
-        from kdjax.training.processes import connect
-
-        try:
-            connect(distributed)
-        except ValueError as error:
-            raise ExperimentError(str(error)) from error
 
 
 def first_only(value):

@@ -73,7 +73,10 @@ def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
 
 def teacher_template(program: Program) -> Variables | None:
     """Shapes of the teacher as the step takes it."""
-    return None if program.step_teacher is None else template_of(program.step_teacher, program.runner)
+    if program.step_teacher is None:
+        return None
+    template = template_of(program.step_teacher, program.runner)
+    return dataclasses.replace(template, gradient=template.params) if program.bound.corrects_over_data else template
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.experiment.builder import Builder
 from kdjax.experiment.folder import COMPARISON, open_run, write_json
-from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.experiment.together import run_together
@@ -89,7 +89,7 @@ def compare(
                 announce(f"{name}, seed {seed}")
                 results.append(run(one, place, resume=True, builder=builder, progress=progress, profile=profile))
         runs[name] = [result[experiment.student.name] for result in results]
-    comparison = summarise(first, runs, teacher, builder)
+    comparison = summarise(first, runs, teacher, builder) | {"together": len(seeds) if together else None}
     by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
     return comparison
 
@@ -168,7 +168,6 @@ def summarise(
             "seconds": result.get("seconds"), "images_per_s": result.get("images_per_s"),
         },
         "device": next(iter(runs.values()))[0]["device"],
-        "together": next(iter(runs.values()))[0].get("together"),
         "methods": methods,
     }  # fmt: skip
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from kdjax.data import DataError
 from kdjax.experiment.accounting import costs, readable, size, step_arguments, teacher_template
+from kdjax.experiment.builder import Builder, make_network, make_teacher
 from kdjax.experiment.images import visited
-from kdjax.experiment.program import Builder, Program, make_network, make_teacher
+from kdjax.experiment.program import Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check

@@ -1,4 +1,4 @@
-"""Experiments made real, in one place: images, networks, objectives, compiled steps."""
+"""One phase of an experiment made real: its networks, its compiled step, its batches, its loop."""
 
 import dataclasses
 import functools
@@ -11,28 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import Pipeline
-from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits, load_images, visited
-from kdjax.experiment.remembering import Remembered, check_views
-from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
-from kdjax.models import Freezer, FreezeReport, ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
-from kdjax.objectives import Bound, bind
+from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits
+from kdjax.experiment.remembering import Remembered
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.models import Freezer, FreezeReport
+from kdjax.objectives import Bound
 from kdjax.training import (
     Runner,
     TrainState,
     Variables,
     count_parameters,
     init_state,
-    make_runner,
-    make_step,
-    optimizers,
 )
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.deployment import Deployment, deploy
-from kdjax.training.evaluation import evaluate, make_evaluation
-from kdjax.training.feed import from_resident, scanned
+from kdjax.training.deployment import Deployment
+from kdjax.training.evaluation import evaluate
 from kdjax.training.loop import Loop
-from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
-from kdjax.training.processes import by_first
+from kdjax.training.mutual import PEER_SEED, join
 from kdjax.training.step import make_teacher_gradient
 from kdjax.training.teacher_cache import Storage
 from kdjax.types import Clock, Network, Tree
@@ -77,7 +72,7 @@ class Program:
 
     def ready_teacher(self, teacher: Variables | None, data_seed: int) -> Variables | None:
         """The teacher as the step wants it: with its mean gradient over the data, if the objective corrects by that."""
-        if teacher is None or not any(part.corrects_over_data for part in self.bound.parts.values()):
+        if teacher is None or not self.bound.corrects_over_data:
             return teacher
         function = make_teacher_gradient(
             self.student, self.bound, clock=self.clock, views=self.views, axis=self.runner.axis
@@ -242,151 +237,9 @@ def with_sharding(shapes: Tree, runner: Runner) -> Tree:
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, place)
 
 
-def make_network(model: Model, images: Images) -> Network:
-    """A network of the zoo for these images."""
-    options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None,
-               "batchnorm_groups": model.batchnorm_groups}  # fmt: skip
-    name = f"{model.name} (width {model.width})" if model.width else model.name
-    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
-
-
-def make_teacher(experiment: Experiment, phase: Phase, images: Images) -> Network | None:
-    """The network that teaches a phase, an ensemble of several, or None."""
-    models = [experiment.phase(name).network for name in phase.teachers]
-    made = {
-        model: make_network(model, images) for model in models
-    }  # equal ones are one network, for the ensemble's sake
-    networks = [made[model] for model in models]
-    return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
-
-
-def make_freezer(phase: Phase, teacher: Network | None, bound: Bound, inputs: jax.ShapeDtypeStruct) -> Freezer | None:
-    """What freezes a phase's teacher, if that is asked for.
-
-    Raises:
-      ValueError: the objective needs the teacher as it is.
-    """
-    if not phase.teacher_precision or teacher is None or not bound.needs_teacher:
-        return None
-    if bound.teacher_mode == "train" or bound.correct:
-        what = "the teacher's statistics to go on" if bound.teacher_mode == "train" else "the gradient at the teacher"
-        raise ValueError(
-            f"Phase {phase.name!r} freezes its teacher (teacher_precision={phase.teacher_precision}), and its objective wants "
-            f"{what}; leave teacher_precision empty."
-        )
-    return Freezer(teacher, inputs, precision=phase.teacher_precision)
-
-
-class Builder:
-    """Builds programs and keeps them: runs that differ only in seeds share images, compiled steps and teachers."""
-
-    def __init__(self, data_dir: str | None = None, devices: Any = None):
-        self.data_dir, self.devices = data_dir, devices
-        self.networks: dict[tuple[Path, Program], Any] = {}
-        self._images: dict[Data, Images] = {}
-        self._resident: dict[tuple[Data, str], Resident] = {}
-        self._programs: dict[tuple[Experiment, str], Program] = {}
-
-    def images(self, data: Data) -> Images:
-        key = dataclasses.replace(data, batch_size=1, eval_batch_size=1)
-        if key not in self._images:
-            if jax.process_count() > 1:  # a data set that is not there yet is made by one of them
-                by_first(lambda: load_images(data, self.data_dir), ExperimentError)
-            self._images[key] = load_images(data, self.data_dir)
-        return self._images[key]
-
-    def program(self, experiment: Experiment, phase: Phase) -> Program:
-        # Seeds, names and where a network comes from change neither shapes nor code, nor does a phase that does not teach.
-        taking_part = [p for p in experiment.phases if p.name in (phase.name, *phase.teachers)]
-        phases = tuple(
-            dataclasses.replace(p, weights="", start="")
-            if p.name == phase.name
-            else Phase(name=p.name, network=p.network)
-            for p in taking_part
-        )
-        key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
-        if key not in self._programs:
-            resident = self._resident.setdefault((experiment.data, experiment.runner), Resident())
-            self._programs[key] = build(experiment, phase, self.images(experiment.data), resident, self.devices)
-        return self._programs[key]
-
-
 def dispatched(experiment: Experiment) -> int:
     """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there."""
     return experiment.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
-
-
-def build(experiment: Experiment, phase: Phase, images: Images, resident: Resident, devices: Any = None) -> Program:
-    """Builds one phase of an experiment; `resident` keeps what is on the devices.
-
-    Raises:
-      ExperimentError: one sentence for the first thing that does not fit.
-    """
-    problems = experiment.problems()
-    if problems:
-        raise ExperimentError(problems[0])
-    data = experiment.data
-    try:
-        runner = make_runner(experiment.runner, devices)
-        runner.check_batch_size(data.batch_size // phase.microbatches)
-        runner.check_batch_size(data.eval_batch_size)
-        jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
-        student = make_network(phase.network, images)
-        teacher = make_teacher(experiment, phase, images)
-        inputs = jax.ShapeDtypeStruct((data.batch_size, *images.shape), np.float32)
-        bound = bind(
-            phase.objective,
-            output_shapes(student, inputs),
-            None if teacher is None else output_shapes(teacher, inputs),
-            images.info_for(phase),
-        )
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-    rows = visited(phase, images)
-    clock = make_clock(experiment, phase, images, len(rows))
-    views = functools.partial(data.views.train_views, names=bound.views)
-    try:
-        optimizer = optimizers.build(phase.optimizer, clock, bound)
-        # A teacher that the objective does not read is only evaluated beside the student.
-        freezer = make_freezer(phase, teacher, bound, inputs)
-        step_teacher = teacher if freezer is None else freezer.network
-        cached = bool(phase.teacher_cache) and bound.needs_teacher
-        if cached:
-            Storage(phase.teacher_cache)
-            check_views(data.views)
-        runs = bound.needs_teacher and not cached
-        networks = in_precision(student, phase.precision), step_teacher if runs else None
-        step = make_step(
-            *(network and in_microbatches(network, phase.microbatches) for network in networks),
-            bound, optimizer, clock=clock, views=views,
-            mix=data.views.mixup, axis=runner.axis, ema_decay=phase.ema_decay or None, cached=cached,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-    if bound.needs_peer:
-        step = make_mutual_step(step, bound.peer_order)
-    if fits(images.train.images):
-        step = from_resident(step)
-    several = scanned(step) if dispatched(experiment) > 1 else None
-    state = jax.eval_shape(lambda: make_state(student, teacher, bound, optimizer, phase, (0, 0)))
-    deployment = deploy(student, teacher, bound, inputs)
-    evaluation = make_evaluation(deployment.network, teacher, views=data.views.evaluate, axis=runner.axis)
-    return Program(
-        experiment, phase, images, student, teacher, freezer, bound, optimizer, clock, runner, deployment, views, step,
-        runner.compile(step, state=state), several and runner.compile(several, state=state, stacked=True),
-        runner.compile(evaluation, donate=False), rows, resident,
-    )  # fmt: skip
-
-
-def make_clock(experiment: Experiment, phase: Phase, images: Images, rows: int) -> Clock:
-    """A phase's length in steps. An epoch is as many examples as there are to train on, whether or not all are visited, so
-    that every method has the same budget."""
-    size = experiment.data.batch_size
-    per_epoch = -(-len(images.train_index) // size)
-    total = phase.duration.steps(per_epoch, size)
-    if total < 1:
-        raise ExperimentError(f"Phase {phase.name!r} lasts {phase.duration}, which is no step at all; make it longer.")
-    return Clock(total, per_epoch, size, -(-rows // size))
 
 
 def open_checkpoints(folder: Path, phase: Phase, teacher_hash: str | None) -> Checkpoints:

@@ -1,22 +1,29 @@
 """The seeds of a method as one program: they share the batches and one pass of the teacher, and end in a folder each."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 
-from kdjax.experiment.carry import carry
-from kdjax.experiment.folder import open_run, read_result
-from kdjax.experiment.program import Builder, Program, dispatched, open_checkpoints
-from kdjax.experiment.run import Finished, adopt, describe, keep, load_phase, own_variables, teacher_of
+from kdjax.experiment.builder import Builder
+from kdjax.experiment.finished import Finished, adopt, load_phase
+from kdjax.experiment.folder import open_run, read_result, write_json
+from kdjax.experiment.program import Program, dispatched, open_checkpoints
+from kdjax.experiment.run import conclude, describe, first_state, recorded, teaching, train
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
+from kdjax.training import TrainState
 from kdjax.training.feed import scanned
-from kdjax.training.processes import by_first, is_first
+from kdjax.training.processes import by_first, of_first
 from kdjax.training.progress import Progress, Silent
-from kdjax.training.replicas import join, replicated, take
-from kdjax.training.writers import MetricWriter, Nowhere
+from kdjax.training.replicas import Form, join, replicated, take
+
+How = Literal["measured", "unrolled", "vmapped", "apart"]
+HOW = "how.json"  # in the shared folder of a phase
+TIMED_STEPS = 3
 
 
 def run_together(
@@ -24,6 +31,7 @@ def run_together(
     folders: Sequence[Path],
     shared: Path,
     *,
+    how: How = "measured",
     builder: Builder | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, dict[str, Any]]]:
@@ -33,6 +41,8 @@ def run_together(
       experiments: alike but for name and seed; their `data_seed` is one.
       folders: a run folder for each.
       shared: folder for the state of all while they train.
+      how: see `kdjax.training.replicas.replicated`; "apart" one after the other, on the same data all the same; "measured"
+        whichever is fastest here, found by a few steps of each and kept for when the run is gone on with.
       builder, progress: see `kdjax.experiment.run.run`.
 
     Returns:
@@ -57,7 +67,7 @@ def run_together(
         elif all(read_result(place) is not None for place in places):
             ended = [load_phase(program, place) for place in places]
         else:
-            ended = train_together(program, experiments, phase, places, shared / phase.name, finished, progress)
+            ended = train_together(program, experiments, phase, places, shared / phase.name, finished, progress, how)
         for own, item in zip(finished, ended, strict=True):
             own[phase.name] = item
     return [{name: item.result for name, item in own.items()} for own in finished]
@@ -87,52 +97,83 @@ def train_together(
     shared: Path,
     finished: Sequence[dict[str, Finished]],
     progress: Progress,
+    how: How = "measured",
 ) -> list[Finished]:
     """Trains one phase of all, from its last checkpoint if there is one."""
     count, data_seed = len(experiments), seeds_of(experiments[0])[1]
     seeds = [experiment.seed + phase.seed_offset for experiment in experiments]
-    teacher = teacher_of(phase, finished[0])
-    teacher_variables = None if teacher is None else program.ready_teacher(teacher.network, data_seed)
-    freezing = program.freezing(teacher_variables)
-    states = []
-    for seed, own in zip(seeds, finished, strict=True):
-        start = own[phase.start] if phase.start else None
-        state = program.fresh_state(seed, data_seed, start and start.network, teacher_variables)
-        states.append(carry(state, program.bound, start and start.objective, phase.name))
-    state = jax.jit(lambda *trees: join(trees), out_shardings=program.runner.replicated)(*states)
-    checkpoints = open_checkpoints(shared, phase, teacher and teacher.result["hash"])
+    teacher, taught = teaching(program, phase, finished[0], data_seed)
+    states = [
+        first_state(program, phase, (seed, data_seed), own, teacher) for seed, own in zip(seeds, finished, strict=True)
+    ]
+    joined = jax.jit(lambda *trees: join(trees), out_shardings=program.runner.replicated)
+    feed = program.feed(data_seed, teacher)
+    if how == "measured":
+        how = chosen(shared / HOW, lambda: measure(program, joined, states, program.frozen(teacher), feed))
+    if how == "apart":
+        return [
+            train(program, experiment, phase, place, own, progress)
+            if read_result(place) is None
+            else load_phase(program, place)
+            for experiment, place, own in zip(experiments, places, finished, strict=True)
+        ]
+    state = joined(*states)
+    checkpoints = open_checkpoints(shared, phase, taught["teacher_hash"])
     facts, resumed = None, checkpoints.latest()
     if resumed is not None:
         state, facts = checkpoints.restore(state)
-    writers = [MetricWriter(place, resumed) if is_first() else Nowhere() for place in places]
-    steps = replicated(program.one, count)
+    steps = replicated(program.one, count, how)
 
     def evaluate(state):
-        own = [program.deployment.variables(take(state, i), teacher_variables) for i in range(count)]
-        return [program.evaluate(student, teacher_variables) for student in own]
+        own = [program.deployment.variables(take(state, i), teacher) for i in range(count)]
+        return [program.evaluate(student, teacher) for student in own]
 
     loop = dataclasses.replace(
-        program.loop(program.feed(data_seed, teacher_variables), teacher_variables),
+        program.loop(feed, teacher),
         step=program.runner.compile(steps),
         steps=program.runner.compile(scanned(steps), stacked=True) if dispatched(experiments[0]) > 1 else None,
         evaluate=evaluate,
     )
-    try:
-        state, facts = loop.run(state, program.frozen(teacher_variables), checkpoints, writers, progress, facts)
-    finally:
-        progress.finish()
-        checkpoints.close()
-        for writer in writers:
-            writer.close()
-    ended = []
+    with recorded(places, resumed, checkpoints, progress) as writers:
+        state, facts = loop.run(state, program.frozen(teacher), checkpoints, writers, progress, facts)
     shares = {name: facts[name] / count for name in ("seconds", "train_seconds", "input_seconds")}
-    for i, (seed, place) in enumerate(zip(seeds, places, strict=True)):
-        own = take(state, i)
-        network = program.whole(program.deployment.variables(own, teacher_variables))
-        result = describe(program, seed, data_seed, facts | shares, facts["tracks"][i], teacher)
-        result |= {
-            "teacher_frozen": freezing and str(freezing), "together": count,
-            "flops_per_s": None, "peak_share": None,  # the teacher's are not each one's
-        }  # fmt: skip
-        ended.append(keep(network, own_variables(program, experiments[i], phase, own), program, place, result))
+    unknown = {"flops_per_s": None, "peak_share": None}  # the teacher's are not each one's
+    ended = []
+    for i, (experiment, place) in enumerate(zip(experiments, places, strict=True)):
+        result = describe(program, seeds[i], data_seed, facts | shares, facts["tracks"][i]) | taught | unknown
+        result |= {"together": count, "form": how}
+        ended.append(conclude(program, experiment, phase, place, take(state, i), teacher, result))
     return ended
+
+
+def measure(program: Program, joined, states: Sequence[TrainState], frozen: Any, feed: Any) -> dict[str, float]:
+    """Seconds of a step of all, in each way: the shortest of a few, after one that compiles."""
+    runner, count = program.runner, len(states)
+    batch = runner.place_batch(next(iter(feed.iterate(0))))
+
+    def shortest(step, state):
+        seconds = []
+        for _ in range(1 + TIMED_STEPS):
+            began = time.perf_counter()
+            state, metrics = step(state, frozen, batch)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - began)
+        return min(seconds[1:])
+
+    found = {
+        form: shortest(runner.compile(replicated(program.one, count, form)), joined(*states)) for form in get_args(Form)
+    }
+    first = jax.jit(lambda states: take(states, 0))(joined(*states))
+    return found | {"apart": count * shortest(program.step, first)}
+
+
+def chosen(path: Path, measure: Callable[[], dict[str, float]]) -> How:
+    """The fastest way, as it was measured when the run began."""
+    if not path.exists():
+        seconds = measure()
+        ways = list(seconds)
+        fastest = ways[of_first(min(range(len(ways)), key=lambda i: seconds[ways[i]]))]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        by_first(lambda: write_json(path, {"how": fastest, "seconds": seconds}), ExperimentError)
+        return fastest
+    return json.loads(path.read_text())["how"]

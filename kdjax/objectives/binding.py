@@ -77,6 +77,11 @@ class Bound:
         return found[0] if found else None
 
     @property
+    def corrects_over_data(self) -> bool:
+        """Whether the step wants the teacher's mean gradient over the data."""
+        return any(part.corrects_over_data for part in self.parts.values())
+
+    @property
     def needs_teacher(self) -> bool:
         return reads_teacher(self.parts.values())
 

@@ -43,6 +43,15 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def of_first(number: int) -> int:
+    """The first process's number, in all; all must ask."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.array(number)))
+
+
 def by_first(function: Callable[[], None], error: type[Exception]) -> None:
     """Runs a function in the first process while the others wait.
 

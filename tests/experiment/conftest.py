@@ -7,7 +7,7 @@ import pytest
 
 from kdjax.data import Views
 from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.experiment.program import Builder
+from kdjax.experiment.builder import Builder
 from kdjax.objectives import KD, CrossEntropy, Objective
 from kdjax.schedules import steps
 from kdjax.training.optimizers import SGD

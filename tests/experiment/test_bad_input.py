@@ -9,7 +9,7 @@ import pytest
 from kdjax.cli import main
 from kdjax.data import DataError, Views
 from kdjax.experiment import Data, ExperimentError, Model
-from kdjax.experiment.program import Builder
+from kdjax.experiment.builder import Builder
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
 from kdjax.schedules import steps

@@ -10,8 +10,8 @@ import pytest
 
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.compare import compare, paired_gain, spread
+from kdjax.experiment.finished import evaluate_run
 from kdjax.experiment.report import rows_of, verdicts, write_report
-from kdjax.experiment.run import evaluate_run
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
 from tests.experiment.conftest import small

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from kdjax.cli import DistillOptions, main, parse
+from kdjax.cli import main
+from kdjax.command_line import DistillOptions, parse
 from kdjax.data import Views
 from kdjax.experiment import Experiment, ExperimentError, Phase
 from kdjax.experiment.config import load_config

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kdjax.cli import main
-from kdjax.training.processes import any_of, by_first, connect, is_first
+from kdjax.training.processes import any_of, by_first, connect, is_first, of_first
 
 CONFIG = """
 from kdjax.objectives import KD, CrossEntropy, FitNet
@@ -152,7 +152,7 @@ if any(word.endswith(",2,1") for word in sys.argv):
 
 
 def test_alone_nothing_is_asked_of_others(capsys, config):
-    assert is_first() and any_of(True) and not any_of(False)
+    assert is_first() and any_of(True) and not any_of(False) and of_first(3) == 3
     done = []
     by_first(lambda: done.append(1), RuntimeError)
     assert done == [1]

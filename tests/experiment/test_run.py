@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from kdjax.experiment import Model, Phase
-from kdjax.experiment.program import Builder, Images, visited
-from kdjax.experiment.run import evaluate_run, load_trained, run
+from kdjax.experiment.builder import Builder
+from kdjax.experiment.finished import evaluate_run, load_trained
+from kdjax.experiment.images import Images, visited
+from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, SP, CrossEntropy
 from kdjax.schedules import steps
 from kdjax.training.checkpoints import load_network

@@ -1,13 +1,16 @@
 """Seeds trained as one program: a run folder each, as if they had been trained alone on the same data."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
 from kdjax.experiment import ExperimentError
+from kdjax.experiment import together as together_module
 from kdjax.experiment.compare import compare
-from kdjax.experiment.run import evaluate_run, load_trained, run
+from kdjax.experiment.finished import evaluate_run, load_trained
+from kdjax.experiment.run import run
 from kdjax.experiment.together import run_together
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.training.loop import Stopped
@@ -36,7 +39,7 @@ def teacher(tmp_path_factory, builder):
 def together(teacher, tmp_path_factory, builder):
     folder = tmp_path_factory.mktemp("together")
     places = [folder / f"seed{seed}" for seed in SEEDS]
-    return places, run_together(experiments(teacher), places, folder / "together", builder=builder)
+    return places, run_together(experiments(teacher), places, folder / "together", how="unrolled", builder=builder)
 
 
 def test_each_comes_to_what_it_comes_to_alone(together, teacher, tmp_path, builder):
@@ -67,13 +70,36 @@ def test_each_folder_is_a_run(together):
 
 def test_stopped_together_they_go_on_together(together, teacher, tmp_path, builder):
     places = [tmp_path / f"seed{seed}" for seed in SEEDS]
+    run = functools.partial(run_together, experiments(teacher), places, tmp_path / "t", how="unrolled", builder=builder)
     with pytest.raises(Stopped):
-        run_together(experiments(teacher), places, tmp_path / "t", builder=builder, progress=StopAt(4))
-    results = run_together(experiments(teacher), places, tmp_path / "t", builder=builder)
+        run(progress=StopAt(4))
+    results = run()
     for found, wanted in zip(results, together[1], strict=True):
         assert found["student"]["hash"] == wanted["student"]["hash"]
         assert found["student"]["last"] == wanted["student"]["last"]
-    assert run_together(experiments(teacher), places, tmp_path / "t", builder=builder) == results, "finished"
+    assert run() == results, "finished"
+
+
+@pytest.mark.parametrize("fastest", ["vmapped", "apart"])
+def test_the_fastest_way_is_taken_and_kept(together, teacher, tmp_path, builder, monkeypatch, fastest):
+    measured = []
+
+    def measure(*arguments):
+        measured.append(real(*arguments))
+        return dict.fromkeys(measured[-1], 2.0) | {fastest: 1.0}
+
+    real = together_module.measure
+    monkeypatch.setattr(together_module, "measure", measure)
+    places = [tmp_path / f"seed{seed}" for seed in SEEDS]
+    run = functools.partial(run_together, experiments(teacher), places, tmp_path / "t", builder=builder)
+    with pytest.raises(Stopped):
+        run(progress=StopAt(4))
+    monkeypatch.setattr(together_module, "measure", None)
+    for found, wanted in zip(run(), together[1], strict=True):
+        assert found["student"].get("form", "apart") == fastest
+        assert found["student"]["last"]["student"] == pytest.approx(wanted["student"]["last"]["student"], rel=1e-3)
+    (seconds,) = measured
+    assert set(seconds) == {"unrolled", "vmapped", "apart"} and min(seconds.values()) > 0
 
 
 def test_a_comparison_says_that_its_seeds_share_their_data(tmp_path, builder, data_dir):

@@ -1,0 +1,182 @@
+"""Phases that have ended: kept, found again, taken over from other runs, evaluated, and used."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kdjax.experiment import serialization
+from kdjax.experiment.builder import Builder
+from kdjax.experiment.folder import (
+    COMPARISON,
+    EXPERIMENT,
+    OBJECTIVE,
+    RESULT,
+    network_folder,
+    read_result,
+    write_json,
+)
+from kdjax.experiment.program import Program
+from kdjax.experiment.spec import ExperimentError, Phase
+from kdjax.models import join_members
+from kdjax.training import Variables, count_parameters
+from kdjax.training.checkpoints import load_network, save_network
+from kdjax.training.processes import by_first
+from kdjax.types import ModelOutput
+
+
+@dataclasses.dataclass
+class Finished:
+    """A phase that has ended: its network, what it came to, and what its objective trained (None for nothing)."""
+
+    network: Variables
+    result: dict[str, Any]
+    objective: Variables | None = None
+
+
+def teacher_of(phase: Phase, finished: dict[str, Finished]) -> Finished | None:
+    """The finished phase that teaches, several as one, or None."""
+    found = [finished[name] for name in phase.teachers]
+    if len(found) < 2:
+        return next(iter(found), None)
+    return Finished(
+        join_networks([item.network for item in found]), {"hash": "+".join(item.result["hash"] for item in found)}
+    )
+
+
+def join_networks(networks: list[Variables]) -> Variables | None:
+    """Variables of one network, or of the ensemble of several."""
+    if len(networks) < 2:
+        return next(iter(networks), None)
+    return Variables(join_members([n.params for n in networks]), join_members([n.state for n in networks]))
+
+
+def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finished: dict[str, "Finished"]) -> Finished:
+    """Takes a finished network as a phase's result: it stays where it is, and is evaluated on this experiment's images."""
+    source = network_folder(phase, place).absolute()
+    if (source, program) not in builder.networks:
+        network, facts = stored_network(program, source)
+        teaching = teacher_of(phase, finished)
+        teacher = None if teaching is None else teaching.network
+        before = read_result(source) or {}
+        result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
+            "phase": phase.name,
+            "network": program.deployment.network.name,
+            "parameters": count_parameters(network.params),
+            "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
+            "hash": facts["hash"],
+            "from": str(source),
+        }
+        builder.networks[source, program] = Finished(network, result)
+    found = builder.networks[source, program]
+    before = read_result(place)
+    if before is not None and before["hash"] != found.result["hash"]:
+        raise ExperimentError(
+            f"The network in {source} is not the one this run began with (hash {found.result['hash']}, was "
+            f"{before['hash']}); put that one back, or start anew with --overwrite."
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    by_first(lambda: write_json(place / RESULT, found.result), ExperimentError)
+    return found
+
+
+def keep(
+    network: Variables, objective: Variables | None, program: Program, place: Path, result: dict[str, Any]
+) -> Finished:
+    """Saves a network, what its objective trained, and its result; the result last: it says that the phase has ended."""
+    facts = {
+        "phase": program.phase.name,
+        "network": program.deployment.network.name,
+        "num_classes": program.images.info.num_classes,
+    }
+    if objective is not None:
+        save_network(place / OBJECTIVE, objective, facts)
+    result["hash"] = save_network(place, network, facts)
+    by_first(lambda: write_json(place / RESULT, result), ExperimentError)
+    return Finished(network, result, objective)
+
+
+def load_phase(program: Program, place: Path) -> Finished:
+    """A phase that has ended, from its folder."""
+    network, _ = stored_network(program, place)
+    objective = None
+    if (place / OBJECTIVE).exists():
+        objective, _ = load_network(place / OBJECTIVE, program.objective_template())
+    return Finished(network, read_result(place), objective)
+
+
+def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:
+    """A finished network and its facts, checked against what the program expects."""
+    check_classes(folder, program)
+    return load_network(folder, program.network_template())
+
+
+def check_classes(folder: Path, program: Program) -> None:
+    """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
+    path = folder / "network.json"
+    there = json.loads(path.read_text()).get("num_classes") if path.exists() else None
+    here = program.images.info.num_classes
+    if there is not None and there != here:
+        raise ExperimentError(
+            f"The network in {folder} has {there} classes, the data set {program.images.train.name} has {here}; "
+            "use a network and a data set with the same classes."
+        )
+
+
+def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[str, Any]]:
+    """Metrics of every finished network of a run, by phase; each beside its teacher."""
+    saved = folder / EXPERIMENT
+    if not saved.exists():
+        raise ExperimentError(
+            f"{folder} is not a run: it has no {EXPERIMENT}; give the folder that kdjax distill wrote."
+        )
+    if (folder / COMPARISON).exists():
+        raise ExperimentError(f"{folder} is a comparison; name one of its runs, such as {folder}/kd/seed0.")
+    experiment = serialization.load(saved)
+    builder = Builder(data_dir)
+    networks: dict[str, Variables] = {}
+    results = {}
+    for phase in experiment.phases:
+        place = folder / phase.name
+        if not phase.weights and read_result(place) is None:
+            continue
+        program = builder.program(experiment, phase)
+        networks[phase.name], _ = stored_network(program, network_folder(phase, place))
+        teachers = [networks[name] for name in phase.teachers if name in networks]
+        together = join_networks(teachers) if len(teachers) == len(phase.teachers) else None
+        means = program.evaluate(networks[phase.name], together)["student"]
+        results[phase.name] = means | {"examples": f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"}
+    if not results:
+        raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
+    return results
+
+
+def load_trained(
+    folder: str | Path, phase: str | None = None, data_dir: str | None = None
+) -> Callable[[jax.Array], ModelOutput]:
+    """A finished network of a run as a function from images to its output, to be used or jitted like any other.
+
+    Args:
+      folder: run folder.
+      phase: which network; the last phase's, the student, if not given.
+      data_dir: folder of prepared data sets; that of TFDS if not given.
+
+    Returns:
+      A pure function from uint8 images `[B, H, W, C]`, as the data set stores them, to a `ModelOutput`. Its attributes
+      `network` and `variables` are what it is made of.
+    """
+    experiment = serialization.load(Path(folder) / EXPERIMENT)
+    chosen = experiment.phase(phase) if phase else experiment.student
+    program = Builder(data_dir).program(experiment, chosen)
+    variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
+    network = program.deployment.network
+
+    def predict(images):
+        inputs = experiment.data.views.evaluate(images)
+        return network.apply(variables.params, variables.state, inputs, train=False)[0]
+
+    predict.network, predict.variables = network, variables
+    return predict
