@@ -161,7 +161,7 @@ class Program:
         if self.freezer is not None:
             teacher = Variables(*self.freezer.convert(teacher.params, teacher.state))
         return Remembered(
-            pipeline, self.images, data.views, self.step_teacher, teacher, storage=Storage(self.phase.teacher_cache),
+            pipeline, self.images, data.views, self.step_teacher, self.whole(teacher), storage=Storage(self.phase.teacher_cache),
             folder=self.experiment.cache_dir, data_seed=data_seed, clock=self.clock, runner=self.runner,
             at_once=data.eval_batch_size,
         )  # fmt: skip

@@ -14,7 +14,8 @@ import numpy as np
 from kdjax.data import Pipeline, Views
 from kdjax.experiment.images import Images
 from kdjax.training import Runner, Variables, content_hash
-from kdjax.training.teacher_cache import Storage, TeacherCache, with_teacher
+from kdjax.training.processes import any_of, by_first, is_first, of_first
+from kdjax.training.teacher_cache import CacheError, Storage, TeacherCache, with_teacher
 from kdjax.types import Batch, Clock, Network
 
 
@@ -25,14 +26,12 @@ def check_views(views: Views) -> None:
             f"data.views.mixup={views.mixup} mixes each view with a neighbour's in the batch, so that none comes twice; set "
             "mixup to 0, or teacher_cache to empty."
         )
-    if jax.process_count() > 1:
-        raise ValueError(
-            "A teacher's outputs are kept by runs of one process, this is one of several; leave teacher_cache empty."
-        )
 
 
 class Remembered:
     """Batches with the teacher's outputs, from a cache that grows as views come up.
+
+    Several processes find out together what is missing and all hold all of it; the first one writes it down.
 
     Args:
       pipeline: the batches.
@@ -69,11 +68,19 @@ class Remembered:
         }
         digest = hashlib.sha256(json.dumps([description, storage.name], sort_keys=True).encode()).hexdigest()[:16]
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "teachers"
-        self.cache = TeacherCache(
+        make = lambda: TeacherCache(
             Path(folder or home) / digest, description, examples=len(images.train), views=views.num_views(),
-            classes=images.info.num_classes, storage=storage,
+            classes=images.info.num_classes, storage=storage, writes=is_first(),
         )  # fmt: skip
+        if jax.process_count() > 1:
+            by_first(make, CacheError)  # the folder is there when the others look
+        self.cache = make()
         self.found = len(self.cache)
+        if any_of(self.found != of_first(self.found)):
+            raise CacheError(
+                f"The processes of this run find different outputs in {self.cache.folder}; name a folder on a disk that all "
+                "hosts see, with --cache-dir."
+            )
         key, everyone = jax.random.key(data_seed), jnp.arange(len(images.train), dtype=jnp.int32)
         numbers = jax.jit(lambda number: views.numbers(everyone, number, key))
 
@@ -81,11 +88,14 @@ class Remembered:
             inputs = views.show(shown, numbers)
             return teacher.apply(variables.params, variables.state, inputs, train=False)[0].logits.astype(jnp.float32)
 
-        compiled = jax.jit(say)
+        compiled = jax.jit(say, out_shardings=runner.replicated)
+
+        def placed(x: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, runner.sharded, lambda part: x[part])
 
         def answer(examples: np.ndarray, numbers: np.ndarray) -> np.ndarray:
             shown = images.train.fetch(examples)[0], numbers.astype(np.int32)
-            return np.asarray(compiled(variables, *jax.device_put(shown, runner.sharded)))
+            return np.asarray(compiled(variables, *map(placed, shown)))
 
         self._iterate = with_teacher(
             pipeline.iterate, self.cache, steps_per_pass=clock.steps_per_pass or clock.steps_per_epoch,

@@ -4,6 +4,7 @@ Exact, since the views of `kdjax.data.Views` are numbered: CIFAR's crops and fli
 show 125. Outputs are kept in memory and in a folder, and later runs with the same teacher, data and augmentation read them.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -78,15 +79,24 @@ class TeacherCache:
       views: V, how many an example has.
       classes: C.
       storage: in which form.
+      writes: whether this process writes files; of several that keep the same outputs one does.
 
     Raises:
       CacheError: the folder holds outputs of something else, or cannot be read.
     """
 
     def __init__(
-        self, folder: Path, description: dict[str, Any], *, examples: int, views: int, classes: int, storage: Storage
+        self,
+        folder: Path,
+        description: dict[str, Any],
+        *,
+        examples: int,
+        views: int,
+        classes: int,
+        storage: Storage,
+        writes: bool = True,
     ):
-        self.folder, self.storage, self.views = Path(folder), storage, views
+        self.folder, self.storage, self.views, self.writes = Path(folder), storage, views, writes
         self._rows = np.empty(0, storage.row(classes))
         self._place = np.full(examples * views, -1, np.int32)
         self._count = 0
@@ -116,20 +126,29 @@ class TeacherCache:
 
     def add(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
         """Keeps `(ids [B], logits [B, C] float32)`, in memory and as one more file, which is there whole or not at all."""
+        with self._file() as write:
+            for ids, logits in blocks:
+                logits = np.asarray(logits, np.float32)
+                rows = self.storage.pack(logits)
+                self._measure(rows, logits)
+                write(np.int64(len(ids)).tobytes() + ids.astype(np.int64).tobytes() + rows.tobytes())
+                self._add(ids, rows)
+        self.parts += 1
+
+    @contextlib.contextmanager
+    def _file(self):
+        """Writes records to one more file."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
+        if not self.writes:
+            yield lambda record: None
+            return
         path = self.folder / f"{self.parts:05d}.array_record"
         temporary = path.with_suffix(".tmp")
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for ids, logits in blocks:
-            logits = np.asarray(logits, np.float32)
-            rows = self.storage.pack(logits)
-            self._measure(rows, logits)
-            writer.write(np.int64(len(ids)).tobytes() + ids.astype(np.int64).tobytes() + rows.tobytes())
-            self._add(ids, rows)
+        yield writer.write
         writer.close()
         temporary.rename(path)
-        self.parts += 1
 
     def error(self) -> dict[str, float]:
         """What keeping changed of the outputs that were added: the largest change of a logit, or the mean probability of the

@@ -120,6 +120,24 @@ def test_one_that_is_told_to_stop_stops_all_and_they_go_on_together(tmp_path, da
     assert steps == sorted(set(steps)) and max(steps) > max(saved)
 
 
+@pytest.mark.slow
+def test_they_keep_the_same_outputs_of_the_teacher(config, tmp_path, data_dir):
+    """And find them again, whether many look or one."""
+    plain = tmp_path / "config.py"
+    plain.write_text(config.read_text().replace(" + FitNet(stage=1)", ""))
+    options = ("--teacher", str(tmp_path / "live/teacher"), "--phases.student.teacher-cache", "float32",
+               "--cache-dir", str(tmp_path / "cache"))  # fmt: skip
+    found = {}
+    for name, processes, devices in (("live", 1, 4), ("two", 2, 2), ("again", 2, 2), ("one", 1, 4)):
+        begun = start(plain, tmp_path / name, data_dir, processes, devices, *(options if name != "live" else ()))
+        assert all(status == 0 for status, _ in finish(begun))
+        found[name] = json.loads((tmp_path / name / "student/result.json").read_text())
+        assert outcome(tmp_path / name) == pytest.approx(outcome(tmp_path / "live"), rel=1e-4)
+    computed = found["two"]["teacher_cache"]["computed"]
+    assert computed > 300 and found["again"]["teacher_cache"] == found["one"]["teacher_cache"]
+    assert found["again"]["teacher_cache"] == {"storage": "float32", "found": computed, "computed": 0}
+
+
 def test_what_the_first_finds_wrong_is_said_by_all(config, tmp_path, data_dir):
     folder = tmp_path / "run"
     folder.mkdir()
