@@ -28,8 +28,8 @@ def noisy(inputs, index, epoch, key):
 
 
 @functools.cache
-def parts(axis=None):
-    objective = CrossEntropy() + KD(temperature=3.0) + FitNet(stage=0) + 5.0 * SP()
+def parts(axis=None, temperature=3.0):
+    objective = CrossEntropy() + KD(temperature=temperature) + FitNet(stage=0) + 5.0 * SP()
     bound = bind(objective, shapes(STUDENT), shapes(TEACHER), DataInfo(CLASSES))
     optimizer = build(SGD(learning_rate=1e-2), CLOCK, bound)
     return bound, optimizer, make_step(STUDENT, TEACHER, bound, optimizer, clock=CLOCK, views=noisy, axis=axis)
@@ -91,6 +91,19 @@ def test_the_teacher_runs_once(form):
     one, two, three = flops(1), flops(2), flops(3)
     assert three - two == pytest.approx(two - one, rel=0.1)
     assert two - one < one - 0.7 * forward
+
+
+def test_objectives_may_differ_in_their_values():
+    runner = make_runner("jit", jax.devices()[:1])
+    each = [parts(temperature=temperature)[2] for temperature in (3.0, 0.25)]
+    found = train(replicated(each, 2), runner, join([start(0), start(0)]))
+    chex.assert_trees_all_close(take(found, 0), alone(0), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(take(found, 1), train(each[1], runner, start(0)), rtol=1e-4, atol=1e-5)
+    assert found[3]["kd"][0][1] != pytest.approx(found[3]["kd"][0][0], rel=1e-2)
+    with pytest.raises(ValueError, match="2 steps for 3 replicas"):
+        replicated(each, 3)
+    with pytest.raises(ValueError, match='use form="unrolled"'):
+        replicated(each, 2, "vmapped")
 
 
 def test_joined_and_taken():
