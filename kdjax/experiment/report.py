@@ -170,8 +170,8 @@ def shared_note(comparison: dict[str, Any]) -> list[str]:
     """What the spread does not cover, where seeds were trained together."""
     count = comparison.get("together")
     return [] if not count else [
-        f"The {count} seeds of a method were trained as one program and share the order and the views of the examples: their "
-        "spread is of initial weights and dropout alone. Times are each one's share."
+        f"The {count} seeds of a method were trained together and share the order and the views of the examples: their spread "
+        "is of initial weights and dropout alone. Where they were one program, times are each one's share."
     ]  # fmt: skip
 
 
