@@ -243,14 +243,14 @@ def test_connectors_and_bridges_stand_only_where_shapes_differ():
 def test_flows_and_directions_are_the_losses_of_the_bridged_stages():
     alike = output(410, 3)
     np.testing.assert_allclose(
-        run(FSP(), context(alike))[0], mean(losses.fsp(alike.features, TEACHER.features)), **EXACT
+        run(FSP(), context(alike))[0], mean(jax.jit(losses.fsp)(alike.features, TEACHER.features)), **EXACT
     )
     np.testing.assert_allclose(
         run(FSP(stages=(0, 2)), context(alike))[0],
         mean(losses.fsp([alike.features[i] for i in (0, 2)], [TEACHER.features[i] for i in (0, 2)])), **EXACT,
     )  # fmt: skip
     for objective, hyper in ((KDSVD(k=2), {"k": 2}), (KDSVD(columns="width"), {"columns": "width"})):
-        wanted = losses.kdsvd(alike.features, TEACHER.features, **hyper)
+        wanted = jax.jit(functools.partial(losses.kdsvd, **hyper))(alike.features, TEACHER.features)
         np.testing.assert_allclose(run(objective, context(alike))[0], mean(wanted), rtol=1e-4)
     params, _ = bound_to(FSP()).init(jax.random.key(1))
     kernels = [params["fsp"]["stages"][str(i)] for i in range(3)]
