@@ -16,6 +16,8 @@ PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 CASES = cases("det_atss", symbol="ATSSAssigner.assign, get_vlr_region")
 (NO_GT,) = cases("det_atss", tag="no gt")
 assign = jax.jit(losses.atss_assign, static_argnames=("level_sizes", "topk"))
+threshold = jax.jit(losses.atss_threshold, static_argnames=("level_sizes", "topk"))
+overlaps_of = jax.jit(losses.pairwise_box_iou, static_argnames="kind")
 region = jax.jit(losses.vlr_weights, static_argnames=("level_sizes", "topk", "overlap", "below_threshold"))
 MOST = 8  # objects an image is padded to
 
@@ -98,13 +100,13 @@ def test_threshold_and_positives_are_those_of_a_plain_loop(kept):
             if inside and iou >= thresholds[-1] and iou > best_iou[a]:
                 best[a], best_iou[a] = g, iou
     assert (best >= 0).any()
-    actual = losses.atss_threshold(ANCHORS, GTS, LEVELS, topk, anchor_mask=kept)
+    actual = threshold(ANCHORS, GTS, LEVELS, topk, anchor_mask=kept)
     np.testing.assert_allclose(actual, thresholds, rtol=1e-5)
     index, iou = assign(ANCHORS, GTS, np.ones(3, bool), LEVELS, topk=topk, anchor_mask=kept)
     np.testing.assert_array_equal(index, best)
     np.testing.assert_allclose(iou, best_iou, rtol=1e-5)
     # The whole of a level that has fewer anchors than topk.
-    whole = losses.atss_threshold(ANCHORS, GTS, LEVELS, topk=50, anchor_mask=kept)
+    whole = threshold(ANCHORS, GTS, LEVELS, topk=50, anchor_mask=kept)
     overlaps = np.array([[plain_iou(np.float64(a), np.float64(g)) for a in ANCHORS[kept]] for g in GTS])
     np.testing.assert_allclose(whole, overlaps.mean(1) + overlaps.std(1, ddof=1), rtol=1e-5)
 
@@ -114,9 +116,10 @@ def test_threshold_and_positives_are_those_of_a_plain_loop(kept):
 def test_region_is_a_band_of_the_overlap(overlap, below):
     mask = np.array([True, False, True])
     weights = region(ANCHORS, GTS, mask, LEVELS, topk=3, overlap=overlap, below_threshold=below, anchor_mask=NOT_ALL)
-    thresholds = losses.atss_threshold(ANCHORS, GTS, LEVELS, 3, anchor_mask=NOT_ALL)
-    measure = losses.pairwise_box_iou(ANCHORS, GTS, kind=overlap)
-    iou = losses.pairwise_box_iou(ANCHORS, GTS)
+    thresholds = threshold(ANCHORS, GTS, LEVELS, 3, anchor_mask=NOT_ALL)
+    measure = np.asarray(overlaps_of(ANCHORS, GTS, kind=overlap))
+    iou = np.asarray(overlaps_of(ANCHORS, GTS, kind="iou"))
+    thresholds = np.asarray(thresholds)
     expected = np.zeros(sum(LEVELS))
     for a in np.flatnonzero(NOT_ALL):
         for g in (0, 2):
@@ -163,11 +166,11 @@ def test_images_spread_over_devices_are_assigned_where_they_are():
 
 def test_an_image_without_objects():
     none = np.zeros((0, 4), np.float32), np.zeros(0, bool)
-    index, iou = losses.atss_assign(ANCHORS, *none, LEVELS)
+    index, iou = assign(ANCHORS, *none, LEVELS)
     np.testing.assert_array_equal(index, -1)
     np.testing.assert_array_equal(iou, 0)
-    np.testing.assert_array_equal(losses.vlr_weights(ANCHORS, *none, LEVELS), 0)
-    assert losses.atss_threshold(ANCHORS, none[0], LEVELS).shape == (0,)
+    np.testing.assert_array_equal(region(ANCHORS, *none, LEVELS), 0)
+    assert threshold(ANCHORS, none[0], LEVELS).shape == (0,)
 
 
 def test_empty_boxes_single_candidates_and_no_anchor_left():
@@ -178,9 +181,9 @@ def test_empty_boxes_single_candidates_and_no_anchor_left():
     ):
         np.testing.assert_array_equal(result, 0)
     # One candidate has no spread: it is its own threshold.
-    index, iou = losses.atss_assign(ANCHORS[:1], ANCHORS[:1] + 1, np.ones(1, bool), [1])
+    index, iou = assign(ANCHORS[:1], ANCHORS[:1] + 1, np.ones(1, bool), (1,))
     assert index[0] == 0
-    np.testing.assert_allclose(losses.atss_threshold(ANCHORS[:1], ANCHORS[:1] + 1, [1]), iou, rtol=1e-6)
+    np.testing.assert_allclose(threshold(ANCHORS[:1], ANCHORS[:1] + 1, (1,)), iou, rtol=1e-6)
     gone = np.zeros(sum(LEVELS), bool)
     assert (assign(ANCHORS, GTS, np.ones(3, bool), LEVELS, topk=3, anchor_mask=gone)[0] == -1).all()
     assert (region(ANCHORS, GTS, np.ones(3, bool), LEVELS, topk=3, anchor_mask=gone) == 0).all()
@@ -191,17 +194,15 @@ def test_of_anchors_equally_near_the_first_are_candidates():
     centres, half = np.array([[0, 0], [8, 0], [0, 8], [8, 8]]), np.array([[4], [4], [8], [8]])
     anchors = np.concatenate([centres - half, centres + half], axis=-1).astype(np.float32)
     object_ = np.array([[0.0, 0.0, 8.0, 8.0]], np.float32)
-    np.testing.assert_allclose(losses.atss_threshold(anchors, object_, [4], 2), 16 / 112, rtol=1e-6)
+    np.testing.assert_allclose(threshold(anchors, object_, (4,), 2), 16 / 112, rtol=1e-6)
     four = np.array([16 / 112] * 2 + [64 / 256] * 2)
-    np.testing.assert_allclose(
-        losses.atss_threshold(anchors, object_, [4], 4), four.mean() + four.std(ddof=1), rtol=1e-6
-    )
+    np.testing.assert_allclose(threshold(anchors, object_, (4,), 4), four.mean() + four.std(ddof=1), rtol=1e-6)
 
 
 def test_nothing_is_learned_from_an_assignment():
-    by_gt = jax.grad(lambda g: losses.vlr_weights(ANCHORS, g, np.ones(3, bool), LEVELS, topk=3).sum())(GTS)
+    by_gt = jax.jit(jax.grad(lambda g: losses.vlr_weights(ANCHORS, g, np.ones(3, bool), LEVELS, topk=3).sum()))(GTS)
     np.testing.assert_array_equal(by_gt, 0)
-    by_gt = jax.grad(lambda g: losses.atss_assign(ANCHORS, g, np.ones(3, bool), LEVELS, topk=3)[1].sum())(GTS)
+    by_gt = jax.jit(jax.grad(lambda g: losses.atss_assign(ANCHORS, g, np.ones(3, bool), LEVELS, topk=3)[1].sum()))(GTS)
     np.testing.assert_array_equal(by_gt, 0)
 
 

@@ -1,5 +1,7 @@
 """Overlaps of boxes, distances and anchors: against the original implementation, and at their edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,17 @@ from tests.losses.computing import computing_in
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 KINDS = ["iou", "iof", "giou", "diou", "ciou", "iof_centre"]
+box_iou = jax.jit(losses.box_iou, static_argnames="kind")
+pairwise_box_iou = jax.jit(losses.pairwise_box_iou, static_argnames="kind")
+box_regression = jax.jit(losses.box_regression, static_argnames="kind")
 (PAIRWISE,) = cases("det_iou", symbol="bbox_overlaps, diou_loss, ciou_loss")
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="kind")
+def with_gradient(function, boxes, others, **kind):
+    """The values of each pair, and the gradient of their sum by `boxes`."""
+    values, pull = jax.vjp(lambda b: function(b, others, **kind), boxes)
+    return values, pull(jnp.ones_like(values))[0]
 
 
 @PRECISIONS
@@ -19,7 +31,7 @@ KINDS = ["iou", "iof", "giou", "diou", "ciou", "iof_centre"]
 def test_pairwise_overlaps_golden(kind, precision):
     name = {"iof_centre": "ld_diou_asis"}.get(kind, kind)
     with computing_in(precision) as real:
-        actual = losses.pairwise_box_iou(real(PAIRWISE.inputs["a"]), real(PAIRWISE.inputs["b"]), kind=kind)
+        actual = pairwise_box_iou(real(PAIRWISE.inputs["a"]), real(PAIRWISE.inputs["b"]), kind=kind)
         if precision == "f64":
             PAIRWISE.check(actual, "out", name, precision)
         else:  # the reference's own CIoU of equal boxes is nan, and the case has no relative tolerance
@@ -33,12 +45,11 @@ def test_pairwise_overlaps_golden(kind, precision):
 def test_box_regression_golden(kind, precision):
     (case,) = cases("det_iou", symbol=f"{kind}_loss")
     with computing_in(precision) as real:
-        values, pull = jax.vjp(
-            lambda p: losses.box_regression(p, real(case.inputs["target"]), kind=kind), real(case.inputs["pred"])
-        )
+        predicted, targets = real(case.inputs["pred"]), real(case.inputs["target"])
+        values, gradient = with_gradient(losses.box_regression, predicted, targets, kind=kind)
         case.check(values, "out", "elem", precision)
         case.check(jnp.sum(values), "out", "loss", precision)
-        case.check(pull(jnp.ones_like(values))[0], "grad", "pred", precision)
+        case.check(gradient, "grad", "pred", precision)
 
 
 @PRECISIONS
@@ -50,7 +61,7 @@ def test_weighted_giou_golden(precision):
             values = losses.box_regression(boxes, real(case.inputs["target"]))
             return case.hyper["loss_weight"] * jnp.sum(real(case.inputs["weight"]) * values) / case.hyper["avg_factor"]
 
-        value, gradient = jax.value_and_grad(weighted)(real(case.inputs["pred"]))
+        value, gradient = jax.jit(jax.value_and_grad(weighted))(real(case.inputs["pred"]))
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "pred", precision)
 
@@ -60,7 +71,7 @@ def test_distances_golden(precision):
     (case,) = cases("det_dfl", symbol="distance2bbox, bbox2distance")
     with computing_in(precision) as real:
         points, distances = real(case.inputs["points"]), real(case.inputs["distance"])
-        boxes = losses.distance2bbox(points, distances)
+        boxes = jax.jit(losses.distance2bbox)(points, distances)
         case.check(boxes, "out", "boxes", precision)
         cut = losses.distance2bbox(points, distances, max_shape=tuple(case.hyper["max_shape"]))
         case.check(cut, "out", "boxes_clipped", precision)
@@ -96,22 +107,22 @@ UNIT = [0.0, 0.0, 2.0, 1.0]
 )
 def test_overlaps_by_hand(other, expected):
     for kind, value in expected.items():
-        actual = losses.box_iou(jnp.array(UNIT), jnp.array(other), kind=kind)
+        actual = box_iou(jnp.array(UNIT), jnp.array(other), kind=kind)
         np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-7, err_msg=kind)
 
 
 def test_ciou_adds_the_difference_of_shapes():
     boxes, others = jnp.array(UNIT), jnp.array([0.0, 0.0, 1.0, 1.0])
     v = 4 / np.pi**2 * (np.arctan(1) - np.arctan(2)) ** 2
-    np.testing.assert_allclose(losses.box_iou(boxes, others, kind="ciou"), 0.45 - v**2 / (0.5 + v), rtol=1e-5)
+    np.testing.assert_allclose(box_iou(boxes, others, kind="ciou"), 0.45 - v**2 / (0.5 + v), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_box_covers_itself_and_pairs_are_the_aligned_ones(kind):
     boxes = jnp.array([UNIT, [5.0, 5.0, 9.0, 6.0], [-3.0, -1.0, 1.0, 7.0]])
-    values, pull = jax.vjp(lambda b: losses.box_iou(b, boxes, kind=kind), boxes)
+    values, gradient = with_gradient(losses.box_iou, boxes, boxes, kind=kind)
     np.testing.assert_allclose(values, 1, rtol=1e-6)
-    assert np.isfinite(pull(jnp.ones(3))[0]).all()
+    assert np.isfinite(gradient).all()
     pairs = losses.pairwise_box_iou(boxes[None], boxes[None, :2], kind=kind)
     assert pairs.shape == (1, 3, 2)
     np.testing.assert_array_equal(pairs[0, 2, 1], losses.box_iou(boxes[2], boxes[1], kind=kind))
@@ -125,8 +136,8 @@ EMPTY = [[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 1.0, 1.0], [0.0, 0.0, 2.0, 0.0], [0.0,
 @pytest.mark.parametrize("others", [[UNIT] * 5, EMPTY], ids=["with a box", "with themselves"])
 def test_empty_boxes_share_nothing_and_are_finite(kind, others):
     for boxes, against in (EMPTY, others), (others, EMPTY):
-        values, pull = jax.vjp(lambda b, o=against: losses.box_iou(b, jnp.array(o), kind=kind), jnp.array(boxes))
-        assert np.isfinite(values).all() and np.isfinite(pull(jnp.ones(5))[0]).all()
+        values, gradient = with_gradient(losses.box_iou, jnp.array(boxes), jnp.array(against), kind=kind)
+        assert np.isfinite(values).all() and np.isfinite(gradient).all()
         if kind in ("iou", "iof"):
             np.testing.assert_array_equal(values, 0)
         assert (values <= 1e-6).all() and (values >= -1.5).all()
@@ -135,17 +146,17 @@ def test_empty_boxes_share_nothing_and_are_finite(kind, others):
 def test_boxes_of_ten_thousand_and_half_types():
     boxes = jnp.array([[-1e4, -1e4, 1e4, 1e4]])
     for kind in KINDS:
-        np.testing.assert_allclose(losses.box_iou(boxes, boxes, kind=kind), 1, rtol=1e-5)
-        half = losses.box_iou(jnp.array([UNIT], jnp.bfloat16), jnp.array([UNIT], jnp.bfloat16), kind=kind)
+        np.testing.assert_allclose(box_iou(boxes, boxes, kind=kind), 1, rtol=1e-5)
+        half = box_iou(jnp.array([UNIT], jnp.bfloat16), jnp.array([UNIT], jnp.bfloat16), kind=kind)
         assert half.dtype == jnp.float32
 
 
 def test_box_regression_teaches_the_prediction_alone():
     boxes, targets = jnp.array([UNIT]), jnp.array([[0.5, 0.25, 2.0, 3.0]])
-    ours, theirs = jax.grad(lambda b, t: losses.box_regression(b, t).sum(), argnums=(0, 1))(boxes, targets)
+    ours, theirs = jax.jit(jax.grad(lambda b, t: losses.box_regression(b, t).sum(), argnums=(0, 1)))(boxes, targets)
     np.testing.assert_array_equal(theirs, 0)
     # Nearer to the target with every step against the gradient.
-    assert losses.box_regression(boxes - 0.1 * ours, targets) < losses.box_regression(boxes, targets)
+    assert box_regression(boxes - 0.1 * ours, targets) < box_regression(boxes, targets)
 
 
 def test_refuses_what_is_no_box():

@@ -1,12 +1,14 @@
 """What every loss between feature maps has in common: examples by themselves, sizes, the teacher, the edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax.losses import adaptive_average_pool, attention, boundary, feature, flow
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import computing_in, draw
 
 ROWS = 3
 STUDENT, TEACHER = draw(210, ROWS, 4, 4, 3), draw(211, ROWS, 4, 4, 3)
@@ -43,21 +45,33 @@ def over(functions):
     return pytest.mark.parametrize("loss", functions.values(), ids=functions)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(loss, student, teacher):
+    """The values of the examples, their mean, and its gradients by student and teacher: one program for all checks."""
+
+    def mean(student, teacher):
+        values = loss(student, teacher)
+        return jnp.mean(values), values
+
+    (value, values), gradients = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(student, teacher)
+    return values, value, *gradients
+
+
 @over(ALL)
 def test_every_example_is_by_itself_and_its_value_a_number(loss):
-    values = loss(STUDENT, TEACHER)
+    values = evaluate(loss, STUDENT, TEACHER)[0]
     assert values.shape == (ROWS,) and values.dtype == jnp.float32
     assert np.abs(values).min() > 1e-6
     order = np.array([2, 0, 1])
-    np.testing.assert_allclose(loss(STUDENT[order], TEACHER[order]), values[order], rtol=1e-5)
-    np.testing.assert_allclose(loss(STUDENT[1:2], TEACHER[1:2]), values[1:2], rtol=1e-5)
+    np.testing.assert_allclose(evaluate(loss, STUDENT[order], TEACHER[order])[0], values[order], rtol=1e-5)
+    np.testing.assert_allclose(evaluate(loss, STUDENT[1:2], TEACHER[1:2])[0], values[1:2], rtol=1e-5)
 
 
 @over(ALL)
 def test_nothing_flows_into_the_teacher(loss):
-    by_student, by_teacher = jax.jit(jax.grad(lambda s, t: loss(s, t).sum(), argnums=(0, 1)))(STUDENT, TEACHER)
+    *_, by_student, by_teacher = evaluate(loss, STUDENT, TEACHER)
     np.testing.assert_array_equal(by_teacher, 0)
-    assert np.abs(by_student).max() > 1e-4
+    assert np.abs(ROWS * by_student).max() > 1e-4
 
 
 @over({name: loss for name, loss in ALL.items() if name not in ("vid", "ab")})
@@ -82,9 +96,9 @@ def test_half_types_are_computed_in_float32(loss, dtype):
 @over(ALL)
 def test_float64_stays_float64(loss):
     with computing_in("f64") as real:
-        values = loss(real(STUDENT), real(TEACHER))
+        values = evaluate(loss, real(STUDENT), real(TEACHER))[0]
         assert values.dtype == jnp.float64
-        np.testing.assert_allclose(loss(STUDENT, TEACHER), values, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(evaluate(loss, STUDENT, TEACHER)[0], values, rtol=1e-3, atol=1e-6)
 
 
 @over(ALL)
@@ -92,9 +106,9 @@ def test_float64_stays_float64(loss):
 def test_features_of_any_size_are_compared_rightly(loss, size):
     """The value and gradient of float64; of 1e-30, whose squares float32 does not know, only that they are finite."""
     student, teacher = np.float32(size) * STUDENT, np.float32(size) * TEACHER
-    value, gradient = mean_and_gradient(loss, jnp.asarray(student), jnp.asarray(teacher))
+    _, value, gradient, _ = evaluate(loss, student, teacher)
     with computing_in("f64") as real:
-        wanted, expected = mean_and_gradient(loss, real(student), real(teacher))
+        _, wanted, expected, _ = evaluate(loss, real(student), real(teacher))
     assert np.isfinite([value, wanted]).all() and np.isfinite(gradient).all() and np.isfinite(expected).all()
     if size > 1e-20:
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
@@ -113,7 +127,7 @@ def test_features_without_activation_have_finite_values_and_gradients(loss, sile
         student[1] = 0
     if silent == "one channel":
         student[..., 1] = teacher[..., 2] = 0
-    value, gradient = mean_and_gradient(loss, jnp.asarray(student), jnp.asarray(teacher))
+    _, value, gradient, _ = evaluate(loss, student, teacher)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() < 1e6
@@ -122,19 +136,22 @@ def test_features_without_activation_have_finite_values_and_gradients(loss, sile
 @over(ALL)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 1, 3), (1, 1, 5, 1), (2, 3, 1, 2), (0, 4, 4, 3)])
 def test_maps_of_one_position_one_channel_or_one_example(loss, shape):
-    student, teacher = draw(212, *shape), draw(213, *shape)
-    values, pull = jax.vjp(lambda s: loss(s, teacher), student)
+    values, _, gradient, _ = evaluate(loss, draw(212, *shape), draw(213, *shape))
     assert values.shape == shape[:1] and np.isfinite(values).all()
-    assert np.isfinite(pull(jnp.ones(shape[0]))[0]).all()
+    assert gradient.shape == shape and np.isfinite(gradient).all()
 
 
 @over(POOLING)
 @pytest.mark.parametrize(("ours", "theirs"), [((4, 4), (2, 2)), ((2, 2), (4, 4)), ((5, 3), (3, 4))])
 def test_the_larger_map_is_pooled_to_the_smaller(loss, ours, theirs):
-    student, teacher = draw(214, 2, *ours, 3), draw(215, 2, *theirs, 3)
     size = tuple(np.minimum(ours, theirs).tolist())
-    expected = loss(adaptive_average_pool(student, size), adaptive_average_pool(teacher, size))
-    np.testing.assert_allclose(loss(student, teacher), expected, rtol=1e-6)
+
+    @jax.jit
+    def both(*maps):
+        return loss(*maps), loss(*(adaptive_average_pool(one, size) for one in maps))
+
+    found, expected = both(draw(214, 2, *ours, 3), draw(215, 2, *theirs, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @over(ALL)
@@ -156,4 +173,4 @@ def test_other_widths_are_refused_where_channels_are_compared(name):
 
 @pytest.mark.parametrize("name", ["at", "nst", "ft", "kdsvd_of_widths"])
 def test_other_widths_are_welcome_where_they_are_not(name):
-    assert np.isfinite(ALL[name](STUDENT, TEACHER[..., :2])).all()
+    assert np.isfinite(evaluate(ALL[name], STUDENT, TEACHER[..., :2])[0]).all()

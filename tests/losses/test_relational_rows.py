@@ -50,9 +50,16 @@ def share(student, teacher, loss, **rows):
     return sum(group_losses({"a": term}, rows.get("axis_name")).values()), values
 
 
+@functools.partial(jax.jit, static_argnames=("loss", "axis_name"))
+def gradients_of(loss, student, teacher, **rows):
+    """Value, values of the rows, and gradients by student and teacher."""
+    whole = jax.value_and_grad(share, argnums=(0, 1), has_aux=True)
+    (value, values), gradients = whole(student, teacher, loss, **rows)
+    return value, values, *gradients
+
+
 def gradient_of(loss, student, teacher, **rows):
-    (value, values), gradient = jax.value_and_grad(share, has_aux=True)(student, teacher, loss, **rows)
-    return value, values, gradient
+    return gradients_of(loss, student, teacher, **rows)[:3]
 
 
 @over(ALL)
@@ -73,11 +80,11 @@ def test_a_row_that_is_masked_out_is_as_if_it_were_not_there(loss):
 
 @over(ALL)
 def test_no_row_one_row_and_two_rows(loss):
-    _, values, gradient = gradient_of(loss, jnp.asarray(STUDENT), TEACHER, where=np.zeros(ROWS, bool))
+    _, values, gradient = gradient_of(loss, STUDENT, TEACHER, where=np.zeros(ROWS, bool))
     np.testing.assert_array_equal(values, 0)
     np.testing.assert_array_equal(gradient, 0)
     for count in (1, 2):
-        value, _, gradient = gradient_of(loss, jnp.asarray(STUDENT[:count]), TEACHER[:count])
+        value, _, gradient = gradient_of(loss, STUDENT[:count], TEACHER[:count])
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -105,11 +112,12 @@ def test_rows_in_another_order_change_nothing(loss):
 
 @over(FROM_TEACHER)
 def test_nothing_flows_into_the_teacher_nor_into_its_equal(loss):
-    by_student, by_teacher = jax.grad(lambda s, t: share(s, t, loss)[0], argnums=(0, 1))(STUDENT, TEACHER)
+    *_, by_student, by_teacher = gradients_of(loss, STUDENT, TEACHER, where=np.ones(ROWS, bool))
     np.testing.assert_array_equal(by_teacher, 0)
     assert np.abs(by_student).max() > 1e-5
     with computing_in("f64") as real:
-        value, _, gradient = gradient_of(loss, real(TEACHER), real(TEACHER))
+        value, _, gradient, by_teacher = gradients_of(loss, real(TEACHER), real(TEACHER))
+        np.testing.assert_array_equal(by_teacher, 0)
         np.testing.assert_allclose(value, 0, atol=1e-14)
         np.testing.assert_allclose(gradient, 0, atol=1e-7)  # epsilon of pkt's logarithm
 
@@ -117,18 +125,22 @@ def test_nothing_flows_into_the_teacher_nor_into_its_equal(loss):
 @over(ALL)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_types_are_computed_and_returned_in_float32(loss, dtype):
-    student, teacher = jnp.asarray(STUDENT, dtype), jnp.asarray(TEACHER, dtype)
-    values = loss(student, teacher)
+    rounded = jnp.asarray(STUDENT, dtype), jnp.asarray(TEACHER, dtype)
+    both = jax.jit(lambda *halves: (loss(*halves), loss(*(half.astype(jnp.float32) for half in halves))))
+    values, expected = both(*rounded)
     assert values.dtype == jnp.float32
-    np.testing.assert_array_equal(values, loss(student.astype(jnp.float32), teacher.astype(jnp.float32)))
-    np.testing.assert_allclose(jnp.mean(values), jnp.mean(loss(STUDENT, TEACHER)), rtol=0.1)
+    np.testing.assert_array_equal(values, expected)
+    _, exact, _ = gradient_of(loss, STUDENT, TEACHER, where=np.ones(ROWS, bool))
+    np.testing.assert_allclose(np.mean(values), np.mean(exact), rtol=0.1)
 
 
 @over(FROM_TEACHER)
 def test_teacher_and_student_may_differ_in_width_and_shape(loss):
-    values = loss(STUDENT.reshape(ROWS, WIDTH, 1), TEACHER[:, :2])
+    student, teacher = STUDENT, TEACHER[:, :2]
+    both = jax.jit(lambda s, t: (loss(s[..., None], t), loss(s, t[:, None])))
+    values, expected = both(student, teacher)
     assert values.shape == (ROWS,)
-    np.testing.assert_array_equal(values, loss(STUDENT, TEACHER[:, :2].reshape(ROWS, 1, 2)))
+    np.testing.assert_array_equal(values, expected)
 
 
 @over(ALL)

@@ -1,6 +1,7 @@
 """Objectives that match features stage by stage: what each compares, trains and refuses, and what it draws."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,13 @@ STUDENT, TEACHER = output(310, 2), output(360, 3)
 CLASSIFY = {"classify": lambda z: z @ HEAD}
 
 
+def teacher_call(part, *arrays):
+    return CLASSIFY[part](*arrays)
+
+
 def context(student=STUDENT, teacher=TEACHER, where=WHERE, **more):
     rows = Batch.of(np.zeros(ROWS), np.zeros(ROWS, np.int32), index=100 + np.arange(ROWS), where=where)
-    more = {"key": jax.random.key(7), "teacher_call": lambda part, *arrays: CLASSIFY[part](*arrays)} | more
+    more = {"key": jax.random.key(7), "teacher_call": teacher_call} | more
     return Context(student=student, teacher=teacher, batch=rows, progress=Clock().at(0), **more)
 
 
@@ -63,19 +68,45 @@ def bound_to(objective, student=STUDENT, teacher=TEACHER):
     return bind(objective, student, teacher, DataInfo(CLASSES, 200))
 
 
-def run(objective, ctx=None, *, params=None, state=None):
-    """`(mean loss, gradient by the student's output, gradient by the parameters, new state)` of a single objective."""
+@functools.cache
+def made(objective, *shapes):
+    """The objective bound to two outputs, which are `shapes` of `leaf_shapes`, and its parameters and state."""
+    student, teacher = (jax.tree.unflatten(tree, [np.zeros(shape, np.float32) for shape in at]) for tree, *at in shapes)
+    bound = bound_to(objective, student, teacher)
+    return bound, bound.init(jax.random.key(1))
+
+
+def leaf_shapes(said):
+    leaves, tree = jax.tree.flatten(said)
+    return tree, *(leaf.shape for leaf in leaves)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "teacher_call", "axis"))
+def evaluate(student, params, teacher, state, batch, key, *, objective, teacher_call=teacher_call, axis=None):
+    """`(mean loss, new state), gradients` by student, parameters and teacher: one program for all calls of these shapes."""
+    bound, _ = made(objective, leaf_shapes(student), leaf_shapes(teacher))
+
+    def loss(student, params, teacher):
+        ctx = context(student, teacher, key=key, teacher_call=teacher_call, axis=axis)
+        terms, after = bound.apply(params, state, dataclasses.replace(ctx, batch=batch), train=True)
+        return sum(group_losses(terms, axis).values()), after
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(student, params, teacher)
+
+
+def whole(objective, ctx=None, *, params=None, state=None):
+    """What `evaluate` gives in a context, by the objective's own parameters and state unless others are given."""
     ctx = context() if ctx is None else ctx
-    bound = bound_to(objective, ctx.student, ctx.teacher)
-    own = bound.init(jax.random.key(1))
+    _, own = made(objective, leaf_shapes(ctx.student), leaf_shapes(ctx.teacher))
     params, state = own[0] if params is None else params, own[1] if state is None else state
+    given = ctx.student, params, ctx.teacher, state, ctx.batch, ctx.key
+    return evaluate(*given, objective=objective, teacher_call=ctx.teacher_call, axis=ctx.axis)
 
-    def loss(student, params):
-        terms, after = bound.apply(params, state, dataclasses.replace(ctx, student=student), train=True)
-        return sum(group_losses(terms, ctx.axis).values()), after
 
-    (value, after), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(ctx.student, params)
-    return value, *gradients, after
+def run(objective, ctx=None, **own):
+    """`(mean loss, gradient by the student's output, gradient by the parameters, new state)` of a single objective."""
+    (value, after), (by_student, by_params, _) = whole(objective, ctx, **own)
+    return value, by_student, by_params, after
 
 
 def mean(values):
@@ -115,14 +146,9 @@ def test_the_gradient_goes_where_the_objective_says(objective):
 
 @over_all
 def test_nothing_flows_into_the_teacher(objective):
-    bound = bound_to(objective)
-    params, state = bound.init(jax.random.key(1))
-
-    def loss(teacher):
-        terms, _ = bound.apply(params, state, context(teacher=teacher), train=True)
-        return sum(group_losses(terms).values())
-
-    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), jax.grad(loss)(TEACHER))
+    _, (*_, by_teacher) = whole(objective)
+    assert jax.tree.leaves(by_teacher)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), by_teacher)
 
 
 @over_all
@@ -146,16 +172,13 @@ def test_missing_rows_count_for_nothing(objective):
 def test_four_devices_and_another_order_of_rows_change_nothing(name):
     """What is drawn follows the index of an example, and statistics are of the whole batch."""
     objective = ALL[name]
-    bound = bound_to(objective)
-    params, state = bound.init(jax.random.key(1))
+    _, (params, state) = made(objective, leaf_shapes(STUDENT), leaf_shapes(TEACHER))
     value, by_student, by_params, _ = run(objective)
 
     def share(student, teacher, batch, axis):
-        def loss(student, params):
-            ctx = dataclasses.replace(context(student, teacher), batch=batch, axis=axis)
-            return sum(group_losses(bound.apply(params, state, ctx, train=True)[0], axis).values())
-
-        return jax.value_and_grad(loss, argnums=(0, 1))(student, params)
+        key = context().key
+        (value, _), gradients = evaluate(student, params, teacher, state, batch, key, objective=objective, axis=axis)
+        return value, gradients[:2]
 
     batch = jax.tree.map(np.asarray, context().batch)
     order = np.array([5, 2, 7, 0, 1, 6, 3, 4])
@@ -220,14 +243,14 @@ def test_connectors_and_bridges_stand_only_where_shapes_differ():
 def test_flows_and_directions_are_the_losses_of_the_bridged_stages():
     alike = output(410, 3)
     np.testing.assert_allclose(
-        run(FSP(), context(alike))[0], mean(losses.fsp(alike.features, TEACHER.features)), **EXACT
+        run(FSP(), context(alike))[0], mean(jax.jit(losses.fsp)(alike.features, TEACHER.features)), **EXACT
     )
     np.testing.assert_allclose(
         run(FSP(stages=(0, 2)), context(alike))[0],
         mean(losses.fsp([alike.features[i] for i in (0, 2)], [TEACHER.features[i] for i in (0, 2)])), **EXACT,
     )  # fmt: skip
     for objective, hyper in ((KDSVD(k=2), {"k": 2}), (KDSVD(columns="width"), {"columns": "width"})):
-        wanted = losses.kdsvd(alike.features, TEACHER.features, **hyper)
+        wanted = jax.jit(functools.partial(losses.kdsvd, **hyper))(alike.features, TEACHER.features)
         np.testing.assert_allclose(run(objective, context(alike))[0], mean(wanted), rtol=1e-4)
     params, _ = bound_to(FSP()).init(jax.random.key(1))
     kernels = [params["fsp"]["stages"][str(i)] for i in range(3)]
