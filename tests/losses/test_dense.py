@@ -21,7 +21,7 @@ def check_weighted(case, precision, function, scale=1.0):
             values = function(logits, real)
             return scale * jnp.sum(real(case.inputs["weight"]) * values) / case.hyper["avg_factor"], values
 
-        (value, values), gradient = jax.value_and_grad(loss, has_aux=True)(real(case.inputs["pred"]))
+        (value, values), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(real(case.inputs["pred"]))
         case.check(values, "out", "elem", precision)
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "pred", precision)
