@@ -91,6 +91,8 @@ def kdsvd(
     largest are taken for equal values, whose vectors are arbitrary within their plane: the gradient within it is left out,
     and everything is finite. A matrix of zeros has no direction; its vectors count as zeros.
 
+    Costs an eigendecomposition of `R` by `R` an example and stage, with R the smaller of the positions and the channels.
+
     Paper: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
     arXiv 1807.06819.
 
@@ -201,8 +203,8 @@ def _singular(matrix: Array, count: int) -> tuple[Array, Array]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _right_vectors(matrix: Array, count: int) -> tuple[Array, Array]:
-    _, values, rows = jnp.linalg.svd(matrix, full_matrices=False)
-    return jnp.swapaxes(rows, 1, 2)[:, :, :count], values[:, :count]
+    vectors, values = _decomposed(matrix)
+    return vectors[:, :, :count], values[:, :count]
 
 
 @_right_vectors.defjvp
@@ -212,19 +214,41 @@ def _right_vectors_jvp(count, primals, tangents):
     The values' own derivative is 0 here: the loss takes them from the teacher.
     """
     (matrix,), (tangent,) = primals, tangents
-    multiply = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    _, values, rows = jnp.linalg.svd(matrix, full_matrices=False)
-    vectors = jnp.swapaxes(rows, 1, 2)[:, :, :count]
+    every, values = _decomposed(matrix)
+    vectors = every[:, :, :count]
     squares = values**2
     rounding = 8 * max(matrix.shape[1:]) * jnp.finfo(matrix.dtype).eps
-    change = multiply("bmn,bmk->bnk", tangent, multiply("bmn,bnk->bmk", matrix, vectors))
-    change += multiply("bmn,bmk->bnk", matrix, multiply("bmn,bnk->bmk", tangent, vectors))
-    inside = multiply("brn,bnk->brk", rows, change)
-    outside = change - multiply("brn,brk->bnk", rows, inside)
+    change = _multiply("bmn,bmk->bnk", tangent, _multiply("bmn,bnk->bmk", matrix, vectors))
+    change += _multiply("bmn,bmk->bnk", matrix, _multiply("bmn,bnk->bmk", tangent, vectors))
+    inside = _multiply("bnr,bnk->brk", every, change)
+    outside = change - _multiply("bnr,brk->bnk", every, inside)
     gaps = squares[:, None, :count] - squares[:, :, None]
-    turn = multiply("brn,brk->bnk", rows, inside * _inverse(gaps, rounding * squares[:, :1, None]))
+    turn = _multiply("bnr,brk->bnk", every, inside * _inverse(gaps, rounding * squares[:, :1, None]))
     leave = outside * _inverse(squares[:, None, :count], rounding * squares[:, :1, None])
     return (vectors, values[:, :count]), (turn + leave, jnp.zeros_like(values[:, :count]))
+
+
+def _decomposed(matrix: Array) -> tuple[Array, Array]:
+    """All right singular vectors and the values, largest first: `[B, M, N]` to `[B, N, R]` and `[B, R]`, R = min(M, N).
+
+    By the eigenvectors of the smaller of `AᵀA` and `AAᵀ`, many times cheaper than a singular value decomposition of the
+    matrix. The values are the lengths of the vectors' images, which keep more digits of the small ones than roots of the
+    eigenvalues: those lose what is below the root of the rounding. Where `M < N`, vectors of values that are zero to rounding
+    are zeros.
+    """
+    rows, columns = matrix.shape[1:]
+    if columns <= rows:
+        _, vectors = jnp.linalg.eigh(_multiply("bmn,bmk->bnk", matrix, matrix))
+        vectors = vectors[:, :, ::-1]
+        return vectors, jnp.linalg.norm(_multiply("bmn,bnr->bmr", matrix, vectors), axis=1)
+    _, left = jnp.linalg.eigh(_multiply("bmn,bkn->bmk", matrix, matrix))
+    images = _multiply("bmn,bmr->bnr", matrix, left[:, :, ::-1])
+    values = jnp.linalg.norm(images, axis=1)
+    alive = values > columns * jnp.finfo(matrix.dtype).eps * values[:, :1]
+    return images * jnp.where(alive, 1 / jnp.where(alive, values, 1), 0)[:, None], values
+
+
+_multiply = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 def _inverse(gaps: Array, least: Array) -> Array:

@@ -83,6 +83,10 @@ class SemCKD(Objective):
     The attention compares how alike the examples of the batch are at each stage. Its embeddings read the similarities of an
     example to every row of the batch, so their width is the batch size, over all devices, and it must not change: rows
     that are left out of a batch count as zeros, where the released code skips a last batch that is not full.
+
+    Nothing normalises after the last convolution of a projector, so the loss is about as steep in it as its weight, whatever
+    the scale of the teacher's features. The published weight of 400 goes with SGD at 0.05 and momentum 0.9, and needs no
+    warm-up there. At 0.1 it can diverge within some steps: warm up, or take a smaller weight.
     """
 
     student_stages: tuple[int, ...] = (-3, -2, -1)

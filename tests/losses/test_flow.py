@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -105,6 +106,47 @@ def test_the_slope_of_singular_vectors_is_that_of_differences(shape):
         numerical = (turned(matrix + 1e-6 * direction) - turned(matrix - 1e-6 * direction)) / 2e-6
         np.testing.assert_allclose(slope, numerical, atol=1e-8)
         assert np.abs(slope).max() > 1e-2
+
+
+def names_and_shapes(program):
+    """Primitives of a jaxpr, those inside others too, with the shapes they read."""
+    for equation in program.eqns:
+        yield equation.primitive.name, [x.aval.shape for x in equation.invars]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from names_and_shapes(inner)
+
+
+def test_kdsvd_decomposes_the_smaller_square_once_a_network_and_stage():
+    """A decomposition of the matrices themselves was eleven times slower on the stages of resnet8x4."""
+    program = jax.make_jaxpr(jax.grad(lambda s, t: flow.kdsvd(s, t).sum()))(STUDENT, TEACHER).jaxpr
+    found = list(names_and_shapes(program))
+    assert not any(name == "svd" for name, _ in found)
+    sizes = sorted(shapes[0][1:] for name, shapes in found if name == "eigh")
+    assert sizes == sorted(2 * [(3, 3), (4, 4), (4, 4)])  # 16 x 3, 4 x 5 and 4 x 4
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)], ids=["tall", "wide"])
+@pytest.mark.parametrize("precision", ["f64", "f32"])
+def test_singular_values_far_below_the_largest_are_precise(shape, precision):
+    """At 1e-3 of it, whose square is within ten roundings of float32; the root of the eigenvalue is off by percents."""
+    made = np.array([1.0, 0.5, 1e-2, 1e-3])
+    bases = [np.linalg.qr(np.float64(draw(seed, n, 4)))[0] for seed, n in zip((267, 268), shape, strict=True)]
+    with computing_in(precision) as real:
+        vectors, values = flow._singular(real(bases[0] * made @ bases[1].T)[None], 4)
+    np.testing.assert_allclose(values[0], made, atol=1e-12 if precision == "f64" else 3e-7)
+    cosine = np.abs(np.sum(np.float64(vectors[0]) * bases[1], axis=0))
+    np.testing.assert_allclose(cosine[:3], 1, atol=1e-12 if precision == "f64" else 1e-5)
+
+
+def test_a_wide_matrix_of_low_rank_has_no_direction_beyond_it():
+    matrix = np.outer([1.0, 2.0, 3.0], [1.0, -1.0, 0.5, 2.0, 0.0])[None]
+    with computing_in("f64") as real:
+        (vectors, values), (slope, _) = jax.jvp(
+            lambda x: flow._singular(x, 3), (real(matrix),), (real(draw(269, 1, 3, 5)),)
+        )
+    np.testing.assert_allclose(values[0, 1:], 0, atol=1e-12)
+    np.testing.assert_array_equal(vectors[0, :, 1:], 0)
+    assert np.isfinite(slope).all() and np.abs(slope[..., 0]).max() > 1e-3
 
 
 EQUAL = {
