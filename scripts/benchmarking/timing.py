@@ -99,7 +99,7 @@ class Row:
         written = "failed" if self.failed else "not measured"
         if self.value is not None:
             written = figure(self.value, self.unit)
-        spread = f"{figure(self.quartiles[0])} to {figure(self.quartiles[1])}" if self.quartiles else ""
+        spread = " to ".join(figure(end, self.unit).removesuffix(self.unit).strip() for end in self.quartiles or ())
         verdict = {True: "met", False: "**missed**", None: ""}[self.met]
         right = {True: "", False: "**wrong**: ", None: ""}[self.correct]
         return [self.name, written, spread, self.target, verdict, right + self.check, self.note]
