@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
     parser.add_argument("--batch-size", type=int, default=64 if accelerator else 8)
-    parser.add_argument("--steps", type=int, default=100 if accelerator else 8, help="of a turn")
+    parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
     parser.add_argument("--rounds", type=int, default=10 if accelerator else 5)
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
     resnets = [name for name in NETWORKS if name.startswith("resnet")]

@@ -128,7 +128,7 @@ def torch_peer(pair: Pair, name: str, *, loss: Callable = kd_loss, tuned: bool =
         return [step(networks, images, labels).item() for _ in range(count)]
 
     kept = fresh()
-    threads = "" if device.type != "cpu" else f", {_fastest_threads(lambda: step(fresh(), *example).item())} threads"
+    threads = "" if device.type != "cpu" else f", threads: {_fastest_threads(lambda: step(fresh(), *example).item())}"
 
     def train(batches):
         for images, labels in batches:
