@@ -14,10 +14,11 @@ from flax import nnx
 from jax import lax
 
 from kdjax.models.normalization import BatchNorm
+from kdjax.models.rematerialization import Recomputable
 from kdjax.types import Array, ModelOutput
 
 
-class BasicBlock(nnx.Module):
+class BasicBlock(Recomputable):
     """Two 3x3 convolutions with BatchNorm and a shortcut; returns the sum *before* the last ReLU.
 
     The shortcut is the identity, or a 1x1 convolution with BatchNorm where the stride or the width changes.
@@ -32,7 +33,7 @@ class BasicBlock(nnx.Module):
         self.shortcut_conv = convolution(in_channels, channels, size=1, stride=stride, rngs=rngs) if changes else None
         self.shortcut_norm = BatchNorm(channels, rngs=rngs) if changes else None
 
-    def __call__(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:
         """`[B, H, W, in_channels]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))

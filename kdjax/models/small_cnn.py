@@ -4,18 +4,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.normalization import BatchNorm
+from kdjax.models.rematerialization import Recomputable
 from kdjax.models.resnet_cifar import convolution, draw_kernels, linear
 from kdjax.types import Array, ModelOutput
 
 
-class ConvNorm(nnx.Module):
+class ConvNorm(Recomputable):
     """A 3x3 convolution and BatchNorm; the ReLU is left to the caller."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, rngs: nnx.Rngs):
         self.conv = convolution(in_channels, channels, size=3, stride=stride, rngs=rngs)
         self.norm = BatchNorm(channels, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:
         """`[B, H, W, in_channels]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         return self.norm(self.conv(x))
 

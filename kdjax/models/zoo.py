@@ -7,6 +7,7 @@ from collections.abc import Callable
 from flax import nnx
 
 from kdjax.models.normalization import BatchNorm
+from kdjax.models.rematerialization import Recomputable
 from kdjax.models.resnet_cifar import CifarResNet
 from kdjax.models.small_cnn import SmallCNN
 
@@ -48,6 +49,7 @@ def build(
     rngs: nnx.Rngs,
     width: int | None = None,
     batchnorm_groups: int = 1,
+    remat: bool = False,
 ) -> nnx.Module:
     """Makes the network called `name`.
 
@@ -59,6 +61,8 @@ def build(
       width: channels of the first stage; the others keep their ratio to it. None is the published width (16 for
         `resnet*` and `small_cnn`, 64 for `resnet*x4`).
       batchnorm_groups: runs of the batch's rows that BatchNorm normalises each by itself; 1 for the whole batch.
+      remat: compute the activations inside every block a second time in the backward pass instead of keeping them: less
+        memory for one more forward pass, but for CPUs; the values are the same. See `Recomputable`.
 
     Raises:
       ValueError: there is no such network.
@@ -71,4 +75,6 @@ def build(
     for _, part in nnx.iter_modules(module):
         if isinstance(part, BatchNorm):
             part.groups = batchnorm_groups
+        elif isinstance(part, Recomputable):
+            part.recompute = remat
     return module
