@@ -73,7 +73,7 @@ def build(experiment: Experiment, phase: Phase, images: Images, resident: Reside
         runner.check_batch_size(data.batch_size // phase.microbatches)
         runner.check_batch_size(data.eval_batch_size)
         jax.eval_shape(data.views.evaluate, jax.ShapeDtypeStruct((1, *images.shape), np.uint8))  # do the channels fit?
-        student = make_network(phase.network, images)
+        student = make_network(phase.network, images, remat=phase.remat)
         teacher = make_teacher(experiment, phase, images)
         inputs = jax.ShapeDtypeStruct((data.batch_size, *images.shape), np.float32)
         bound = bind(
@@ -131,10 +131,10 @@ def make_clock(experiment: Experiment, phase: Phase, images: Images, rows: int) 
     return Clock(total, per_epoch, size, -(-rows // size))
 
 
-def make_network(model: Model, images: Images) -> Network:
-    """A network of the zoo for these images."""
+def make_network(model: Model, images: Images, *, remat: bool = False) -> Network:
+    """A network of the zoo for these images; `remat` as in `kdjax.models.zoo.build`."""
     options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None,
-               "batchnorm_groups": model.batchnorm_groups}  # fmt: skip
+               "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
     name = f"{model.name} (width {model.width})" if model.width else model.name
     return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
 

@@ -71,6 +71,8 @@ class Phase:
     """what the student computes in while it trains; its parameters, statistics and losses stay float32"""
     microbatches: int = 1
     """pieces in which a step's batch is run, to need less memory; the loss stays that of the whole batch"""
+    remat: bool = False
+    """whether the student's blocks are computed again in the backward pass, to need less memory (not on CPU)"""
     labels: Literal["all", "labelled"] = "labelled"
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
@@ -217,10 +219,16 @@ class Experiment:
         return found
 
     def tiny(self) -> "Experiment":
-        """A copy that runs in seconds, to see that everything works: a few steps of small batches, narrow networks."""
+        """A copy that runs in seconds, to see that everything works: a few steps of small batches, narrow networks.
+
+        At a tenth of the learning rates: six steps have no room for a warm-up, without which some objectives diverge.
+        """
         phases = tuple(
             dataclasses.replace(
-                phase, duration=Duration(6, "steps"), network=dataclasses.replace(phase.network, width=4)
+                phase,
+                duration=Duration(6, "steps"),
+                network=dataclasses.replace(phase.network, width=4),
+                optimizer=dataclasses.replace(phase.optimizer, learning_rate=0.1 * phase.optimizer.learning_rate),
             )
             for phase in self.phases
         )
