@@ -7,19 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
+import benchmark_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarking import comparison, fused, pair, timing
 
 from kdjax.types import ModelOutput
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import benchmark  # noqa: E402
-import benchmark_peers  # noqa: E402
-from benchmarking import comparison, fused, pair, timing  # noqa: E402
 
 TINY = pair.Setting("resnet8", "resnet8", classes=5, size=8, batch_size=8, rounds=1, width=2)
 HEADS = fused.Heads(width=16, tokens=512, rows=(64, 256), chunk=16, dtype="float32", flat_from=4096)

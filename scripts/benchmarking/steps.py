@@ -10,7 +10,7 @@ import numpy as np
 from benchmarking.pair import Pair, compare, outcome, stepping
 from benchmarking.timing import Row, Subject, figure, for_accelerators, of_samples, turns
 from kdjax.models import Freezer
-from kdjax.training import Variables
+from kdjax.training import Variables, devices
 from kdjax.types import ModelOutput
 
 # Largest mean change of a logit, as a share of their standard deviation, before a frozen teacher is called wrong.
@@ -57,7 +57,7 @@ def throughput(pair: Pair, step: np.ndarray, teacher: np.ndarray) -> list[Row]:
         of_samples("FLOPs a second", whole / step / 1e12, unit="TFLOP/s"),
         of_samples("teacher's share of the step's time", teacher / step),
     ]
-    peak = peak_of(kind)
+    peak = devices.peak_of(kind)
     if peak:
         rows.append(of_samples("share of the device's peak in bfloat16", whole / step / peak,
                                note=f"{peak / 1e12:.0f} TFLOP/s"))  # fmt: skip
@@ -68,19 +68,10 @@ def throughput(pair: Pair, step: np.ndarray, teacher: np.ndarray) -> list[Row]:
 
 def flops(compiled: Any, *arguments: Any) -> float:
     """As XLA counts them before it optimises."""
-    counted = float((compiled.lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
+    counted = devices.flops(compiled, *arguments)
     if not counted:
         raise RuntimeError("XLA counts no FLOPs on this backend.")
     return counted
-
-
-def peak_of(kind: str) -> float | None:
-    """FLOP/s of a device by its name, where the table can be loaded: it is beside what needs more than the core."""
-    try:
-        from kdjax.experiment import accounting
-    except ImportError:
-        return None
-    return accounting.peak_of(kind)
 
 
 def frozen(pair: Pair) -> list[Row]:
@@ -139,7 +130,10 @@ def large_batch(pair: Pair) -> list[Row]:
     wide = Pair(dataclasses.replace(pair.setting, batch_size=16 * pair.setting.batch_size))
     subject = stepping("step", wide.live, wide.state(), wide.variables, wide.batch)
     step = turns([subject], pair.setting.rounds)["step"]
-    whole, peak = flops(wide.live, wide.state(), wide.variables, wide.batch), peak_of(jax.devices()[0].device_kind)
+    whole, peak = (
+        flops(wide.live, wide.state(), wide.variables, wide.batch),
+        devices.peak_of(jax.devices()[0].device_kind),
+    )
     share = f", {np.median(whole / step / peak):.1%} of the peak" if peak else ""
     of_h100 = (
         {"least": 60_000}

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from kdjax.experiment.accounting import account, costs, in_words, peak_of, readable, step_arguments
+from kdjax.experiment.accounting import account, costs, in_words, readable, step_arguments
 from kdjax.experiment.run import run
+from kdjax.training.devices import peak_of
 from tests.experiment.conftest import small
 
 
