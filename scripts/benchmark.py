@@ -13,13 +13,11 @@ import argparse
 import functools
 import sys
 import time
-from pathlib import Path
 
 import jax
 from benchmarking import feeding, fused, several, steps, timing
-from benchmarking.pair import Pair, Setting
+from benchmarking.pair import Pair, add_options, setting_of
 
-from kdjax.models.precision import PRECISIONS
 from kdjax.models.zoo import NETWORKS
 
 ROWS = {
@@ -42,20 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
-    parser.add_argument("--batch-size", type=int, default=64 if accelerator else 8)
-    parser.add_argument("--rounds", type=int, default=20 if accelerator else 10)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
-    parser.add_argument("--teacher", choices=list(NETWORKS), default="resnet32x4")
-    parser.add_argument("--student", choices=list(NETWORKS), default="resnet8x4")
-    parser.add_argument(
-        "--width", type=int, help="channels of the first stage of both networks; as published if not given"
-    )
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+    add_options(parser, list(NETWORKS), rounds=10)
     options = parser.parse_args(arguments)
-    setting = Setting(options.teacher, options.student, options.classes, options.size, options.batch_size,
-                      options.precision, options.rounds, accelerator, options.width)  # fmt: skip
+    setting = setting_of(options)
     pair = Pair(setting)
     makers = {name: functools.partial(ROWS[name], pair) for name in options.rows if ROWS[name]}
     if "fused" in options.rows:

@@ -16,15 +16,13 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 from benchmarking import timing
 from benchmarking.comparison import Peer, kdjax_peer, same
-from benchmarking.pair import Pair, Setting
+from benchmarking.pair import Pair, add_options, setting_of
 
-from kdjax.models.precision import PRECISIONS
 from kdjax.models.zoo import NETWORKS
 
 # What each needs besides jax.
@@ -68,22 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     accelerator = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
-    parser.add_argument("--batch-size", type=int, default=64 if accelerator else 8)
     parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=10 if accelerator else 5)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
-    resnets = [name for name in NETWORKS if name.startswith("resnet")]
-    parser.add_argument("--teacher", choices=resnets, default="resnet32x4")
-    parser.add_argument("--student", choices=resnets, default="resnet8x4")
-    parser.add_argument(
-        "--width", type=int, help="channels of the first stage of both networks; as published if not given"
-    )
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+    add_options(parser, [name for name in NETWORKS if name.startswith("resnet")], rounds=5)
     options = parser.parse_args(arguments)
-    setting = Setting(options.teacher, options.student, options.classes, options.size, options.batch_size,
-                      options.precision, options.rounds, accelerator, options.width)  # fmt: skip
+    setting = setting_of(options)
     pair = Pair(setting, augment=False)
     ours = kdjax_peer(pair)
     batches = [(batch.inputs, batch.labels) for batch in map(pair.host_batch, range(options.steps))]

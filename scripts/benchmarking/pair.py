@@ -1,8 +1,10 @@
 """A teacher, a student, data, and the steps whose times are compared."""
 
+import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import optax
 from benchmarking.timing import Subject
 from kdjax.data import Views
 from kdjax.models import from_nnx, in_precision, output_shapes, zoo
+from kdjax.models.precision import PRECISIONS
 from kdjax.objectives import Bound, bind, method
 from kdjax.training import Runner, TrainState, Variables, init_state, make_runner, make_step
 from kdjax.types import Batch, Clock, DataInfo, Network
@@ -56,6 +59,29 @@ class Setting:
         if self.precision == "bfloat16":
             return 0.1
         return 1e-3 if jax.default_backend() == "cpu" else 2e-2  # others multiply float32 in shorter types
+
+
+def add_options(parser: argparse.ArgumentParser, networks: Sequence[str], *, rounds: int) -> None:
+    """The options that say what is benchmarked; sizes by the device."""
+    accelerator = jax.default_backend() != "cpu"
+    parser.add_argument("--batch-size", type=int, default=64 if accelerator else 8)
+    parser.add_argument("--rounds", type=int, default=2 * rounds if accelerator else rounds)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
+    parser.add_argument("--teacher", choices=networks, default="resnet32x4")
+    parser.add_argument("--student", choices=networks, default="resnet8x4")
+    parser.add_argument(
+        "--width", type=int, help="channels of the first stage of both networks; as published if not given"
+    )
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    """What the options say."""
+    large = jax.default_backend() != "cpu"
+    return Setting(options.teacher, options.student, options.classes, options.size, options.batch_size,
+                   options.precision, options.rounds, large, options.width)  # fmt: skip
 
 
 class Pair:
