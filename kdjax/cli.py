@@ -144,7 +144,7 @@ def evaluate(argv):
     parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
     options = parser.parse_args(argv)
     configure_jax()
-    from kdjax.experiment.finished import evaluate_run
+    from kdjax.experiment.artifacts import evaluate_run
     from kdjax.experiment.report import show_evaluation
 
     show_evaluation(evaluate_run(Path(options.run), options.data_dir or None), make_console())

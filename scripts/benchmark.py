@@ -18,7 +18,7 @@ import jax
 from benchmarking import feeding, fused, several, steps, timing
 from benchmarking.pair import Pair, add_options, setting_of
 
-from kdjax.models.zoo import NETWORKS
+from kdjax.models.zoo.catalogue import NETWORKS
 
 ROWS = {
     "step": steps.teaching,

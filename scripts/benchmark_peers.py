@@ -23,7 +23,7 @@ from benchmarking import timing
 from benchmarking.comparison import Peer, kdjax_peer, same
 from benchmarking.pair import Pair, add_options, setting_of
 
-from kdjax.models.zoo import NETWORKS
+from kdjax.models.zoo.catalogue import NETWORKS
 
 # What each needs besides jax.
 NEEDS = {"torch": ("torch",), "torch_tuned": ("torch",), "torchdistill": ("torch", "torchdistill"), "keras": ("keras",)}

@@ -18,7 +18,7 @@ def loaded(*modules):
 
 
 def test_the_core_loads_no_data_files_or_command_line_library():
-    names = loaded("kdjax.losses", "kdjax.objectives", "kdjax.models", "kdjax.training", "kdjax.models.zoo")
+    names = loaded("kdjax.losses", "kdjax.objectives", "kdjax.models", "kdjax.training", "kdjax.models.zoo.catalogue")
     assert {"flax", "optax"} <= names
     assert HEAVY & names <= {"rich"}, "flax itself loads rich"
 

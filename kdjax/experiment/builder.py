@@ -10,8 +10,8 @@ import numpy as np
 
 from kdjax.experiment.images import Images, Resident, fits, load_images, visited
 from kdjax.experiment.program import Program, dispatched, make_state
-from kdjax.experiment.remembering import check_views
 from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
+from kdjax.experiment.teacher_outputs import check_views
 from kdjax.models import Freezer, ensemble, from_nnx, in_microbatches, in_precision, output_shapes, zoo
 from kdjax.objectives import Bound, bind
 from kdjax.training import make_runner, make_step, optimizers
@@ -132,7 +132,7 @@ def make_clock(experiment: Experiment, phase: Phase, images: Images, rows: int) 
 
 
 def make_network(model: Model, images: Images, *, remat: bool = False) -> Network:
-    """A network of the zoo for these images; `remat` as in `kdjax.models.zoo.build`."""
+    """A network of the zoo for these images; `remat` as in `kdjax.models.zoo.catalogue.build`."""
     options = {"num_classes": images.info.num_classes, "in_channels": images.shape[-1], "width": model.width or None,
                "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
     name = f"{model.name} (width {model.width})" if model.width else model.name

@@ -9,9 +9,9 @@ import numpy as np
 
 from kdjax.experiment.builder import Builder
 from kdjax.experiment.folder import COMPARISON, open_run, write_json
+from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.experiment.together import run_together
 from kdjax.schedules import Duration
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress

@@ -12,8 +12,8 @@ import numpy as np
 
 from kdjax.data import Pipeline
 from kdjax.experiment.images import RESIDENT_BYTES, Images, Resident, fits
-from kdjax.experiment.remembering import Remembered
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.experiment.teacher_outputs import Remembered
 from kdjax.models import Freezer, FreezeReport
 from kdjax.objectives import Bound
 from kdjax.training import (

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 
 from kdjax.experiment.accounting import account
+from kdjax.experiment.artifacts import Finished, adopt, keep, load_phase, teacher_of
 from kdjax.experiment.builder import Builder
-from kdjax.experiment.carry import carry
-from kdjax.experiment.finished import Finished, adopt, keep, load_phase, teacher_of
 from kdjax.experiment.folder import (
     open_run,
     read_result,
 )
 from kdjax.experiment.program import Program, open_checkpoints
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
+from kdjax.experiment.warm_start import carry
 from kdjax.training import TrainState, Variables, count_parameters
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.processes import by_first, is_first

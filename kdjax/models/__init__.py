@@ -2,7 +2,7 @@
 
 from kdjax.models.adapters import as_output, from_apply, from_linen, from_nnx, output_shapes
 from kdjax.models.ensemble import ensemble, join_members
-from kdjax.models.freezing import Freezer, FreezeReport, Frozen, freeze
+from kdjax.models.frozen.freezing import Freezer, FreezeReport, Frozen, freeze
 from kdjax.models.functional import FunctionalModule, functionalise
 from kdjax.models.microbatches import in_microbatches
 from kdjax.models.precision import in_precision

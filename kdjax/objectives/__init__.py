@@ -5,28 +5,28 @@ Every file says in its `__all__` what it adds to this namespace, and in its `MET
 
 from kdjax.objectives.base import Method, Objective, Paper, Sum, part_names
 from kdjax.objectives.binding import Bound, bind, check, reads_teacher
-from kdjax.objectives.contrastive import *
-from kdjax.objectives.correction import *
-from kdjax.objectives.correlation import *
-from kdjax.objectives.decoupled import *
-from kdjax.objectives.divergence import *
-from kdjax.objectives.factor import *
-from kdjax.objectives.feature import *
-from kdjax.objectives.flow import *
-from kdjax.objectives.heads import *
-from kdjax.objectives.logit import *
+from kdjax.objectives.features.classifier_reuse import *
+from kdjax.objectives.features.factor import *
+from kdjax.objectives.features.fsp import *
+from kdjax.objectives.features.ofd import *
+from kdjax.objectives.features.projection import *
+from kdjax.objectives.features.review import *
+from kdjax.objectives.features.semckd import *
+from kdjax.objectives.features.stages import *
+from kdjax.objectives.logits.control_variate import *
+from kdjax.objectives.logits.correction import *
+from kdjax.objectives.logits.correlation import *
+from kdjax.objectives.logits.decoupled import *
+from kdjax.objectives.logits.heads import *
+from kdjax.objectives.logits.logit import *
+from kdjax.objectives.logits.multi_teacher import *
+from kdjax.objectives.logits.supervised import *
+from kdjax.objectives.logits.teacher_free import *
+from kdjax.objectives.logits.wrappers import *
 from kdjax.objectives.methods import FILES, METHODS, method
-from kdjax.objectives.ofd import *
-from kdjax.objectives.projection import *
-from kdjax.objectives.relational import *
-from kdjax.objectives.reuse import *
-from kdjax.objectives.review import *
-from kdjax.objectives.semckd import *
-from kdjax.objectives.several import *
-from kdjax.objectives.supervised import *
-from kdjax.objectives.teacher_free import *
-from kdjax.objectives.variance import *
-from kdjax.objectives.wrappers import *
+from kdjax.objectives.relations.contrastive import *
+from kdjax.objectives.relations.relational import *
+from kdjax.objectives.tokens.divergences import *
 
 __all__ = [
     "METHODS",

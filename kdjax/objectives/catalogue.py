@@ -9,7 +9,7 @@ import numpy as np
 
 from kdjax.objectives.base import Objective, part_names
 from kdjax.objectives.binding import bind
-from kdjax.objectives.logit import KD
+from kdjax.objectives.logits.logit import KD
 from kdjax.objectives.methods import METHODS, Method, method
 from kdjax.schedules import Schedule
 from kdjax.types import DataInfo, ModelOutput

@@ -2,34 +2,26 @@
 
 from difflib import get_close_matches
 
-from kdjax.objectives import (
-    contrastive,
+from kdjax.objectives.base import Method
+from kdjax.objectives.features import classifier_reuse, factor, fsp, ofd, projection, review, semckd, stages
+from kdjax.objectives.logits import (
+    control_variate,
     correction,
     correlation,
     decoupled,
-    divergence,
-    factor,
-    feature,
-    flow,
     heads,
     logit,
-    ofd,
-    projection,
-    relational,
-    reuse,
-    review,
-    semckd,
-    several,
+    multi_teacher,
     supervised,
     teacher_free,
-    variance,
     wrappers,
-)  # fmt: skip
-from kdjax.objectives.base import Method
+)
+from kdjax.objectives.relations import contrastive, relational
+from kdjax.objectives.tokens import divergences
 
 FILES = (
-    supervised, teacher_free, logit, decoupled, correction, wrappers, variance, several, heads, correlation, divergence,
-    feature, flow, factor, projection, relational, contrastive, ofd, review, semckd, reuse,
+    supervised, teacher_free, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads, correlation,
+    divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
 )  # fmt: skip
 
 FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
-from kdjax.objectives import banks
+from kdjax.objectives.relations import banks
 from kdjax.training.state import TrainState
 from kdjax.types import Axis, Batch, Tree
 

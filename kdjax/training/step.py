@@ -16,8 +16,7 @@ from jax import lax
 
 from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, per_example, sum_over_devices, term_metrics
-from kdjax.training.optimizers import GroupedTransformation
-from kdjax.training.shown import (
+from kdjax.training.inputs import (
     Shown,
     Views,
     as_given,
@@ -28,6 +27,7 @@ from kdjax.training.shown import (
     show,
     whole_teacher,
 )
+from kdjax.training.optimizers import GroupedTransformation
 from kdjax.training.state import TrainState, Variables
 from kdjax.types import Array, Axis, Batch, Clock, Context, ModelOutput, Network, Tree
 

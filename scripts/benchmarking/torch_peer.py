@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarking.comparison import MOMENTUM, RATE, SHARE, TEMPERATURE, Peer
 from benchmarking.pair import Pair
-from kdjax.models.torch_weights import cifar_resnet_to_torch
+from kdjax.models.weights.torch import cifar_resnet_to_torch
 
 
 class Block(nn.Module):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdjax.experiment import ExperimentError
+from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import compare, paired_gain, spread
-from kdjax.experiment.finished import evaluate_run
 from kdjax.experiment.report import rows_of, verdicts, write_report
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps

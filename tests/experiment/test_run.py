@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdjax.experiment import Model, Phase
+from kdjax.experiment.artifacts import evaluate_run, load_trained
 from kdjax.experiment.builder import Builder
-from kdjax.experiment.finished import evaluate_run, load_trained
 from kdjax.experiment.images import Images, visited
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, SP, CrossEntropy

@@ -9,7 +9,7 @@ import pytest
 
 from kdjax.data import Views
 from kdjax.experiment import ExperimentError, Model, Phase
-from kdjax.experiment.finished import evaluate_run
+from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.run import run
 from kdjax.experiment.schemes import chain, generations
 from kdjax.objectives import CTKD, DHKD, DML, KD, TAID, ControlVariate, CrossEntropy, MultiTeacherKD

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses import correlation, multilevel
-from kdjax.losses.self_distillation import uskd
+from kdjax.losses.logits import correlation, multilevel
+from kdjax.losses.logits.self_distillation import uskd
 from kdjax.reduction import group_losses, per_example, whole_batch
 from tests.losses.computing import computing_in, draw
 from tests.losses.masking import check_masked_rows

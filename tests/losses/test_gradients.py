@@ -7,7 +7,7 @@ import pytest
 
 from kdjax import schedules
 from kdjax.losses.gradients import align_gradients, project_conflict, scale_gradient
-from kdjax.losses.logit import kd
+from kdjax.losses.logits.logit import kd
 from kdjax.types import Clock
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference

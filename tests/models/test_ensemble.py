@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from kdjax.models import ensemble, from_nnx, join_members, output_shapes
-from kdjax.models.normalization import BatchNorm
+from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives import KD, CrossEntropy, MultiTeacherKD, bind
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.optimizers import SGD, build

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from kdjax.models.functional import functionalise
-from kdjax.models.normalization import BatchNorm
+from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives import METHODS, Bound, Objective, bind
 from kdjax.objectives.base import snake_case
 from kdjax.reduction import group_losses

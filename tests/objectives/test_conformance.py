@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdjax.objectives import KD, CrossEntropy, MultiTeacherKD
-from kdjax.objectives.wrappers import Wrapper
+from kdjax.objectives.logits.wrappers import Wrapper
 from kdjax.reduction import group_losses
 from kdjax.types import Context
 from tests.objectives.conformance import (

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kdjax import objectives
 from kdjax.models import from_nnx
-from kdjax.models.normalization import BatchNorm
+from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives import METHODS, Objective, Sum, bind, catalogue, method, part_names, reads_teacher
 from kdjax.schedules import Linear, Schedule, steps
 from kdjax.training import Variables, init_state, make_runner, make_step

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from kdjax.models import from_nnx, output_shapes
-from kdjax.models.normalization import BatchNorm
+from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Batch, ModelOutput
 
 CLASSES, SIZE = 5, 6

@@ -1,0 +1,1 @@
+"""Losses between feature maps and embeddings of one example."""

@@ -1,0 +1,1 @@
+"""Losses between how two networks relate the examples of a batch to each other."""

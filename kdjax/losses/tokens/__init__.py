@@ -1,0 +1,1 @@
+"""Losses of token sequences: divergences over a vocabulary, masked means, top-k teachers, logits never held at once."""

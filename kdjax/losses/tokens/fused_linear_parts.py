@@ -1,0 +1,256 @@
+"""How `fused_linear_kd` works: a scan over chunks of rows that adds up the losses and, alongside, their gradient.
+
+One path for one device and for a vocabulary spread over several: there, sums over the vocabulary go on over the mapped axis.
+"""
+
+import functools
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kdjax.losses import logspace
+from kdjax.losses.tokens.divergences import _log_mixture
+
+Array = jax.Array
+
+
+class Network(NamedTuple):
+    """Hidden states `[..., D]`, head `[D, V]` and bias `[V]` or None."""
+
+    hidden: Array
+    head: Array
+    bias: Array | None
+
+
+class Setting(NamedTuple):
+    """What is fixed when the program is compiled."""
+
+    divergence: str
+    chunk_size: int
+    axis_name: Hashable
+    at_ends: bool  # the beta of jsd may be 0 or 1
+
+
+# Each divergence: one token's part of it, and its slope by the student's log-probability. The forms are those of
+# kdjax.losses.tokens.divergences; slopes are written out, which needs fewer arrays [rows, V] than automatic differentiation.
+
+
+def _forward(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
+    return jnp.exp(log_t) * (log_t - log_s), -jnp.exp(log_t)
+
+
+def _reverse(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
+    return jnp.exp(log_s) * (log_s - log_t), jnp.exp(log_s) * (1 + log_s - log_t)
+
+
+def _skew_forward(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
+    from_student = _log_mixture(log_t - log_s, 1 - share, share)  # log m - log p_s, to rounding of itself
+    value = -jnp.exp(log_t) * _log_mixture(log_s - log_t, share, 1 - share)
+    return value, -jnp.exp(log_t + jnp.log1p(-share) - from_student)
+
+
+def _skew_reverse(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
+    from_student = _log_mixture(log_t - log_s, share, 1 - share)
+    p_s = jnp.exp(log_s)
+    return -p_s * from_student, -p_s * (from_student + jnp.expm1(jnp.log(share) - from_student))
+
+
+def _jsd(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
+    low, high = share < jnp.finfo(share.dtype).tiny, share >= 1
+    share = jnp.where(low | high, 0.5, share)
+    rest = 1 - share
+    of_teacher = -share * jnp.exp(log_t) * _log_mixture(log_s - log_t, share, rest)
+    of_student = -rest * jnp.exp(log_s) * _log_mixture(log_t - log_s, rest, share)
+    found = of_teacher + of_student, of_student  # what goes through the mixture cancels
+    if not at_ends:
+        return found
+    found = jax.tree.map(lambda x, end: jnp.where(low, end, x), found, _forward(log_s, log_t, share, at_ends))
+    return jax.tree.map(lambda x, end: jnp.where(high, end, x), found, _reverse(log_s, log_t, share, at_ends))
+
+
+TERMS = {
+    "forward_kl": _forward,
+    "reverse_kl": _reverse,
+    "jsd": _jsd,
+    "skew_fkl": _skew_forward,
+    "skew_rkl": _skew_reverse,
+}
+
+# What stands in the rows of weight 0, those that fill up the last chunk among them, which may hold anything.
+HARMLESS = {"hidden": 0, "taught": 0, "temperature": 1, "share": 0.5}
+
+
+# The sums, whose gradient is there before it is asked for
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sums(setting: Setting, student: Network, rows: dict, fixed: dict) -> tuple[Array, Array, Array]:
+    """The weighted sums: of both parts with their factors, of the divergence, of the cross-entropy."""
+    return _over_chunks(setting, student, rows, fixed, differentiate=False)[0]
+
+
+def _sums_and_gradient(setting: Setting, student: Network, rows: dict, fixed: dict):
+    sums, gradient = _over_chunks(setting, student, rows, fixed, differentiate=True)
+    return sums, (_once(gradient), jax.tree.map(lambda x: jnp.zeros(0, x.dtype), student))
+
+
+def _scale(setting: Setting, kept, cotangents):
+    gradient, like = kept
+    return jax.tree.map(lambda g, x: (cotangents[0] * g).astype(x.dtype), gradient, like), None, None
+
+
+sums.defvjp(_sums_and_gradient, _scale)
+
+
+@jax.custom_vjp
+def _once(gradient):
+    return gradient
+
+
+def _refuse(*_):
+    raise NotImplementedError("fused_linear_kd has first derivatives only; for second ones use the losses of logits.")
+
+
+_once.defvjp(lambda gradient: (gradient, None), _refuse)
+
+
+def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *, differentiate: bool):
+    """The sums, and the gradient of the first by the student: head and bias as they are added up, or None."""
+    number, real = student.hidden.shape[0], rows["weight"].dtype
+    size = max(1, min(setting.chunk_size, number))
+    chunks = -(-number // size)
+
+    def split(x):
+        padding = [(0, chunks * size - number)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.reshape(jnp.pad(x, padding), (chunks, size, *x.shape[1:]))
+
+    def zeros_for(x, shape):
+        return _varying_on(jnp.zeros(shape, real), _axes(x))
+
+    def add(so_far, chunk):
+        counted = chunk["weight"] != 0
+        for name, harmless in HARMLESS.items():
+            if chunk.get(name) is not None:
+                kept = counted[:, None] if chunk[name].ndim == 2 else counted
+                chunk[name] = jnp.where(kept, chunk[name], harmless)
+        at_chunk = student._replace(hidden=chunk["hidden"]), Network(chunk["taught"], fixed["head"], fixed["bias"])
+        sums, by_logits = _chunk(setting, *at_chunk, chunk, fixed, differentiate)
+        sums = jax.tree.map(jnp.add, so_far[0], sums)
+        if not differentiate:
+            return (sums, None), None
+        gradient = _to_inputs(by_logits, at_chunk[0], setting.axis_name)
+        added = jax.tree.map(jnp.add, so_far[1], gradient._replace(hidden=None))
+        return (sums, added), gradient.hidden
+
+    sums = (zeros_for(student.hidden, ()),) * 3
+    added = jax.tree.map(lambda x: zeros_for(x, x.shape), student._replace(hidden=None)) if differentiate else None
+    (sums, added), by_hidden = lax.scan(add, (sums, added), jax.tree.map(split, rows | {"hidden": student.hidden}))
+    if not differentiate:
+        return sums, None
+    return sums, added._replace(hidden=jnp.reshape(by_hidden, (-1, by_hidden.shape[-1]))[:number])
+
+
+def _chunk(setting: Setting, student: Network, teacher: Network, rows: dict, fixed: dict, differentiate: bool):
+    """The sums over some rows, and the gradient of the first by the student's logits `[rows, V]`, or None."""
+    axis_name, weight = setting.axis_name, rows["weight"]
+    temperature, share = (None if rows.get(x) is None else rows[x][:, None] for x in ("temperature", "share"))
+    z_s, z_t = (_logits(network, weight.dtype) for network in (student, teacher))
+    all_s, all_t = (_log_softmax(z, temperature, axis_name) for z in (z_s, z_t))
+    kept = (all_s != -jnp.inf) & (all_t != -jnp.inf)
+    log_s, log_t = (jnp.where(kept, log_p, 0) for log_p in (all_s, all_t))
+
+    terms, slope = TERMS[setting.divergence](log_s, log_t, share, setting.at_ends)
+    kd = _weighted(_whole(jnp.sum(jnp.where(kept, terms, 0), axis=-1), axis_name), weight)
+    total, ce, by_logits = fixed["kd"] * kd, jnp.zeros_like(kd), None
+    if differentiate:
+        pull = (fixed["kd"] * weight)[:, None]
+        by_logits = _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
+    if "label" in rows:
+        log_p = all_s if temperature is None else _log_softmax(z_s, None, axis_name)
+        width = log_p.shape[-1]
+        first = 0 if axis_name is None else width * lax.axis_index(axis_name)
+        target = logspace.one_hot(rows["label"] - first, width)
+        known = _whole(jnp.any(target, axis=-1).astype(jnp.int32), axis_name) > 0
+        picked = _whole(jnp.sum(jnp.where(target, log_p, 0), axis=-1), axis_name)
+        ce = _weighted(-jnp.where(known, picked, jnp.nan), rows["labelled"])
+        total = total + fixed["ce"] * ce
+        if differentiate:
+            pull = (fixed["ce"] * rows["labelled"])[:, None]
+            by_log_p = jnp.where(target & (log_p != -jnp.inf), -pull, 0)
+            by_logits = by_logits + _through_softmax(by_log_p, log_p, None, axis_name)
+    return (total, kd, ce), by_logits
+
+
+def _weighted(values: Array, weight: Array) -> Array:
+    counted = weight != 0
+    return jnp.sum(jnp.where(counted, weight * jnp.where(counted, values, 0), 0))
+
+
+def _logits(network: Network, real) -> Array:
+    wide = jnp.promote_types(jnp.result_type(network.hidden, network.head), jnp.float32)
+    logits = jnp.matmul(network.hidden, network.head, preferred_element_type=wide).astype(real)
+    return logits if network.bias is None else logits + network.bias.astype(real)[None]
+
+
+def _to_inputs(by_logits: Array, student: Network, axis_name) -> Network:
+    """The gradient by hidden states, to be kept for the backward pass, and by head and bias, to be added up."""
+    hidden, head, bias = student
+    real = by_logits.dtype
+    # bfloat16 has the range for it. float16 has not: spread over a vocabulary, a gradient falls below its least number.
+    operand = jnp.bfloat16 if jnp.result_type(hidden, head) == jnp.bfloat16 else real
+    product = functools.partial(jnp.matmul, preferred_element_type=real)
+    rounded = by_logits.astype(operand)
+    by_hidden = _whole(product(rounded, head.astype(operand).T), axis_name).astype(operand)
+    by_head = product(hidden.astype(operand).T, rounded)
+    return Network(by_hidden, by_head, None if bias is None else jnp.sum(by_logits, axis=0))
+
+
+def _log_softmax(logits: Array, temperature: Array | None, axis_name) -> Array:
+    """As `logspace.log_softmax`, over a vocabulary that may be spread over devices; not to be differentiated."""
+    scaled = logits if temperature is None else logits / temperature
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    top = top if axis_name is None else lax.pmax(top, axis_name)
+    shifted = scaled - jnp.where(top == -jnp.inf, 0, top)
+    total = _whole(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True), axis_name)
+    return shifted - jnp.log(jnp.where(total == 0, 1, total))
+
+
+def _through_softmax(by_log_p: Array, log_p: Array, temperature: Array | None, axis_name) -> Array:
+    """The gradient by logits of what has this one by their log-probabilities."""
+    slope = by_log_p - jnp.exp(log_p) * _whole(jnp.sum(by_log_p, axis=-1, keepdims=True), axis_name)
+    return slope if temperature is None else slope / temperature
+
+
+# Devices
+
+
+def _whole(x: Array, axis_name) -> Array:
+    """The sum over all parts of the vocabulary."""
+    return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def on_the_same_axes(student: Network, rows: dict, fixed: dict, axis_name) -> tuple[Network, dict, dict]:
+    """All arrays said to vary over every mapped axis that one of them does, rows but over that of the vocabulary.
+
+    Only where `shard_map` checks: what is alike on all devices then gets its gradient summed over them, as elsewhere.
+    """
+    axes = frozenset().union(*(_axes(x) for x in jax.tree.leaves((student, rows, fixed))))
+    of_rows = axes - set(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    over_rows, over_all = (functools.partial(_varying_on, axes=x) for x in (of_rows, axes))
+    rows, factors = jax.tree.map(over_rows, (rows, {name: fixed[name] for name in ("kd", "ce")}))
+    student = Network(over_rows(student.hidden), *jax.tree.map(over_all, student[1:]))
+    return student, rows, jax.tree.map(over_all, fixed) | factors
+
+
+def _axes(x: Array) -> frozenset:
+    """The mapped axes that `x` is known to vary over; none outside of a `shard_map` that checks."""
+    kind = jax.typeof(x)  # which keeps them under another name from one release of JAX to the next
+    return getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", frozenset())
+
+
+def _varying_on(x: Array, axes: frozenset) -> Array:
+    missing = tuple(sorted(axes - _axes(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x

@@ -1,0 +1,1 @@
+"""Methods that compare feature maps and embeddings, with the projectors they train."""

@@ -1,0 +1,1 @@
+"""Methods that compare the two networks' logits, or train on the labels alone."""

@@ -1,0 +1,1 @@
+"""Methods that compare the examples of a batch with each other."""

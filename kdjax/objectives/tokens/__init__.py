@@ -1,0 +1,1 @@
+"""Methods from language-model distillation."""

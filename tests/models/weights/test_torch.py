@@ -1,0 +1,98 @@
+"""PyTorch state dicts of CIFAR ResNets: both directions, and one clear sentence for every misfit."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax.models import zoo
+from kdjax.models.functional import functionalise
+from kdjax.models.weights.torch import cifar_resnet_from_torch, cifar_resnet_to_torch
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
+SHAPES = {name: case for name, case in MANIFEST["model_shapes"]["cases"].items() if "state_dict" in case}
+
+
+@pytest.fixture
+def resnet8():
+    with np.load(GOLDEN / "weights_resnet8.npz") as z:
+        return {name.removeprefix("full/state/"): z[name] for name in z.files if name.startswith("full/state/")}
+
+
+def test_round_trip_keeps_names_order_and_values(resnet8):
+    back = cifar_resnet_to_torch(*cifar_resnet_from_torch(resnet8))
+    assert list(back) == MANIFEST["weights_resnet8"]["cases"]["full"]["state_names"]
+    for name, value in resnet8.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name, strict=True)
+
+
+def test_layouts(resnet8):
+    params, state = cifar_resnet_from_torch(resnet8)
+    kernel = params["stages"]["1"]["0"]["shortcut_conv"]["kernel"]
+    assert kernel.shape == (1, 1, 16, 32)
+    assert kernel[0, 0, 3, 7] == resnet8["layer2.0.downsample.0.weight"][7, 3, 0, 0]
+    assert params["stem_conv"]["kernel"][0, 2, 1, 5] == resnet8["conv1.weight"][5, 1, 0, 2]
+    assert params["classifier"]["kernel"][5, 9] == resnet8["fc.weight"][9, 5]
+    np.testing.assert_array_equal(state["stem_norm"]["var"], resnet8["bn1.running_var"])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_trees_are_those_of_our_networks(name):
+    """Names and shapes equal what `init` of the same network gives; nothing is computed."""
+    state_dict = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in SHAPES[name]["state_dict"]}
+    network = functionalise(lambda rngs: zoo.build(name, num_classes=100, in_channels=3, rngs=rngs))
+    expected = jax.eval_shape(network.init, jax.random.key(0))
+    got = cifar_resnet_from_torch(state_dict)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert jax.tree.map(np.shape, got) == jax.tree.map(lambda v: v.shape, expected)
+    assert list(cifar_resnet_to_torch(*got)) == list(state_dict)
+
+
+def test_step_counters_may_be_absent(resnet8):
+    without = {name: value for name, value in resnet8.items() if not name.endswith("num_batches_tracked")}
+    jax.tree.map(np.testing.assert_array_equal, cifar_resnet_from_torch(without), cifar_resnet_from_torch(resnet8))
+
+
+@pytest.mark.parametrize(
+    "name", ["conv1.weight", "layer2.0.bn1.bias", "layer3.0.downsample.1.running_var", "fc.weight"]
+)
+def test_missing_entry_is_named(resnet8, name):
+    del resnet8[name]
+    with pytest.raises(ValueError, match=re.escape(f"no entry '{name}'")):
+        cifar_resnet_from_torch(resnet8)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer1.0.conv3.weight", "layer1.0.downsample.0.weight", "layer4.0.conv1.weight", "head"]
+)
+def test_unknown_entry_is_named(resnet8, name):
+    resnet8[name] = np.zeros(16, np.float32)
+    with pytest.raises(ValueError, match=re.escape(f"an entry '{name}', which")):
+        cifar_resnet_from_torch(resnet8)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("layer2.0.bn1.bias", (31,)),
+        ("layer1.0.conv2.weight", (16, 16, 1, 1)),
+        ("conv1.weight", (16, 3, 7, 7)),
+        ("layer3.0.conv1.weight", (64, 32)),
+        ("fc.bias", (100,)),
+    ],
+)
+def test_misshapen_entry_is_named(resnet8, name, shape):
+    resnet8[name] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=re.escape(f"entry '{name}' has shape")):
+        cifar_resnet_from_torch(resnet8)
+
+
+def test_blocks_of_another_depth_are_missed(resnet8):
+    """One entry of a second block makes it a ResNet-14, of which the rest is missing."""
+    resnet8["layer1.1.conv1.weight"] = np.zeros((16, 16, 3, 3), np.float32)
+    with pytest.raises(ValueError, match=re.escape("no entry 'layer1.1.bn1.weight'")):
+        cifar_resnet_from_torch(resnet8)
