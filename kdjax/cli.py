@@ -115,9 +115,10 @@ def compare(argv):
     for name in early.methods:
         experiment, options = parse("compare", argv, config(name), early)
         experiments[name] = with_teacher(experiment, options.teacher)
-    from kdjax.experiment.builder import Builder
     from kdjax.experiment.compare import compare as run_comparison
-    from kdjax.experiment.report import show_comparison, write_report
+    from kdjax.experiment.program import Builder
+    from kdjax.experiment.report import write_report
+    from kdjax.experiment.tables import show_comparison
     from kdjax.training.progress import make_progress
 
     builder = Builder(options.data_dir or None)
@@ -132,8 +133,9 @@ def compare(argv):
     )  # fmt: skip
     if not first_only(True):
         return 0
-    show_comparison(comparison, console)
-    written = write_report(folder, comparison)
+    task = next(iter(experiments.values())).data
+    show_comparison(comparison, task, console)
+    written = write_report(folder, comparison, task)
     console.print(f"Report: [link]{written}[/link]", highlight=False, soft_wrap=True)
     return 0
 
@@ -144,10 +146,12 @@ def evaluate(argv):
     parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
     options = parser.parse_args(argv)
     configure_jax()
-    from kdjax.experiment.artifacts import evaluate_run
-    from kdjax.experiment.report import show_evaluation
+    from kdjax.experiment.artifacts import evaluate_run, saved_experiment
+    from kdjax.experiment.tables import show_evaluation
 
-    show_evaluation(evaluate_run(Path(options.run), options.data_dir or None), make_console())
+    folder = Path(options.run)
+    task = saved_experiment(folder).data
+    show_evaluation(task, evaluate_run(folder, options.data_dir or None), make_console())
     return 0
 
 
@@ -190,9 +194,9 @@ def with_teacher(experiment, teacher: str):
 
 def execute(experiment, options, suffix: str) -> int:
     """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
-    from kdjax.experiment.builder import Builder
-    from kdjax.experiment.report import show_results
+    from kdjax.experiment.program import Builder
     from kdjax.experiment.run import run
+    from kdjax.experiment.tables import show_results
     from kdjax.training.progress import make_progress
 
     builder = Builder(options.data_dir or None)

@@ -9,21 +9,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kdjax.types import Array, Axis, Term, Terms
+from kdjax.types import Array, Axis, Batch, Term, Terms
 
 
-def per_example(values: Array, where: Array | None = None, *, group: str = "") -> Term:
-    """The term of a loss with one value an example (or token): the sum and count of the rows held here.
+def per_example(values: Array, where: Batch | Array | None = None, *, labelled: bool = False, group: str = "") -> Term:
+    """The term of a loss with one value an example, or an element (token, pixel): the sum and count of those held here.
 
     Args:
-      values: `[B, ...]` losses.
-      where: boolean mask of the same shape, or of fewer trailing dimensions; rows that are False count for nothing, even
-        if their value is nan. None keeps all.
+      values: `[B]` or `[B, L, ...]` losses.
+      where: the batch, whose `Batch.mask` says which values count; or a boolean mask of the same shape, or of its leading
+        axes. Values that do not count count for nothing, even if they are nan. None keeps all.
+      labelled: with a batch, leave out also what has no usable target.
       group: see `Term`.
     """
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))  # a bfloat16 cannot count beyond 256
     if where is None:
         return Term(jnp.sum(values), jnp.asarray(values.size, values.dtype), group=group)
+    if isinstance(where, Batch):
+        where = where.mask(values.shape, labelled=labelled)
     where = jnp.reshape(where, where.shape + (1,) * (values.ndim - where.ndim))
     where = jnp.broadcast_to(where, values.shape)
     return Term(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype), group=group)

@@ -29,16 +29,17 @@ def pytree(cls=None, *, static: tuple[str, ...] = ()):
 
 @pytree
 class ModelOutput:
-    """What a network said about a batch of `B` examples.
+    """What a network said about a batch of `B` examples: the output of networks that score classes.
 
     Attributes:
-      logits: `[B, C]` class scores before the softmax.
+      logits: `[B, C]` class scores before the softmax, or `[B, L, C]` of every element (token, pixel) of a row.
       features: one `[B, H, W, K]` array a stage, after the activation, from the stem on.
       preactivations: the same before the activation.
       embedding: `[B, D]`, the pooled vector that the classifier reads.
       taps: further intermediate values by the name the user gave them.
 
-    A network fills in what it can; XLA drops what nobody reads.
+    A network fills in what it can; XLA drops what nobody reads. It is one kind of output: a network that says something
+    else (boxes, say) returns a pytree dataclass of its own, and objectives read its fields by name all the same.
     """
 
     logits: Array | None = None
@@ -49,37 +50,139 @@ class ModelOutput:
 
 
 @pytree
+class MultiView:
+    """Several views of the same examples by name. Inputs of this type are views; any other pytree is one view, "main"."""
+
+    views: dict[str, Tree]
+
+
+@pytree
 class Batch:
     """One batch of `B` rows, alike on every device but for its sharding.
 
+    A row is an example. In some tasks it has elements that are predicted each by itself, such as tokens or pixels. Masks of
+    rows and masks of elements are different fields, so neither is ever taken for the other, also where B = L. `mask` joins
+    them, and is what objectives and metrics use.
+
     Attributes:
-      inputs: `[B, ...]` as the data set stores them (images: uint8 NHWC), or a dict of named views.
-      labels: `[B]` int32 class indices; 0 where unknown.
+      inputs: a pytree of arrays `[B, ...]`, as the data set stores them (images: uint8 NHWC), or a `MultiView`.
+      targets: what is to be learned: an array `[B, ...]`, or several by name ("labels", "boxes"). Class labels are int32
+        indices, `[B]` or `[B, L]`.
       index: `[B]` int32 position of each example in its data set. Views and memory banks are keyed by it.
       where: `[B]` bool, False for rows that only fill up a last partial batch.
-      labelled: `[B]` bool, False where the label may not be used (semi-supervised distillation).
+      labelled: `[B]` bool, False where the row's targets may not be used (semi-supervised distillation).
+      elements: `[B, L]` (or `[B, H, W]`) bool, False for elements that are padding; None where there is none.
+      labelled_elements: the same, False where an element's target may not be used (prompts, tokens that were not masked);
+        None where all may be.
       teacher: what the teacher says of the main view, where that is known already, see `kdjax.training.teacher_cache`.
     """
 
     inputs: Any
-    labels: Array
+    targets: Any
     index: Array
     where: Array
     labelled: Array
-    teacher: ModelOutput | None = None
+    elements: Array | None = None
+    labelled_elements: Array | None = None
+    teacher: Any = None
 
     @classmethod
-    def of(cls, inputs, labels, *, index=None, where=None, labelled=None) -> "Batch":
-        """A batch from arrays at hand: every row counts and is labelled unless said otherwise."""
-        labels = jnp.asarray(labels)
-        size = labels.shape[0]
-        return cls(
-            inputs=inputs,
-            labels=labels,
-            index=jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index),
-            where=jnp.ones(size, bool) if where is None else jnp.asarray(where),
-            labelled=jnp.ones(size, bool) if labelled is None else jnp.asarray(labelled),
-        )
+    def of(
+        cls, inputs, targets=None, *, labels=None, index=None, where=None, labelled=None, elements=None,
+        labelled_elements=None,
+    ) -> "Batch":  # fmt: skip
+        """A batch from arrays at hand: every row and element counts and is labelled unless said otherwise.
+
+        Args:
+          inputs, index: see the attributes; rows are numbered from 0 if `index` is not given.
+          targets, labels: the same under two names; leave both out if nothing that is learned reads them.
+          where, labelled: `[B]` masks of rows, of bools or of 0 and 1.
+          elements, labelled_elements: `[B, L]` masks of elements, such as `labels != -100`.
+
+        Raises:
+          ValueError: a mask of rows that is not `[B]`, of elements that does not begin so, or both `targets` and `labels`.
+        """
+        if targets is not None and labels is not None:
+            raise ValueError("targets and labels are the same argument; give one of them.")
+        targets = jax.tree.map(jnp.asarray, labels if targets is None else targets)
+        size = jnp.shape(jax.tree.leaves((inputs, targets))[0])[0]
+        rows = {"where": where, "labelled": labelled}
+        rows = {name: _row_mask(mask, size, name) for name, mask in rows.items()}
+        parts = {"elements": elements, "labelled_elements": labelled_elements}
+        parts = {name: _element_mask(mask, size, name) for name, mask in parts.items()}
+        index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index)
+        return cls(inputs=inputs, targets=targets, index=index, **rows, **parts)
+
+    @property
+    def labels(self) -> Array:
+        """The targets called "labels", or the targets themselves where they are one array."""
+        return self.target("labels")
+
+    def target(self, name: str) -> Array:
+        """The targets of this name, or the targets themselves where they are one array.
+
+        Raises:
+          ValueError: there are none.
+        """
+        if isinstance(self.targets, dict) and name in self.targets:
+            return self.targets[name]
+        if self.targets is None or isinstance(self.targets, dict):
+            there = ", ".join(self.targets or ()) or "none"
+            raise ValueError(f"The batch has no {name}, and they are read; its targets are: {there}.")
+        return self.targets
+
+    def mask(self, shape: tuple[int, ...], *, labelled: bool = False) -> Array:
+        """Which of some values count: a mask of `shape`.
+
+        Args:
+          shape: of the values: `[B]`, one a row, which counts if the row does; or `[B, L, ...]`, one an element, which counts
+            if its row and it do. Where there is no mask of elements all those of a row count.
+          labelled: leave out also those whose targets may not be used.
+
+        Raises:
+          ValueError: values of other elements than those that are masked.
+        """
+        rows = self.where & self.labelled if labelled else self.where
+        if tuple(shape[:1]) != rows.shape:
+            raise ValueError(f"Values {list(shape)} are not of the {rows.shape[0]} rows of the batch.")
+        mask = _lead(rows, len(shape))
+        for name, kept in (
+            ("elements", self.elements),
+            ("labelled_elements", self.labelled_elements if labelled else None),
+        ):
+            if kept is None or len(shape) == 1:
+                continue
+            if tuple(shape[: kept.ndim]) != kept.shape:
+                raise ValueError(
+                    f"{name} is a mask {list(kept.shape)}, and values {list(shape)} are of other elements."
+                )
+            mask = mask & _lead(kept, len(shape))
+        return jnp.broadcast_to(mask, shape)
+
+
+def _lead(mask: Array, ndim: int) -> Array:
+    """A mask of leading axes, with axes of length 1 for the rest."""
+    return jnp.reshape(mask, mask.shape + (1,) * (ndim - mask.ndim))
+
+
+def _row_mask(mask, size: int, name: str) -> Array:
+    if mask is None:
+        return jnp.ones(size, bool)
+    mask = jnp.asarray(mask)
+    if mask.shape != (size,):
+        mend = f"; a mask of tokens or pixels is {'labelled_' * (name == 'labelled')}elements=" if mask.ndim > 1 else ""
+        raise ValueError(f"{name} is a mask of rows, [{size}], and has the shape {list(mask.shape)}{mend}.")
+    return mask != 0
+
+
+def _element_mask(mask, size: int, name: str) -> Array | None:
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if mask.ndim < 2 or mask.shape[0] != size:
+        mend = "; a mask of rows is where= or labelled=" if mask.ndim < 2 else ""
+        raise ValueError(f"{name} is a mask of elements, [{size}, L], and has the shape {list(mask.shape)}{mend}.")
+    return mask != 0
 
 
 @pytree
@@ -155,13 +258,14 @@ class Network(NamedTuple):
 
     Attributes:
       init: `key -> (params, state)`. `state` holds what is not trained by gradients (BatchNorm statistics).
-      apply: `(params, state, inputs, *, train, rngs=None, axis=None) -> (ModelOutput, state)`.
+      apply: `(params, state, inputs, *, train, rngs=None, axis=None) -> (output, state)`; `ModelOutput`, or another pytree
+        dataclass whose fields objectives read.
       parts: further entry points by name, such as "classify": `(params, state, features) -> logits`.
       name: what reports call it.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
-    apply: Callable[..., tuple[ModelOutput, Tree]]
+    apply: Callable[..., tuple[Any, Tree]]
     parts: dict[str, Callable] = {}  # noqa: RUF012  read only
     name: str = "network"
 
@@ -173,12 +277,14 @@ class DataInfo:
     Attributes:
       num_classes: number of classes `C`.
       num_examples: size of the training split (memory banks have one row an example).
+      targets: names of the targets that a batch has: "labels", class indices; or a task's own.
       labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
         classes), -1 where it may not be used, -2 where the example is not trained on; None if they are not known.
     """
 
     num_classes: int
     num_examples: int = 0
+    targets: tuple[str, ...] = ("labels",)
     labels: Any = dataclasses.field(default=None, repr=False, compare=False)
 
 
@@ -191,7 +297,7 @@ class Context:
       teacher: the same of the teacher, already under `stop_gradient`; None if the phase has no teacher.
       peer: the same of a network that is trained alongside (mutual learning), under `stop_gradient`, or None.
       views: the context of every further view that the objective asks for, by name ("strong").
-      batch: the rows, their labels and masks.
+      batch: the rows, their targets and masks.
       progress: for schedules.
       key: a PRNG key of this step.
       axis: name of the mapped axis under pmap and shard_map, else None.

@@ -6,10 +6,10 @@ one for the distillation's (0.9 + 0.075). Needs `kdjax data prepare cifar100`.
 Published top-1 for this pair, not reproduced here: KD 73.33, KD with DOT 75.12.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import student_phases
 from kdjax.schedules import Steps, epochs
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import DOT, SGD
 
 RATE = Steps(value=0.05, factor=0.1, boundaries=(150.0, 180.0, 210.0))
@@ -19,11 +19,11 @@ VIEWS = Views(crop_padding=4, flip=True, mean=(0.5071, 0.4867, 0.4408), std=(0.2
 def experiment(name: str = "kd") -> Experiment:
     return Experiment(
         name="cifar100-dot",
-        data=Data(name="cifar100", batch_size=64, views=VIEWS),
+        data=Classification(name="cifar100", batch_size=64, views=VIEWS),
         phases=(
             Phase(
                 name="teacher",
-                network=Model(name="resnet32x4"),
+                network=Classifier(name="resnet32x4"),
                 duration=epochs(240),
                 optimizer=SGD(learning_rate=RATE, momentum=0.9, weight_decay=5e-4),
             ),
@@ -31,7 +31,7 @@ def experiment(name: str = "kd") -> Experiment:
                 name,
                 Phase(
                     name="student",
-                    network=Model(name="resnet8x4"),
+                    network=Classifier(name="resnet8x4"),
                     teacher="teacher",
                     duration=epochs(240),
                     optimizer=DOT(learning_rate=RATE, momentum=0.9, delta=0.075, weight_decay=5e-4),

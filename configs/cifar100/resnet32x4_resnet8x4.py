@@ -7,10 +7,10 @@ Published top-1 for this pair, not reproduced here: teacher 79.42, student alone
 DKD 76.32. Other pairs: --phases.teacher.network.name resnet56 --phases.student.network.name resnet20.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import student_phases
 from kdjax.schedules import Steps, epochs
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
 
 PROTOCOL = SGD(
@@ -22,14 +22,14 @@ VIEWS = Views(crop_padding=4, flip=True, mean=(0.5071, 0.4867, 0.4408), std=(0.2
 def experiment(name: str = "kd") -> Experiment:
     return Experiment(
         name="cifar100-resnet32x4-resnet8x4",
-        data=Data(name="cifar100", batch_size=64, views=VIEWS),
+        data=Classification(name="cifar100", batch_size=64, views=VIEWS),
         phases=(
-            Phase(name="teacher", network=Model(name="resnet32x4"), duration=epochs(240), optimizer=PROTOCOL),
+            Phase(name="teacher", network=Classifier(name="resnet32x4"), duration=epochs(240), optimizer=PROTOCOL),
             *student_phases(
                 name,
                 Phase(
                     name="student",
-                    network=Model(name="resnet8x4"),
+                    network=Classifier(name="resnet8x4"),
                     teacher="teacher",
                     duration=epochs(240),
                     optimizer=PROTOCOL,

@@ -3,11 +3,11 @@
 Seconds on scikit-learn's 8x8 digits, to see that everything works. Its numbers mean nothing: no setting was looked for.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import student_phases
 from kdjax.objectives import DKD, SP, CrossEntropy, FitNet
 from kdjax.schedules import Cosine, epochs
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import AdamW
 
 # The weights of the CIFAR-100 benchmarks are made for 240 epochs and larger maps.
@@ -22,14 +22,16 @@ def experiment(name: str = "kd") -> Experiment:
     optimizer = AdamW(learning_rate=Cosine(start=5e-3))
     return Experiment(
         name="digits-smoke",
-        data=Data(name="digits", batch_size=64, eval_batch_size=128, views=Views(mean=(0.3,), std=(0.38,))),
+        data=Classification(name="digits", batch_size=64, eval_batch_size=128, views=Views(mean=(0.3,), std=(0.38,))),
         phases=(
-            Phase(name="teacher", network=Model(name="small_cnn", width=16), duration=epochs(8), optimizer=optimizer),
+            Phase(
+                name="teacher", network=Classifier(name="small_cnn", width=16), duration=epochs(8), optimizer=optimizer
+            ),
             *student_phases(
                 name,
                 Phase(
                     name="student",
-                    network=Model(name="small_cnn", width=4),
+                    network=Classifier(name="small_cnn", width=4),
                     duration=epochs(8),
                     optimizer=optimizer,
                     teacher="teacher",

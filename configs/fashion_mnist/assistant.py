@@ -4,11 +4,11 @@ A teacher assistant: the teacher teaches a network of middle size, which teaches
 cores; no setting was looked for.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import chain
 from kdjax.objectives import CrossEntropy, method
 from kdjax.schedules import Cosine, Duration, steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
 
 
@@ -17,13 +17,15 @@ def experiment(name: str = "kd") -> Experiment:
 
     def phase(called, width, objective):
         return Phase(
-            name=called, network=Model(name="small_cnn", width=width), objective=objective, duration=steps(800),
+            name=called, network=Classifier(name="small_cnn", width=width), objective=objective, duration=steps(800),
             optimizer=optimizer,
         )  # fmt: skip
 
     return Experiment(
         name="fashion-mnist-assistant",
-        data=Data(batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))),
+        data=Classification(
+            batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))
+        ),
         phases=chain(
             phase("teacher", 24, CrossEntropy()),
             phase("assistant", 12, method(name).objective),

@@ -4,17 +4,17 @@ Born-again networks: three generations of one network, each taught by the last, 
 together, whose evaluations show the ensemble beside it. A few minutes on two CPU cores; no setting was looked for.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import generations
 from kdjax.objectives import CrossEntropy, method
 from kdjax.schedules import Cosine, Duration, steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
 
 
 def experiment(name: str = "born_again") -> Experiment:
     optimizer = SGD(learning_rate=Cosine(start=0.1), nesterov=True, weight_decay=5e-4)
-    network, length = Model(name="small_cnn", width=12), steps(800)
+    network, length = Classifier(name="small_cnn", width=12), steps(800)
     first = Phase(name="generation0", network=network, objective=CrossEntropy(), duration=length, optimizer=optimizer)
     again = Phase(
         name="generation", network=network, objective=method(name).objective, duration=length, optimizer=optimizer
@@ -25,7 +25,9 @@ def experiment(name: str = "born_again") -> Experiment:
     )  # fmt: skip
     return Experiment(
         name="fashion-mnist-born-again",
-        data=Data(batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))),
+        data=Classification(
+            batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))
+        ),
         phases=generations(first, again, 3, ensemble=student),
         evaluate_every=Duration(25, "percent"),
         checkpoint_every=Duration(50, "percent"),

@@ -13,11 +13,11 @@ temperatures 2 to 4 were alike; a weight of 1 for the 500 labels cost three poin
 DKD, beta = 8 (the CIFAR-100 setting) was worse than 2.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import student_phases
 from kdjax.objectives import DKD, KD, CrossEntropy, HardLabel, LabelSmoothing
 from kdjax.schedules import Cosine, Duration, WarmUp, percent, steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD, AdamW
 
 OBJECTIVES = {
@@ -32,7 +32,7 @@ def experiment(name: str = "kd") -> Experiment:
     warm_up = WarmUp(length=percent(10))
     return Experiment(
         name="fashion-mnist-few-labels",
-        data=Data(
+        data=Classification(
             name="fashion_mnist/subset",
             validation=2000,
             labelled=500,
@@ -43,7 +43,7 @@ def experiment(name: str = "kd") -> Experiment:
         phases=(
             Phase(
                 name="teacher",
-                network=Model(name="small_cnn", width=24),
+                network=Classifier(name="small_cnn", width=24),
                 labels="all",
                 duration=steps(1200),
                 optimizer=AdamW(learning_rate=4e-3 * (warm_up * Cosine()), weight_decay=0.05, decay_vectors=False),
@@ -52,7 +52,7 @@ def experiment(name: str = "kd") -> Experiment:
                 name,
                 Phase(
                     name="student",
-                    network=Model(name="small_cnn", width=8),
+                    network=Classifier(name="small_cnn", width=8),
                     teacher="teacher",
                     duration=steps(1000),
                     optimizer=SGD(

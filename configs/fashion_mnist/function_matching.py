@@ -5,10 +5,10 @@ The published recipe trains for hundreds of epochs; this one shows the scheme. M
 for.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.objectives import method
 from kdjax.schedules import Cosine, Duration, WarmUp, percent, steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import AdamW
 
 
@@ -17,17 +17,17 @@ def experiment(name: str = "function_matching") -> Experiment:
     optimizer = AdamW(learning_rate=4e-3 * (WarmUp(length=percent(10)) * Cosine()), weight_decay=0.05, clip=1.0)
     return Experiment(
         name="fashion-mnist-function-matching",
-        data=Data(batch_size=64, validation=2000, views=views),
+        data=Classification(batch_size=64, validation=2000, views=views),
         phases=(
             Phase(
                 name="teacher",
-                network=Model(name="small_cnn", width=24),
+                network=Classifier(name="small_cnn", width=24),
                 duration=steps(1200),
                 optimizer=optimizer,
             ),
             Phase(
                 name="student",
-                network=Model(name="small_cnn", width=8),
+                network=Classifier(name="small_cnn", width=8),
                 teacher="teacher",
                 objective=method(name).objective,
                 duration=steps(3000),

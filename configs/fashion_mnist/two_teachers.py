@@ -4,10 +4,10 @@ Two teachers of the same kind and different beginnings. `multi_teacher_kd` learn
 average of their probabilities. Two to three minutes on two CPU cores; no setting was looked for.
 """
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
+from kdjax.experiment import Experiment, Phase
 from kdjax.objectives import CrossEntropy, method
 from kdjax.schedules import Cosine, Duration, steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
 
 
@@ -16,7 +16,7 @@ def experiment(name: str = "multi_teacher_kd") -> Experiment:
     teachers = tuple(
         Phase(
             name=f"teacher{i}",
-            network=Model(name="small_cnn", width=16),
+            network=Classifier(name="small_cnn", width=16),
             objective=CrossEntropy(),
             duration=steps(800),
             optimizer=optimizer,
@@ -25,12 +25,14 @@ def experiment(name: str = "multi_teacher_kd") -> Experiment:
         for i in (1, 2)
     )
     student = Phase(
-        name="student", network=Model(name="small_cnn", width=8), teacher="teacher1+teacher2",
+        name="student", network=Classifier(name="small_cnn", width=8), teacher="teacher1+teacher2",
         objective=method(name).objective, duration=steps(800), optimizer=optimizer,
     )  # fmt: skip
     return Experiment(
         name="fashion-mnist-two-teachers",
-        data=Data(batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))),
+        data=Classification(
+            batch_size=64, validation=2000, views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,))
+        ),
         phases=(*teachers, student),
         evaluate_every=Duration(25, "percent"),
         checkpoint_every=Duration(50, "percent"),

@@ -3,19 +3,41 @@
 import functools
 import operator
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
 from kdjax.data.catalogue import DataError
-from kdjax.data.sources import Source
 from kdjax.types import Batch
+
+
+class Examples(Protocol):
+    """One split of a data set, as a task reads it: examples by their positions, in an order that never changes.
+
+    Attributes:
+      name, split: for messages.
+    """
+
+    name: str
+    split: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
+        """Fields of a `kdjax.types.Batch` of the examples at positions `[B]`, as NumPy arrays: "inputs", "targets", and
+        masks of elements where the task has them. Without `inputs`, the inputs are None and need not be read."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of all that `read` gives, so that what was computed from it is never used with other data."""
+        ...
 
 
 class Pipeline:
     """Endless training batches of numpy arrays, shuffled anew every epoch, readable at any position.
 
-    `pipeline[k]` has `inputs` `[B, H, W, C]` uint8 and, `[B]` each, `labels` int32, `index` int32 (the position in the
-    training split, not in `indices`), `where` and `labelled`. Views are not made here but on the device (`Views`).
+    `pipeline[k]` has what `Examples.read` gives and, `[B]` each, `index` int32 (the position in the training split, not in
+    `indices`), `where` and `labelled`. Views are not made here but on the device.
 
     An epoch has `ceil(n / batch_size)` batches. The last one is filled up with examples from the beginning of the same
     epoch, where=False: they may enter BatchNorm's statistics and nothing else. As long as `n >= batch_size`, no example
@@ -27,7 +49,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: Source,
+        source: Examples,
         indices,
         *,
         batch_size: int,
@@ -47,7 +69,7 @@ class Pipeline:
           labelled_mask: `[N]` bool over the whole source, as in `Splits.labelled`; None means all.
           process_index: which process this is.
           process_count: how many there are.
-          inputs: whether to read the images; without them `inputs` is None.
+          inputs: whether to read the inputs; without them `inputs` is None.
 
         Raises:
           DataError: no examples, a bad size, or a batch that does not divide over the processes.
@@ -76,10 +98,8 @@ class Pipeline:
         order = _order(len(self.indices), self.data_seed, epoch)
         places = step * self.batch_size + self._rows
         chosen = self.indices[order[places % len(order)]]
-        images, labels = self.source.fetch(chosen) if self.inputs else (None, self.source.labels[chosen])
-        return Batch(
-            inputs=images, labels=labels, index=chosen, where=places < len(order), labelled=self._labelled[chosen]
-        )
+        read = self.source.read(chosen, inputs=self.inputs)
+        return Batch(**read, index=chosen, where=places < len(order), labelled=self._labelled[chosen])
 
     def iterate(
         self, start_step: int = 0, stop_step: int | None = None, *, threads: int = 2, prefetch: int = 4
@@ -96,7 +116,7 @@ class Pipeline:
 
 
 def evaluation_batches(
-    source: Source,
+    source: Examples,
     indices,
     batch_size: int,
     *,
@@ -125,9 +145,8 @@ def evaluation_batches(
     def batch(k: int) -> Batch:
         places = k * batch_size + rows
         chosen = positions[np.minimum(places, len(positions) - 1)]
-        images, labels = source.fetch(chosen)
         everything = np.ones(len(rows), bool)
-        return Batch(inputs=images, labels=labels, index=chosen, where=places < len(positions), labelled=everything)
+        return Batch(**source.read(chosen), index=chosen, where=places < len(positions), labelled=everything)
 
     return _read_ahead(batch, 0, -(-len(positions) // batch_size), threads, prefetch)
 
@@ -153,7 +172,7 @@ def _read_ahead(batch, start: int, stop: int | None, threads: int, prefetch: int
     return iter(numbers.map(lambda k: batch(int(k))).to_iter_dataset(options))
 
 
-def _positions(source: Source, indices) -> np.ndarray:
+def _positions(source: Examples, indices) -> np.ndarray:
     positions = np.asarray(indices)
     if positions.size == 0:
         raise DataError(f"There are no examples of {source.name} to read: indices is empty.")

@@ -54,6 +54,13 @@ class Source:
             raise DataError(f"The images of {self.name} differ in size; use a set whose images are all alike.")
         return np.stack(images), self.labels[indices]
 
+    def read(self, indices, *, inputs: bool = True) -> dict[str, Any]:
+        """Images and labels as the inputs and targets of a `kdjax.types.Batch`."""
+        if not inputs:
+            return {"inputs": None, "targets": self.labels[np.asarray(indices)]}
+        images, labels = self.fetch(indices)
+        return {"inputs": images, "targets": labels}
+
     def fingerprint(self) -> str:
         """SHA-256 of images and labels, so that what was computed from them is never used with others.
 

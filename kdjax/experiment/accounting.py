@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.experiment.program import Program, template_of, with_sharding
-from kdjax.training import TrainState, Variables
+from kdjax.experiment.compiled import with_sharding
+from kdjax.experiment.program import Program
+from kdjax.training import TrainState
 from kdjax.training.devices import flops, peak_of
-from kdjax.training.teacher_cache import Storage
 from kdjax.types import Batch, Tree
 
 
@@ -33,46 +33,21 @@ class Costs:
 
 def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
     """Shapes and shardings of what a program's step takes: state, frozen, batch."""
-    state = with_sharding(jax.eval_shape(lambda: program.fresh_state(0, 0)), program.runner)
-    rows, sharded = program.experiment.data.batch_size, program.runner.sharded
-    devices = program.runner.mesh.size
-
-    def spec(dtype, *shape):
-        if program.runner.mapped:
-            return jax.ShapeDtypeStruct((devices, rows // devices, *shape), dtype)
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharded)
-
-    inputs = None if program.keeps_images else spec(np.uint8, *program.images.shape)
-    said = None
-    if program.cached:
-        storage, classes = Storage(program.phase.teacher_cache), program.images.info.num_classes
-        said = jax.tree.map(lambda x: spec(x.dtype, *x.shape[1:]), storage.unpack(np.zeros(1, storage.row(classes))))
-    batch = Batch(inputs, spec(np.int32), spec(np.int32), spec(bool), spec(bool), said)
-    frozen: Any = None if program.cached else teacher_template(program)
-    if program.keeps_images:
-        kept = program.images.train.images
-        frozen = frozen, jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=program.runner.replicated)
-    return state, frozen, batch
-
-
-def teacher_template(program: Program) -> Variables | None:
-    """Shapes of the teacher as the step takes it."""
-    if program.step_teacher is None:
-        return None
-    template = template_of(program.step_teacher, program.runner)
-    return dataclasses.replace(template, gradient=template.params) if program.bound.corrects_over_data else template
+    compiled, feeding = program.compiled, program.feeding
+    state = with_sharding(jax.eval_shape(lambda: compiled.fresh_state(0, 0)), compiled.runner)
+    teacher, inputs = compiled.teacher_template(), feeding.resident_template()
+    return state, teacher if inputs is None else (teacher, inputs), feeding.batch_template()
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second
 def costs(program: Program) -> Costs:
     """What a program's step costs."""
-    teacher = 0.0
-    if program.bound.needs_teacher and not program.cached:
-        inputs = jax.ShapeDtypeStruct((program.experiment.data.batch_size, *program.images.shape), np.float32)
-        forward = jax.jit(lambda v, x: program.step_teacher.apply(v.params, v.state, x, train=False)[0].logits)
-        teacher = flops(forward, teacher_template(program), inputs)
-    step = flops(program.step, *step_arguments(program))
-    return Costs(step * (program.runner.mesh.size if program.runner.mapped else 1), teacher)  # pmap's is of one device
+    compiled, networks, teacher = program.compiled, program.networks, 0.0
+    if networks.teacher_runs:
+        forward = jax.jit(lambda v, x: networks.step_teacher.apply(v.params, v.state, x, train=False)[0])
+        teacher = flops(forward, compiled.teacher_template(), networks.inputs)
+    step, runner = flops(compiled.step, *step_arguments(program)), compiled.runner
+    return Costs(step * (runner.mesh.size if runner.mapped else 1), teacher)  # pmap's is of one device
 
 
 def account(program: Program, timed_steps: int, seconds: float, input_seconds: float) -> dict[str, float | None]:
@@ -87,8 +62,8 @@ def account(program: Program, timed_steps: int, seconds: float, input_seconds: f
     cost = costs(program)
     rate = cost.step * timed_steps / seconds if seconds and cost.step else None
     peak = peak_of(jax.devices()[0].device_kind)
-    devices = program.runner.mesh.size
-    memory = (program.runner.mesh.local_devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    devices = program.compiled.runner.mesh.size
+    memory = (program.compiled.runner.mesh.local_devices[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "flops_per_step": cost.step or None,
         "teacher_share": cost.teacher_share,

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from kdjax.experiment import serialization
-from kdjax.experiment.builder import Builder
 from kdjax.experiment.folder import (
     COMPARISON,
     EXPERIMENT,
@@ -19,13 +16,12 @@ from kdjax.experiment.folder import (
     read_result,
     write_json,
 )
-from kdjax.experiment.program import Program
-from kdjax.experiment.spec import ExperimentError, Phase
+from kdjax.experiment.program import Builder, Program
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import join_members
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.processes import by_first
-from kdjax.types import ModelOutput
 
 
 @dataclasses.dataclass
@@ -55,16 +51,16 @@ def join_networks(networks: list[Variables]) -> Variables | None:
 
 
 def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finished: dict[str, "Finished"]) -> Finished:
-    """Takes a finished network as a phase's result: it stays where it is, and is evaluated on this experiment's images."""
+    """Takes a finished network as a phase's result: it stays where it is, and is evaluated on this experiment's data."""
     source = network_folder(phase, place).absolute()
     if (source, program) not in builder.networks:
         network, facts = stored_network(program, source)
         teaching = teacher_of(phase, finished)
         teacher = None if teaching is None else teaching.network
         before = read_result(source) or {}
-        result = {name: before.get(name) for name in ("steps", "seconds", "images_per_s", "seed", "data_seed")} | {
+        result = {name: before.get(name) for name in ("steps", "seconds", "examples_per_s", "seed", "data_seed")} | {
             "phase": phase.name,
-            "network": program.deployment.network.name,
+            "network": program.networks.deployment.network.name,
             "parameters": count_parameters(network.params),
             "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
             "hash": facts["hash"],
@@ -89,8 +85,8 @@ def keep(
     """Saves a network, what its objective trained, and its result; the result last: it says that the phase has ended."""
     facts = {
         "phase": program.phase.name,
-        "network": program.deployment.network.name,
-        "num_classes": program.images.info.num_classes,
+        "network": program.networks.deployment.network.name,
+        "num_classes": program.dataset.info.num_classes,
     }
     if objective is not None:
         save_network(place / OBJECTIVE, objective, facts)
@@ -104,30 +100,34 @@ def load_phase(program: Program, place: Path) -> Finished:
     network, _ = stored_network(program, place)
     objective = None
     if (place / OBJECTIVE).exists():
-        objective, _ = load_network(place / OBJECTIVE, program.objective_template())
+        objective, _ = load_network(place / OBJECTIVE, program.compiled.objective_template())
     return Finished(network, read_result(place), objective)
 
 
 def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:
     """A finished network and its facts, checked against what the program expects."""
     check_classes(folder, program)
-    return load_network(folder, program.network_template())
+    return load_network(folder, program.compiled.network_template())
 
 
 def check_classes(folder: Path, program: Program) -> None:
     """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
     path = folder / "network.json"
     there = json.loads(path.read_text()).get("num_classes") if path.exists() else None
-    here = program.images.info.num_classes
+    here = program.dataset.info.num_classes
     if there is not None and there != here:
         raise ExperimentError(
-            f"The network in {folder} has {there} classes, the data set {program.images.train.name} has {here}; "
+            f"The network in {folder} has {there} classes, the data set {program.dataset.train.name} has {here}; "
             "use a network and a data set with the same classes."
         )
 
 
-def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[str, Any]]:
-    """Metrics of every finished network of a run, by phase; each beside its teacher."""
+def saved_experiment(folder: Path) -> Experiment:
+    """What a run folder holds a run of.
+
+    Raises:
+      ExperimentError: it is no run, or a comparison.
+    """
     saved = folder / EXPERIMENT
     if not saved.exists():
         raise ExperimentError(
@@ -135,7 +135,12 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         )
     if (folder / COMPARISON).exists():
         raise ExperimentError(f"{folder} is a comparison; name one of its runs, such as {folder}/kd/seed0.")
-    experiment = serialization.load(saved)
+    return serialization.load(saved)
+
+
+def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[str, Any]]:
+    """Metrics of every finished network of a run, by phase; each beside its teacher."""
+    experiment = saved_experiment(folder)
     builder = Builder(data_dir)
     networks: dict[str, Variables] = {}
     results = {}
@@ -148,16 +153,16 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         teachers = [networks[name] for name in phase.teachers if name in networks]
         together = join_networks(teachers) if len(teachers) == len(phase.teachers) else None
         means = program.evaluate(networks[phase.name], together)["student"]
-        results[phase.name] = means | {"examples": f"{len(program.images.held_index):,} {experiment.data.evaluate_on}"}
+        results[phase.name] = means | {
+            "examples": f"{len(program.dataset.held_index):,} {program.dataset.evaluated_on}"
+        }
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
     return results
 
 
-def load_trained(
-    folder: str | Path, phase: str | None = None, data_dir: str | None = None
-) -> Callable[[jax.Array], ModelOutput]:
-    """A finished network of a run as a function from images to its output, to be used or jitted like any other.
+def load_trained(folder: str | Path, phase: str | None = None, data_dir: str | None = None) -> Callable[[Any], Any]:
+    """A finished network of a run as a function from inputs to its output, to be used or jitted like any other.
 
     Args:
       folder: run folder.
@@ -165,18 +170,18 @@ def load_trained(
       data_dir: folder of prepared data sets; that of TFDS if not given.
 
     Returns:
-      A pure function from uint8 images `[B, H, W, C]`, as the data set stores them, to a `ModelOutput`. Its attributes
-      `network` and `variables` are what it is made of.
+      A pure function from inputs as the data set stores them (images: uint8 `[B, H, W, C]`) to the network's output. Its
+      attributes `network` and `variables` are what it is made of.
     """
     experiment = serialization.load(Path(folder) / EXPERIMENT)
     chosen = experiment.phase(phase) if phase else experiment.student
     program = Builder(data_dir).program(experiment, chosen)
     variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
-    network = program.deployment.network
+    network = program.networks.deployment.network
 
-    def predict(images):
-        inputs = experiment.data.views.evaluate(images)
-        return network.apply(variables.params, variables.state, inputs, train=False)[0]
+    def predict(inputs):
+        shown = experiment.data.evaluation_view(inputs)
+        return network.apply(variables.params, variables.state, shown, train=False)[0]
 
     predict.network, predict.variables = network, variables
     return predict

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.experiment.builder import Builder
 from kdjax.experiment.folder import COMPARISON, open_run, write_json
+from kdjax.experiment.program import Builder
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
@@ -125,47 +125,48 @@ def summarise(
     experiment: Experiment, runs: dict[str, list[dict[str, Any]]], teacher: dict[str, Any], builder: Builder
 ) -> dict[str, Any]:
     """The comparison as data: what was compared, and mean and spread over seeds of every method."""
-    images = builder.images(experiment.data)
+    task, dataset = experiment.data, builder.dataset(experiment.data)
     student = builder.program(experiment, experiment.student)
+    key = task.metric.name
     methods = {}
     for name, results in runs.items():
         last = [result["last"]["student"] for result in results]
-        best = [result["best"]["student"]["top1"] for result in results]
+        best = [result["best"]["student"][key] for result in results]
         methods[name] = {
             "parameters": results[0]["parameters"],
             "extra_parameters": results[0]["extra_parameters"],
             "examples_visited": results[0]["examples_visited"],
             "seeds": [result["seed"] for result in results],
             "metrics": {metric: spread([row[metric] for row in last]) for metric in last[0]},
-            "best_top1": spread(best),
-            "images_per_s": spread([result["images_per_s"] or 0.0 for result in results]),
+            "best": spread(best),
+            "examples_per_s": spread([result["examples_per_s"] or 0.0 for result in results]),
             "seconds": spread([result["seconds"] for result in results]),
         }
     if BASELINE in methods:
         for name, summary in methods.items():
             if name != BASELINE:
                 summary["gain"] = paired_gain(
-                    summary["metrics"]["top1"]["values"], methods[BASELINE]["metrics"]["top1"]["values"]
+                    summary["metrics"][key]["values"], methods[BASELINE]["metrics"][key]["values"]
                 )
     name, result = next(reversed(teacher.items())) if teacher else (None, None)
     return {
         "finished": True,
         "name": experiment.name,
         "data": {
-            "name": images.train.name,
-            "trained_on": len(images.train_index),
-            "labelled": int(images.labelled[images.train_index].sum()),
-            "evaluated_on": experiment.data.evaluate_on,
-            "evaluated": len(images.held_index),
-            "classes": images.info.num_classes,
+            "name": dataset.train.name,
+            "trained_on": len(dataset.train_index),
+            "labelled": int(dataset.labelled[dataset.train_index].sum()),
+            "evaluated_on": dataset.evaluated_on,
+            "evaluated": len(dataset.held_index),
+            "description": dataset.description,
         },
-        "steps": student.clock.total_steps,
-        "batch_size": experiment.data.batch_size,
-        "student": student.student.name,
+        "steps": student.compiled.clock.total_steps,
+        "batch_size": task.batch_size,
+        "student": student.networks.student.name,
         "teacher": None if result is None else {
             "name": name, "network": result["network"], "parameters": result["parameters"], "hash": result["hash"],
             "metrics": result["last"]["student"], "labels": experiment.phase(name).labels,
-            "seconds": result.get("seconds"), "images_per_s": result.get("images_per_s"),
+            "seconds": result.get("seconds"), "examples_per_s": result.get("examples_per_s"),
         },
         "device": next(iter(runs.values()))[0]["device"],
         "methods": methods,

@@ -5,19 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from kdjax.data import DataError
-from kdjax.experiment.accounting import costs, readable, size, step_arguments, teacher_template
-from kdjax.experiment.builder import Builder, make_network, make_teacher
-from kdjax.experiment.images import visited
-from kdjax.experiment.program import Program
+from kdjax.experiment.accounting import costs, readable, size, step_arguments
+from kdjax.experiment.networks import make_teacher, network_inputs
+from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
 from kdjax.objectives.catalogue import written
 from kdjax.training import count_parameters
-from kdjax.types import ModelOutput, Tree
+from kdjax.types import Tree
 
 
 @dataclasses.dataclass
@@ -37,29 +35,30 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
     builder = builder or Builder()
     problems = experiment.problems()
     try:
-        images = builder.images(experiment.data)
+        dataset = builder.dataset(experiment.data)
+        inputs = network_inputs(experiment, dataset)
     except (DataError, ValueError) as error:
         problems.append(str(error))
-        images = None
+        dataset = None
     reports = []
     for phase in experiment.phases:
         report = PhaseReport(phase, [], {}, [], {}, list(problems))
         problems = []
         reports.append(report)
-        if images is None:
+        if dataset is None:
             continue
         try:
-            student = make_network(phase.network, images)
-            teacher = make_teacher(experiment, phase, images)
+            student = experiment.data.network(phase.network, dataset)
+            teacher = make_teacher(experiment, phase, dataset)
         except (ValueError, ExperimentError) as error:
             report.problems.append(str(error))
             continue
-        inputs = jax.ShapeDtypeStruct((experiment.data.batch_size, *images.shape), np.float32)
         student_output = output_shapes(student, inputs)
         teacher_output = None if teacher is None else output_shapes(teacher, inputs)
         report.shapes = shape_table(student_output, teacher_output)
-        report.problems += check(phase.objective, student_output, teacher_output)
-        report.numbers["examples visited"] = f"{len(visited(phase, images)):,} of {len(images.train_index):,}"
+        report.problems += check(phase.objective, student_output, teacher_output, dataset.info)
+        visited = dataset.visited(phase.taught, phase.labels)
+        report.numbers["examples visited"] = f"{len(visited):,} of {len(dataset.train_index):,}"
         if report.problems:
             continue
         try:
@@ -73,14 +72,16 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
 
 def measure(program: Program, report: PhaseReport) -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
-    state, frozen, batch = step_arguments(program)
-    teacher = teacher_template(program)
+    compiled, (state, frozen, batch) = program.compiled, step_arguments(program)
+    teacher = compiled.teacher_template()
     report.parameters["student"] = count_parameters(state.params["student"])
     if teacher is not None:
-        report.parameters["teacher"] = count_parameters(jax.eval_shape(program.teacher.init, jax.random.key(0))[0])
-    report.parameters["trained beside it"] = program.extra_parameters()
+        report.parameters["teacher"] = count_parameters(
+            jax.eval_shape(program.networks.teacher.init, jax.random.key(0))[0]
+        )
+    report.parameters["trained beside it"] = compiled.extra_parameters()
     report.trained = module_table(state.params["objective"])
-    report.numbers["steps"] = f"{program.clock.total_steps:,} of {program.experiment.data.batch_size} examples"
+    report.numbers["steps"] = f"{compiled.clock.total_steps:,} of {program.experiment.data.batch_size} examples"
     cost = costs(program)
     if cost.step:
         report.numbers["FLOPs a step"] = f"{cost.step:.3g}"
@@ -89,28 +90,24 @@ def measure(program: Program, report: PhaseReport) -> None:
     held = {
         "state": size(state),
         "teacher": size(teacher),
-        "images": size(frozen) - size(teacher),
+        "inputs on the devices": size(frozen) - size(teacher),
         "batch": size(batch),
     }
-    memory = program.step.lower(state, frozen, batch).compile().memory_analysis() if not program.runner.mapped else None
+    memory = (
+        compiled.step.lower(state, frozen, batch).compile().memory_analysis() if not compiled.runner.mapped else None
+    )
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
 
 
-def shape_table(student: ModelOutput, teacher: ModelOutput | None) -> list[tuple[str, str, str]]:
-    """Rows `(what, student's shape, teacher's shape)` of all the networks give."""
+def shape_table(student: Any, teacher: Any) -> list[tuple[str, str, str]]:
+    """Rows `(what, student's shape, teacher's shape)` of all that the networks give."""
 
     def rows(output):
-        if output is None:
-            return {}
-        found = {}
-        for name in ("logits", "embedding"):
-            if getattr(output, name) is not None:
-                found[name] = getattr(output, name).shape
-        for name in ("features", "preactivations"):
-            found |= {f"{name}[{i}]": x.shape for i, x in enumerate(getattr(output, name))}
-        return found | {f"taps[{name}]": x.shape for name, x in output.taps.items()}
+        """By names as Python writes them: "logits", "features[0]", "taps['stage3']"."""
+        leaves = jax.tree_util.tree_leaves_with_path(output)
+        return {jax.tree_util.keystr(path).removeprefix("."): leaf.shape for path, leaf in leaves}
 
     first, second = rows(student), rows(teacher)
     names = [*first, *(name for name in second if name not in first)]

@@ -77,7 +77,12 @@ def write_json(path: Path, data: Any) -> None:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a phase came to, or None if it has not ended."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    if "images_per_s" in result:  # as it was called before there were other tasks
+        result["examples_per_s"] = result.pop("images_per_s")
+    return result
 
 
 def find_network(path: Path, phase: str) -> Path:

@@ -1,8 +1,9 @@
-"""The two pictures of a comparison: where every seed ended, and how training went."""
+"""The two pictures that every comparison has: where every seed ended, and how training went."""
 
 from pathlib import Path
 from typing import Any
 
+from kdjax.tasks import Task
 from kdjax.training.writers import read_metrics
 
 COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#8e6bbf", "#e09f3e", "#6c8ead", "#9b5de5")
@@ -21,39 +22,39 @@ def figure(width: float, height: float):
     return made, axes
 
 
-def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
+def plot_comparison(comparison: dict[str, Any], task: Task, path: Path) -> None:
     """One row a method: a dot a seed, a bar for mean ± sd; the teacher as a line."""
-    methods = comparison["methods"]
+    methods, metric = comparison["methods"], task.metric
     made, axes = figure(7.2, 1.5 + 0.55 * len(methods))
     names = list(methods)[::-1]
     for row, name in enumerate(names):
-        top1 = methods[name]["metrics"]["top1"]
+        found = methods[name]["metrics"][metric.name]
+        mean, sd = metric.scale * found["mean"], metric.scale * (found["sd"] or 0.0)
         colour = COLOURS[list(methods).index(name) % len(COLOURS)]
-        values = [100 * v for v in top1["values"]]
+        values = [metric.scale * v for v in found["values"]]
         axes.errorbar(
-            100 * top1["mean"], row, xerr=100 * (top1["sd"] or 0.0), fmt="|", markersize=16, capsize=4, color=colour,
-            linewidth=2, alpha=0.9,
+            mean, row, xerr=sd, fmt="|", markersize=16, capsize=4, color=colour, linewidth=2, alpha=0.9,
         )  # fmt: skip
         axes.scatter(values, [row] * len(values), s=34, color=colour, alpha=0.6, zorder=3, edgecolors="white")
-        axes.annotate(f"{100 * top1['mean']:.1f}", (100 * top1["mean"], row), (0, 11), textcoords="offset points",
-                      ha="center", fontsize=9, color=colour)  # fmt: skip
+        axes.annotate(metric.text(found["mean"]), (mean, row), (0, 11), textcoords="offset points", ha="center",
+                      fontsize=9, color=colour)  # fmt: skip
     if comparison["teacher"] is not None:
-        value = 100 * comparison["teacher"]["metrics"]["top1"]
+        value = metric.scale * comparison["teacher"]["metrics"][metric.name]
         axes.axvline(value, color="#111", linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
             "teacher", (value, len(names) - 0.45), (-4, 0), textcoords="offset points", ha="right", fontsize=9
         )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.3)
-    axes.set_xlabel(
-        f"top-1 accuracy on {comparison['data']['evaluated']:,} {comparison['data']['evaluated_on']} images, %"
-    )
+    data = comparison["data"]
+    axes.set_xlabel(f"{metric.title}, {data['evaluated']:,} {data['evaluated_on']} {task.noun}")
     axes.set_title("dots: seeds;  bars: mean ± standard deviation", fontsize=9, loc="left", color="#555")
     save(made, path)
 
 
-def plot_curves(comparison: dict[str, Any], folder: Path, path: Path) -> None:
-    """Top-1 accuracy over training: mean over seeds, and their range as a band."""
+def plot_curves(comparison: dict[str, Any], task: Task, folder: Path, path: Path) -> None:
+    """The metric over training: mean over seeds, and their range as a band."""
+    metric = task.metric
     made, axes = figure(7.2, 3.6)
     for i, (name, summary) in enumerate(comparison["methods"].items()):
         curves: dict[int, list[float]] = {}
@@ -61,7 +62,7 @@ def plot_curves(comparison: dict[str, Any], folder: Path, path: Path) -> None:
             for file in (folder / name / f"seed{seed}").glob("*/metrics.jsonl"):
                 for row in read_metrics(file):
                     if row["kind"] == "eval":
-                        curves.setdefault(row["step"], []).append(100 * row["top1"])
+                        curves.setdefault(row["step"], []).append(metric.scale * row[metric.name])
         steps = sorted(step for step, values in curves.items() if len(values) == len(summary["seeds"]))
         if not steps:
             continue
@@ -71,10 +72,10 @@ def plot_curves(comparison: dict[str, Any], folder: Path, path: Path) -> None:
         axes.fill_between(steps, [min(curves[s]) for s in steps], [max(curves[s]) for s in steps], color=colour, alpha=0.15,
                           linewidth=0)  # fmt: skip
     if comparison["teacher"] is not None:
-        axes.axhline(100 * comparison["teacher"]["metrics"]["top1"], color="#111", linewidth=1, linestyle=(0, (4, 3)),
-                     label="teacher")  # fmt: skip
+        axes.axhline(metric.scale * comparison["teacher"]["metrics"][metric.name], color="#111", linewidth=1,
+                     linestyle=(0, (4, 3)), label="teacher")  # fmt: skip
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(metric.title)
     axes.legend(frameon=False, fontsize=9)
     axes.set_title("line: mean over seeds;  band: their range", fontsize=9, loc="left", color="#555")
     save(made, path)

@@ -10,11 +10,22 @@ from typing import Any, Literal, get_args
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
-from kdjax.experiment.builder import Builder
 from kdjax.experiment.folder import open_run, read_result, write_json
-from kdjax.experiment.program import Program, dispatched, open_checkpoints
-from kdjax.experiment.run import conclude, describe, first_state, recorded, teaching, train
-from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
+from kdjax.experiment.phase import (
+    conclude,
+    describe,
+    first_state,
+    make_loop,
+    newest,
+    open_checkpoints,
+    ordered_batches,
+    phase_seeds,
+    ready_teacher,
+    recorded,
+    train_phase,
+)
+from kdjax.experiment.program import Builder, Program
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.training import TrainState
 from kdjax.training.feed import scanned
 from kdjax.training.processes import by_first, of_first
@@ -100,55 +111,52 @@ def train_together(
     how: How = "measured",
 ) -> list[Finished]:
     """Trains one phase of all, from its last checkpoint if there is one."""
-    count, data_seed = len(experiments), seeds_of(experiments[0])[1]
-    seeds = [experiment.seed + phase.seed_offset for experiment in experiments]
-    teacher, taught = teaching(program, phase, finished[0], data_seed)
-    states = [
-        first_state(program, phase, (seed, data_seed), own, teacher) for seed, own in zip(seeds, finished, strict=True)
-    ]
-    joined = jax.jit(lambda *trees: join(trees), out_shardings=program.runner.replicated)
-    feed = program.feed(data_seed, teacher)
+    count, compiled = len(experiments), program.compiled
+    seeds = [phase_seeds(experiment, phase) for experiment in experiments]
+    data_seed = seeds[0][1]
+    teacher, taught = ready_teacher(program, phase, finished[0], data_seed)
+    states = [first_state(program, phase, own, before, teacher) for own, before in zip(seeds, finished, strict=True)]
+    joined = jax.jit(lambda *trees: join(trees), out_shardings=compiled.runner.replicated)
+    batches, frozen = ordered_batches(program, data_seed, teacher), program.feeding.frozen(teacher)
     if how == "measured":
-        how = chosen(shared / HOW, lambda: measure(program, joined, states, program.frozen(teacher), feed))
+        how = fastest(shared / HOW, lambda: measure(program, joined, states, frozen, batches))
     if how == "apart":
         return [
-            train(program, experiment, phase, place, own, progress)
+            train_phase(program, experiment, place, own, progress)
             if read_result(place) is None
             else load_phase(program, place)
             for experiment, place, own in zip(experiments, places, finished, strict=True)
         ]
-    state = joined(*states)
     checkpoints = open_checkpoints(shared, phase, taught["teacher_hash"])
-    facts, resumed = None, checkpoints.latest()
-    if resumed is not None:
-        state, facts = checkpoints.restore(state)
-    steps = replicated(program.one, count, how)
+    state, facts, resumed = newest(checkpoints, joined(*states))
+    steps = replicated(compiled.one, count, how)
 
     def evaluate(state):
-        own = [program.deployment.variables(take(state, i), teacher) for i in range(count)]
+        own = [program.networks.deployment.variables(take(state, i), teacher) for i in range(count)]
         return [program.evaluate(student, teacher) for student in own]
 
     loop = dataclasses.replace(
-        program.loop(feed, teacher),
-        step=program.runner.compile(steps),
-        steps=program.runner.compile(scanned(steps), stacked=True) if dispatched(experiments[0]) > 1 else None,
+        make_loop(program, batches, teacher),
+        step=compiled.runner.compile(steps),
+        steps=compiled.runner.compile(scanned(steps), stacked=True) if compiled.steps is not None else None,
         evaluate=evaluate,
     )
     with recorded(places, resumed, checkpoints, progress) as writers:
-        state, facts = loop.run(state, program.frozen(teacher), checkpoints, writers, progress, facts)
+        state, facts = loop.run(state, frozen, checkpoints, writers, progress, facts)
     shares = {name: facts[name] / count for name in ("seconds", "train_seconds", "input_seconds")}
     unknown = {"flops_per_s": None, "peak_share": None}  # the teacher's are not each one's
     ended = []
     for i, (experiment, place) in enumerate(zip(experiments, places, strict=True)):
-        result = describe(program, seeds[i], data_seed, facts | shares, facts["tracks"][i]) | taught | unknown
+        result = describe(program, *seeds[i], facts | shares, facts["tracks"][i]) | taught | unknown
         result |= {"together": count, "form": how}
-        ended.append(conclude(program, experiment, phase, place, take(state, i), teacher, result))
+        ended.append(conclude(program, experiment, place, take(state, i), teacher, result))
     return ended
 
 
 def measure(program: Program, joined, states: Sequence[TrainState], frozen: Any, feed: Any) -> dict[str, float]:
     """Seconds of a step of all, in each way: the shortest of a few, after one that compiles."""
-    runner, count = program.runner, len(states)
+    compiled, count = program.compiled, len(states)
+    runner = compiled.runner
     batch = runner.place_batch(next(iter(feed.iterate(0))))
 
     def shortest(step, state):
@@ -161,19 +169,20 @@ def measure(program: Program, joined, states: Sequence[TrainState], frozen: Any,
         return min(seconds[1:])
 
     found = {
-        form: shortest(runner.compile(replicated(program.one, count, form)), joined(*states)) for form in get_args(Form)
+        form: shortest(runner.compile(replicated(compiled.one, count, form)), joined(*states))
+        for form in get_args(Form)
     }
     first = jax.jit(lambda states: take(states, 0))(joined(*states))
-    return found | {"apart": count * shortest(program.step, first)}
+    return found | {"apart": count * shortest(compiled.step, first)}
 
 
-def chosen(path: Path, measure: Callable[[], dict[str, float]]) -> How:
+def fastest(path: Path, measure: Callable[[], dict[str, float]]) -> How:
     """The fastest way, as it was measured when the run began."""
     if not path.exists():
         seconds = measure()
         ways = list(seconds)
-        fastest = ways[of_first(min(range(len(ways)), key=lambda i: seconds[ways[i]]))]
+        found = ways[of_first(min(range(len(ways)), key=lambda i: seconds[ways[i]]))]
         path.parent.mkdir(parents=True, exist_ok=True)
-        by_first(lambda: write_json(path, {"how": fastest, "seconds": seconds}), ExperimentError)
-        return fastest
+        by_first(lambda: write_json(path, {"how": found, "seconds": seconds}), ExperimentError)
+        return found
     return json.loads(path.read_text())["how"]

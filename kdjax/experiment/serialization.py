@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdjax import objectives, schedules
-from kdjax.data import Strong, Views
-from kdjax.experiment.spec import Data, Experiment, ExperimentError, Model, Phase
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.objectives import Objective, Sum
+from kdjax.tasks import kinds as task_kinds
 from kdjax.training import optimizers
 
 KINDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Experiment, Phase, Data, Model, Views, Strong, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW, optimizers.DOT,
+        Experiment, Phase, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW, optimizers.DOT,
         schedules.Constant, schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Steps, schedules.Product,
         *(cls for cls in vars(objectives).values()
           if isinstance(cls, type) and issubclass(cls, Objective) and cls is not Objective),
@@ -28,9 +28,11 @@ KINDS: dict[str, type] = {
 def to_data(value: Any) -> Any:
     """A dataclass as a dict with its class's name under "kind"; tuples as lists."""
     if dataclasses.is_dataclass(value):
-        if type(value).__name__ not in KINDS:
+        name = type(value).__name__
+        if (KINDS | task_kinds()).get(name) is not type(value):
             raise ExperimentError(
-                f"{type(value).__name__} cannot be saved as data: it is not one of kdjax's own kinds."
+                f"{name} cannot be saved as data: it is not one of kdjax's own kinds; `kdjax.tasks.register` makes a "
+                "task's known."
             )
         fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
@@ -45,9 +47,13 @@ def from_data(data: Any, where: str = "experiment") -> Any:
     """
     if not isinstance(data, dict):
         raise ExperimentError(f'{where}: expected an object with a "kind", found {data!r}.')
-    cls = KINDS.get(data.get("kind", ""))
+    known = KINDS | task_kinds()
+    cls = known.get(data.get("kind", ""))
     if cls is None:
-        raise ExperimentError(f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), KINDS)}.")
+        raise ExperimentError(
+            f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), known)}. (A task of your own must be "
+            "imported before its experiments are read.)"
+        )
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     values = {}
@@ -57,6 +63,12 @@ def from_data(data: Any, where: str = "experiment") -> Any:
         if key not in names:
             raise ExperimentError(f"{where}.{key}: {cls.__name__} has no such field{_nearest(key, names)}.")
         values[key] = _convert(item, hints[key], f"{where}.{key}")
+    missing = [
+        f.name for f in dataclasses.fields(cls)
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise ExperimentError(f"{where}: {cls.__name__} needs {', '.join(missing)}.")
     try:
         return cls(**values)
     except ValueError as error:

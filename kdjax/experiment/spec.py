@@ -7,9 +7,9 @@ same student again with another objective. Warm-ups, chains of assistants and bo
 import dataclasses
 from typing import Literal
 
-from kdjax.data import Views
 from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher
 from kdjax.schedules import Duration, epochs
+from kdjax.tasks import Model, Task
 from kdjax.training.optimizers import SGD, Optimizer
 
 
@@ -18,49 +18,13 @@ class ExperimentError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which images, how many of them with labels, and how they are shown."""
-
-    name: str = "fashion_mnist/subset"
-    """data set: fashion_mnist/subset, fashion_mnist/full, digits, or a TFDS image set such as cifar100"""
-    batch_size: int = 128
-    """examples in one optimizer step, over all devices"""
-    eval_batch_size: int = 512
-    """examples in one evaluation step, over all devices"""
-    eval_examples: int = 0
-    """evaluate at most so many examples, evenly spaced over the split; 0 for all"""
-    validation: int = 0
-    """examples held out of the training split, for tuning"""
-    evaluate_on: Literal["test", "validation"] = "test"
-    """which examples are evaluated"""
-    labelled: int = 0
-    """training examples whose label a taught network may use; 0 for all"""
-    split_seed: int = 0
-    """seed of the choice of validation and labelled examples"""
-    views: Views = Views()
-    """augmentation and normalisation, on the device"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """A network of the zoo."""
-
-    name: str = "small_cnn"
-    """which network"""
-    width: int = 0
-    """channels of the first stage, where the network has that option; 0 for its own"""
-    batchnorm_groups: int = 1
-    """runs of the batch's rows that BatchNorm normalises each by itself, whatever the hardware; 1 for the whole batch"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     """One network's training: an objective, a length, and where its teacher and first weights come from."""
 
     name: str = "student"
     """name of the phase and of its network"""
-    network: Model = Model()
-    """what is trained"""
+    network: Model
+    """what is trained: one of the networks of the experiment's task"""
     objective: Objective = CrossEntropy()
     """what is minimised"""
     duration: Duration = epochs(10)
@@ -110,8 +74,8 @@ class Experiment:
 
     name: str = "experiment"
     """what reports call it, and what the run folder is named after"""
-    data: Data = Data()
-    """the images"""
+    data: Task
+    """the task: which examples there are, how they are shown, and what is asked of a network"""
     phases: tuple[Phase, ...] = ()
     """what is trained, in order"""
     seed: int = 0
@@ -199,7 +163,7 @@ class Experiment:
                 )
             seen.append(phase.name)
         data = self.data
-        if data.views.mixup:
+        if data.mixup:
             for phase in self.phases:
                 reading = [n for n, part in part_names(phase.objective).items() if "labels" in part.reads]
                 if reading and phase.taught:
@@ -210,8 +174,7 @@ class Experiment:
         for field in ("batch_size", "eval_batch_size"):
             if getattr(data, field) < 1:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")
-        if data.evaluate_on == "validation" and data.validation == 0:
-            found.append("data.evaluate_on is 'validation', but data.validation is 0; hold some examples out.")
+        found += data.problems()
         if self.steps_per_dispatch < 0:
             found.append(f"steps_per_dispatch={self.steps_per_dispatch}; it must be at least 1, or 0 to choose.")
         if self.log_every < 1:
@@ -227,16 +190,15 @@ class Experiment:
             dataclasses.replace(
                 phase,
                 duration=Duration(6, "steps"),
-                network=dataclasses.replace(phase.network, width=4),
+                network=self.data.shrunk_network(phase.network),
                 optimizer=dataclasses.replace(phase.optimizer, learning_rate=0.1 * phase.optimizer.learning_rate),
             )
             for phase in self.phases
         )
-        data = dataclasses.replace(self.data, batch_size=min(self.data.batch_size, 32), eval_examples=256)
         return dataclasses.replace(
             self,
             name=f"{self.name}-tiny",
-            data=data,
+            data=self.data.shrunk(),
             phases=phases,
             log_every=2,
             evaluate_every=Duration(3, "steps"),

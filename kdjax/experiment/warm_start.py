@@ -11,7 +11,7 @@ from kdjax.training import TrainState, Variables
 from kdjax.types import Tree
 
 
-def carry(state: TrainState, objective: Bound, earlier: Variables | None, phase: str) -> TrainState:
+def warm_start(state: TrainState, objective: Bound, earlier: Variables | None, phase: str) -> TrainState:
     """The fresh state with what an earlier phase's objective trained, where the two have it in common.
 
     Common is a part of the same name and shapes, which goes on, and every submodule that an objective `carries`, from

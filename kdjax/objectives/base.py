@@ -34,8 +34,9 @@ class Objective:
 
     Class attributes say what a method needs; the dry run shows them and binding checks them:
 
-      reads: what it looks at: "labels", and fields of `ModelOutput` as "student.logits", "teacher.features", or
-        "peer.logits" of a network trained alongside; "teacher.gradient" is the gradient of the task at the teacher.
+      reads: what it looks at: targets by name ("labels"), and fields of the networks' outputs as "student.logits",
+        "teacher.features", or "peer.logits" of a network trained alongside; "teacher.gradient" is the gradient of the task
+        at the teacher.
       views: the views of each example that it compares; the networks run once on each. The first is the main one.
       teacher_mode: "eval", or "train" for methods whose teacher normalises by the batch and keeps updating its statistics.
       deploys: whether something of it stays on the deployed student, see `deploy`.
@@ -102,6 +103,12 @@ class Objective:
         return False
 
     @property
+    def per_element(self) -> bool:
+        """Whether rows may have elements (tokens, pixels), `[B, L, ...]`, each of which then counts by itself. Else it takes
+        logits `[B, C]` and embeddings `[B, D]`, and features where no element of a row is masked: it would count those."""
+        return not any(read.partition(".")[2] in ("features", "preactivations", "embedding") for read in self.reads)
+
+    @property
     def parts(self) -> "tuple[Objective, ...]":
         return (self,)
 
@@ -154,11 +161,13 @@ class Targeted(Objective):
     reads: ClassVar = ("student.logits", "teacher.logits", "labels")
 
     def targets(self, ctx: Context) -> tuple[Array, Array]:
-        """`(labels, where)`: the target class of each row, and which rows count."""
-        batch = ctx.batch
+        """`(labels, where)`: the target class of each row or element, and which of them count."""
+        labels = ctx.batch.labels
+        usable = ctx.batch.mask(labels.shape, labelled=True)
         if self.unlabelled == "skip":
-            return batch.labels, batch.where & batch.labelled
-        return jnp.where(batch.labelled, batch.labels, jnp.argmax(ctx.teacher.logits, axis=-1)), batch.where
+            return labels, usable
+        guess = jnp.argmax(ctx.teacher.logits, axis=-1)
+        return jnp.where(usable, labels, guess), ctx.batch.mask(labels.shape)
 
 
 def seen(ctx: Context, view: str) -> Context:

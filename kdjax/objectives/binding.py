@@ -1,6 +1,7 @@
 """An objective bound to the shapes of two networks: all that training sees of a method."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,9 @@ from flax import nnx
 
 from kdjax.models.functional import FunctionalModule, functionalise
 from kdjax.objectives.base import Objective, part_names, weighted
-from kdjax.types import Array, Context, DataInfo, ModelOutput, Terms, Tree
+from kdjax.types import Array, Batch, Context, DataInfo, ModelOutput, Terms, Tree
 
 ROLES = ("student", "teacher", "peer")
-FIELDS = tuple(field.name for field in dataclasses.fields(ModelOutput))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Bound:
 
     def apply(self, params: Tree, state: Tree, ctx: Context, *, train: bool) -> tuple[Terms, Tree]:
         """Terms of one batch by part name ("dkd", or "dkd/tckd" for one of several), and the new state."""
+        self._check_elements(ctx.batch)
         ctx = without_nonsense(ctx)
         terms: Terms = {}
         new_state = {}
@@ -56,6 +57,16 @@ class Bound:
             for term_name, term in weighted(part, values, ctx).items():
                 terms[f"{name}/{term_name}" if term_name else name] = term
         return terms, new_state
+
+    def _check_elements(self, batch: Batch) -> None:
+        """Refuses features of rows with padding inside, where a part would count the padding."""
+        for name, part in self.parts.items():
+            whole = [r for r in part.reads if r.partition(".")[2] in ("features", "preactivations")]
+            if batch.elements is not None and whole and not part.per_element:
+                raise ValueError(
+                    f"Objective {name!r} takes {whole[0]} of whole rows, and the batch masks elements of its rows, whose padding "
+                    "it would count; use objectives of logits, or batches without elements=."
+                )
 
     @property
     def combine(self):
@@ -128,7 +139,7 @@ def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None
     Raises:
       ValueError: one sentence for the first thing that does not fit.
     """
-    problems = check(objective, student, teacher)
+    problems = check(objective, student, teacher, data)
     if problems:
         raise ValueError(problems[0])
     parts = part_names(objective)
@@ -144,47 +155,60 @@ def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None
 
 
 def without_nonsense(ctx: Context) -> Context:
-    """The context with 0 in place of inf and nan in rows that do not count.
+    """The context with 0 in place of inf and nan in rows and elements that do not count.
 
-    A loss that leaves such a row out would still send 0 * nan back to the network. What is finite there stays: it may enter
+    A loss that leaves such a one out would still send 0 * nan back to the network. What is finite there stays: it may enter
     the statistics of a BatchNorm.
     """
-    kept = ctx.batch.where
+    batch = ctx.batch
+    elements = () if batch.elements is None else batch.elements.shape
 
     def clear(x):
-        if x.shape[:1] != kept.shape:
+        if x.shape[:1] != batch.where.shape:
             return x
-        return jnp.where(jnp.reshape(kept, kept.shape + (1,) * (x.ndim - 1)) | jnp.isfinite(x), x, 0)
+        of_elements = elements and x.shape[: len(elements)] == elements
+        kept = batch.mask(elements if of_elements else x.shape[:1])
+        return jnp.where(jnp.reshape(kept, kept.shape + (1,) * (x.ndim - kept.ndim)) | jnp.isfinite(x), x, 0)
 
     student, teacher, peer = jax.tree.map(clear, (ctx.student, ctx.teacher, ctx.peer))
     views = {name: without_nonsense(view) for name, view in ctx.views.items()}
     return dataclasses.replace(ctx, student=student, teacher=teacher, peer=peer, views=views)
 
 
-def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | None) -> list[str]:
-    """Everything that keeps an objective from working with two networks, a sentence each."""
+def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | None = None) -> list[str]:
+    """Everything that keeps an objective from working with two networks' outputs, and this data, a sentence each."""
     problems = []
+    fields = [field.name for field in dataclasses.fields(student)]
+    targets = ("labels",) if data is None else data.targets
     for name, part in part_names(objective).items():
         for read in part.reads:
             role, _, field = read.partition(".")
-            if role == "labels":
+            if role in targets:
                 continue
-            known = role in ROLES and (field in FIELDS or read == "teacher.gradient")
             output = teacher if role == "teacher" else student  # a peer is another student
-            if not known:
-                problems.append(f"Objective {name!r} reads {read!r}; it can read labels, or {'/'.join(ROLES)} with one of "
-                                f"{', '.join(FIELDS)}.")  # fmt: skip
+            if role not in ROLES and not field:
+                problems.append(f"Objective {name!r} learns from targets called {role!r}, and the data has "
+                                f"{', '.join(targets) or 'none'}.")  # fmt: skip
+            elif role not in ROLES or not (field in fields or read == "teacher.gradient"):
+                problems.append(f"Objective {name!r} reads {read!r}; it can read {', '.join(targets)}, or {'/'.join(ROLES)} "
+                                f"with one of {', '.join(fields)}.")  # fmt: skip
             elif output is None:
                 problems.append(f"Objective {name!r} reads {read}, but there is no teacher; give the phase one.")
-            elif read != "teacher.gradient" and not _present(getattr(output, field)):
+            elif read != "teacher.gradient" and not _present(getattr(output, field, None)):
                 mend = "return them in a ModelOutput, or pass output= to the adapter"
                 problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
+            elif field in ("logits", "embedding") and getattr(output, field).ndim > 2 and not part.per_element:
+                problems.append(
+                    f"Objective {name!r} takes {read} of whole rows, {WHOLE[field]}, and the {role} network gives "
+                    f"{list(getattr(output, field).shape)}; use an objective that takes each element by itself, such as kd."
+                )
+    logits = {role: getattr(output, "logits", None) for role, output in (("student", student), ("teacher", teacher))}
     compares_logits = any("teacher.logits" in part.reads and not part.any_classes for part in objective.parts)
-    if not problems and compares_logits and teacher is not None:
-        both = student.logits is not None and teacher.logits is not None
-        if both and student.logits.shape[-1] != teacher.logits.shape[-1]:
+    if not problems and compares_logits and not any(x is None for x in logits.values()):
+        theirs, ours = logits["teacher"].shape[-1], logits["student"].shape[-1]
+        if theirs != ours:
             problems.append(
-                f"The teacher has {teacher.logits.shape[-1]} classes and the student {student.logits.shape[-1]}; "
+                f"The teacher has {theirs} classes and the student {ours}; "
                 "they must agree: set the student's number of classes, or cut the teacher's logits to the shared ones."
             )
     return problems
@@ -193,6 +217,9 @@ def check(objective: Objective, student: ModelOutput, teacher: ModelOutput | Non
 def reads_teacher(parts) -> bool:
     """Whether any of the objectives looks at the teacher."""
     return any(read.startswith("teacher.") for part in parts for read in part.reads)
+
+
+WHOLE = {"logits": "[B, C]", "embedding": "[B, D]"}
 
 
 def _present(field) -> bool:

@@ -1,4 +1,4 @@
-"""What a step's networks are shown, and what those say that do not learn in it: the teacher, and a peer."""
+"""The inputs of a step: the views its networks see, and what those say that do not learn in it, the teacher and a peer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from kdjax.losses import topk_teacher
 from kdjax.objectives import Bound
 from kdjax.training.mixup import mixup
 from kdjax.training.state import TrainState, Variables
-from kdjax.types import Array, Axis, Batch, Clock, ModelOutput, Network, Tree
+from kdjax.types import Array, Axis, Batch, Clock, ModelOutput, MultiView, Network, Tree
 
-# (inputs, index, epoch, key) -> what the networks see, or a dict of it by view
+# (inputs, index, epoch, key) -> what the networks see, or a MultiView
 Views = Callable[[Array, Array, Array, Array], Any]
 
 
 def as_given(inputs, index, epoch, key):
-    """Views that leave the inputs as they are; inputs with several views are a dict of them."""
+    """Views that leave the inputs as they are."""
     return inputs
 
 
@@ -37,11 +37,11 @@ def show(state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], 
     """The views of a batch by name."""
     epoch, key = clock.pass_index(state.step), state.keys["data"]
     shown = views(batch.inputs, batch.index, epoch, key)
-    shown = shown if isinstance(shown, dict) else {"main": shown}
+    shown = shown.views if isinstance(shown, MultiView) else {"main": shown}
     missing = [name for name in names if name not in shown]
     if missing:
         raise ValueError(f"The objective compares the views {', '.join(names)}, and views= gives {', '.join(shown)} only; "
-                         f"let it return a dict with {missing[0]!r}.")  # fmt: skip
+                         f"let it return a MultiView with {missing[0]!r}.")  # fmt: skip
     if not mix:
         return {name: shown[name] for name in names}
     return {name: mixup(shown[name], batch.index, epoch, key, strength=mix, axis=axis) for name in names}

@@ -13,6 +13,7 @@ import numpy as np
 
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.feed import ahead, dispatches, grouped
+from kdjax.training.metrics import Metric
 from kdjax.training.processes import any_of
 from kdjax.training.progress import Progress
 from kdjax.training.runners import Runner
@@ -41,11 +42,12 @@ class Loop:
       steps_per_dispatch: how many steps that is.
       evaluate: `state -> {"student": means, "teacher": means}` of the student as it would be deployed now, a list with one
         for each network that is trained.
+      metric: which of them counts: by it the best state is chosen.
       batches: `start step -> iterator of batches`, endless.
       runner: places the batches.
       total_steps: length of the phase.
       log_every, evaluate_every, checkpoint_every: in steps.
-      batch_size: examples a step, for images/s.
+      batch_size: examples a step, for examples/s, and `noun` what they are called.
       profile: folder for a profile of a few steps, or None.
     """
 
@@ -53,7 +55,8 @@ class Loop:
     step: Callable
     steps: Callable | None
     steps_per_dispatch: int
-    evaluate: Callable[[TrainState], dict[str, dict[str, float]]]
+    evaluate: Callable[[TrainState], list[dict[str, dict[str, float]]]]
+    metric: Metric
     batches: Callable[[int], Any]
     runner: Runner
     total_steps: int
@@ -61,6 +64,7 @@ class Loop:
     evaluate_every: int
     checkpoint_every: int
     batch_size: int
+    noun: str = "examples"
     profile: Path | None = None
 
     def run(
@@ -100,7 +104,7 @@ class Loop:
         logs = list(zip(facts["tracks"], writers, strict=True))
         stopwatch = Stopwatch()
         with stop_signals() as stop:
-            progress.start(self.name, begin, self.total_steps, self.batch_size)
+            progress.start(self.name, begin, self.total_steps, self.batch_size, self.noun)
             step, compiled = begin, set()
             feed = self._feed(begin)
             profiler = Profiler(self.profile)
@@ -114,7 +118,7 @@ class Loop:
                     stopwatch.steps += size
                     profiler.after(step, metrics)
                 else:
-                    jax.block_until_ready(metrics)  # the first time compiles; keep that out of images/s
+                    jax.block_until_ready(metrics)  # the first time compiles; keep that out of examples/s
                     compiled.add(size)
                     stopwatch.restart()
                 pending.append((before_it + 1, size, metrics))
@@ -181,7 +185,7 @@ class Loop:
                 if step % self.log_every == 0 or step == self.total_steps:
                     means = {name: value / max(count, 1.0) for name, (value, count) in window.items()}
                     rate = stopwatch.rate(self.batch_size)
-                    writer.write(step, "train", means | ({"images_per_s": rate} if rate else {}))
+                    writer.write(step, "train", means | ({"examples_per_s": rate} if rate else {}))
                     progress.show(means, rate)
                     window.clear()
 
@@ -198,9 +202,10 @@ class Loop:
             student = results["student"]
             flat = dict(student) | {f"teacher_{k}": v for k, v in results.get("teacher", {}).items()}
             writer.write(step, "eval", flat)
-            progress.evaluated(student)
+            value = student[self.metric.name]
+            progress.evaluated(self.metric.said(value))
             track["last"] = {"step": step, **results}
-            if track["best"] is None or student["top1"] > track["best"]["student"]["top1"]:
+            if track["best"] is None or self.metric.better(value, track["best"]["student"][self.metric.name]):
                 track["best"] = {"step": step, **results}
                 if len(logs) == 1:
                     checkpoints.save(state, step, dict(facts), best=True)

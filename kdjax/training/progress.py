@@ -1,4 +1,4 @@
-"""What a person sees while a phase trains: a bar with time left and images/s, or a line now and then."""
+"""What a person sees while a phase trains: a bar with time left and examples/s, or a line now and then."""
 
 import sys
 import time
@@ -8,26 +8,26 @@ from typing import Protocol
 class Progress(Protocol):
     """What the loop tells."""
 
-    def start(self, name: str, step: int, total: int, batch_size: int) -> None: ...
+    def start(self, name: str, step: int, total: int, batch_size: int, noun: str) -> None: ...
     def advance(self, step: int) -> None: ...
-    def show(self, metrics: dict[str, float], images_per_s: float) -> None: ...
-    def evaluated(self, metrics: dict[str, float]) -> None: ...
+    def show(self, metrics: dict[str, float], rate: float) -> None: ...
+    def evaluated(self, said: str) -> None: ...
     def finish(self) -> None: ...
 
 
 class Silent:
     """Shows nothing."""
 
-    def start(self, name, step, total, batch_size):
+    def start(self, name, step, total, batch_size, noun):
         pass
 
     def advance(self, step):
         pass
 
-    def show(self, metrics, images_per_s):
+    def show(self, metrics, rate):
         pass
 
-    def evaluated(self, metrics):
+    def evaluated(self, said):
         pass
 
     def finish(self):
@@ -41,9 +41,9 @@ class Lines:
         self.seconds, self.file = seconds, file or sys.stdout
         self.total: int | None = None
 
-    def start(self, name, step, total, batch_size):
+    def start(self, name, step, total, batch_size, noun):
         self.name, self.begin, self.step, self.total, self.batch_size = name, step, step, total, batch_size
-        self.loss, self.top1, self.rate = "", "", 0.0
+        self.noun, self.loss, self.metric, self.rate = noun, "", "", 0.0
         self.said = time.perf_counter()
 
     def advance(self, step):
@@ -56,14 +56,14 @@ class Lines:
         line = f"{self.name}: step {self.step}/{self.total}"
         if self.rate:
             left = (self.total - self.step) * self.batch_size / self.rate
-            line += f", {self.rate:,.0f} images/s, {left:.0f} s left"
-        print(", ".join(x for x in (line, self.loss, self.top1) if x), file=self.file, flush=True)
+            line += f", {self.rate:,.0f} {self.noun}/s, {left:.0f} s left"
+        print(", ".join(x for x in (line, self.loss, self.metric) if x), file=self.file, flush=True)
 
-    def show(self, metrics, images_per_s):
-        self.loss, self.rate = f"loss {metrics['loss']:.3f}", images_per_s or self.rate
+    def show(self, metrics, rate):
+        self.loss, self.rate = f"loss {metrics['loss']:.3f}", rate or self.rate
 
-    def evaluated(self, metrics):
-        self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
+    def evaluated(self, said):
+        self.metric = said
 
     def finish(self):
         if self.total is not None:
@@ -85,21 +85,21 @@ class Bar:
         self._make = RichProgress
         self._bar = None
 
-    def start(self, name, step, total, batch_size):
-        self.loss, self.top1, self.rate = "", "", ""
+    def start(self, name, step, total, batch_size, noun):
+        self.noun, self.loss, self.metric, self.rate = noun, "", "", ""
         self._bar = self._make(*self._columns)
         self._bar.start()
         self._task = self._bar.add_task(name, total=total, completed=step, rate="", note="compiling")
 
     def advance(self, step):
-        self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss} {self.top1}".strip())
+        self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss} {self.metric}".strip())
 
-    def show(self, metrics, images_per_s):
+    def show(self, metrics, rate):
         self.loss = f"loss {metrics['loss']:.3f}"
-        self.rate = f"{images_per_s:,.0f} images/s" if images_per_s else self.rate
+        self.rate = f"{rate:,.0f} {self.noun}/s" if rate else self.rate
 
-    def evaluated(self, metrics):
-        self.top1 = f"top-1 {100 * metrics['top1']:.1f} %"
+    def evaluated(self, said):
+        self.metric = said
 
     def finish(self):
         if self._bar is not None:

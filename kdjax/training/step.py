@@ -8,6 +8,7 @@ methods need beyond it (the teacher's gradient, two students, optimizers that ke
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ import optax
 from jax import lax
 
 from kdjax.objectives import Bound
-from kdjax.reduction import group_losses, per_example, sum_over_devices, term_metrics
+from kdjax.reduction import group_losses, sum_over_devices, term_metrics
+from kdjax.training import metrics
 from kdjax.training.inputs import (
     Shown,
     Views,
@@ -29,11 +31,13 @@ from kdjax.training.inputs import (
 )
 from kdjax.training.optimizers import GroupedTransformation
 from kdjax.training.state import TrainState, Variables
-from kdjax.types import Array, Axis, Batch, Clock, Context, ModelOutput, Network, Tree
+from kdjax.types import Array, Axis, Batch, Clock, Context, Network, Term, Tree
 
 # {name: (sum, count)} over all devices; the host divides.
 Metrics = dict[str, tuple[Array, Array]]
 Step = Callable[..., tuple[TrainState, Metrics]]
+# (student output, teacher output or None, batch) -> what is measured beside the loss
+Fit = Callable[[Any, Any, Batch], dict[str, Term]]
 
 
 def make_step(
@@ -45,6 +49,7 @@ def make_step(
     clock: Clock = Clock(),
     views: Views = as_given,
     mix: float = 0.0,
+    fit: Fit = metrics.fit,
     axis: Axis = None,
     ema_decay: float | None = None,
     cached: bool = False,
@@ -58,7 +63,8 @@ def make_step(
       optimizer: an optax transformation over `{"student", "objective"}` parameters, or one that takes the gradient of
         each group apart (`kdjax.training.optimizers.GroupedTransformation`).
       clock: total steps, steps an epoch and batch size, for schedules.
-      views: augmentation and normalisation on the device; a dict by name for objectives that compare several views.
+      views: augmentation and normalisation on the device; what it returns is the main view, or a `MultiView` of several.
+      fit: `(student output, teacher output or None, batch) -> {name: Term}`, measured for the log at every step.
       mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none.
       axis: name of the mapped axis if the step will run under pmap or shard_map; None under jit.
       ema_decay: decay of the moving average of the student, if the state has one.
@@ -123,16 +129,17 @@ def make_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(update, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = term_metrics(terms, axis)
+        logged = term_metrics(terms, axis)
         if objective.deployed is None:  # else the student's own logits are not what it is used for
-            metrics |= fit_metrics(output, said.get("main"), batch, axis)
-        metrics["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
+            measured = fit(output, said.get("main"), batch)
+            logged |= sum_over_devices({name: (term.sum, term.count) for name, term in measured.items()}, axis)
+        logged["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
         ema = state.ema
         if ema is not None:
             if ema_decay is None:
                 raise ValueError("The state keeps a moving average; make the step with ema_decay=.")
             ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
-        return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), metrics
+        return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), logged
 
     step.axis = axis  # runners refuse a step made for another one
     return step
@@ -141,7 +148,7 @@ def make_step(
 def make_teacher_gradient(
     student: Network, objective: Bound, *, clock: Clock = Clock(), views: Views = as_given, axis: Axis = None
 ):
-    """The task's gradient at the teacher's weights: `(state, teacher, batch) -> (gradient, labelled rows)` over all devices.
+    """The task's gradient at the teacher's weights: `(state, teacher, batch) -> (gradient, number of labels)` over all devices.
 
     Averaged over a data set by these counts it is the `gradient` that `Variables` may carry.
     """
@@ -156,7 +163,7 @@ def make_teacher_gradient(
             return losses_of({**state.params, "student": params}, there, inputs, state)
 
         own, _ = total_gradient(losses, teacher.params, axis, groups=("task",))
-        return own, sum_over_devices(jnp.sum(batch.where & batch.labelled), axis)
+        return own, sum_over_devices(jnp.sum(batch.mask(batch.labels.shape, labelled=True)), axis)
 
     gradient.axis = axis
     return gradient
@@ -225,21 +232,3 @@ def group_gradients(losses, params: Tree, axis: Axis):
         for group in values
     }
     return sum_over_devices(gradients, axis), aux
-
-
-def fit_metrics(output: ModelOutput, teacher_output: ModelOutput | None, batch: Batch, axis: Axis) -> Metrics:
-    """Top-1 accuracy on the rows with labels, and agreement with the teacher on all, as far as there are logits."""
-    if output.logits is None:
-        return {}
-    predicted = jnp.argmax(output.logits, axis=-1)
-    terms = {"top1": (predicted == batch.labels, batch.where & batch.labelled)}
-    if teacher_output is not None and same_classes(output, teacher_output):
-        terms["agreement"] = (predicted == jnp.argmax(teacher_output.logits, axis=-1), batch.where)
-    sums = {name: per_example(hit.astype(jnp.float32), where) for name, (hit, where) in terms.items()}
-    return sum_over_devices({name: (term.sum, term.count) for name, term in sums.items()}, axis)
-
-
-def same_classes(student: ModelOutput, teacher: ModelOutput) -> bool:
-    """Whether both give logits over the same number of classes, so that their predictions can be compared."""
-    both = student.logits is not None and teacher.logits is not None
-    return both and student.logits.shape[-1] == teacher.logits.shape[-1]

@@ -1,7 +1,7 @@
-"""What a frozen teacher says of the views of a training set, kept: it need not run again for a view it has seen.
+"""The teacher cache: what a frozen teacher says of the views of a training set, so that it runs once for each.
 
-Exact, since the views of `kdjax.data.Views` are numbered: CIFAR's crops and flips are 162 an image, of which some 240 epochs
-show 125. Outputs are kept in memory and in a folder, and later runs with the same teacher, data and augmentation read them.
+Exact, since a view that is kept has a number: CIFAR's crops and flips are 162 an image, of which some 240 epochs show 125.
+Outputs are kept in memory and in a folder, and later runs with the same teacher, data and augmentation read them.
 """
 
 import contextlib
@@ -43,21 +43,22 @@ class Storage:
     def k(self) -> int | None:
         return int(self.name[3:]) if self.name.startswith("top") else None
 
-    def row(self, classes: int) -> np.dtype:
-        """Of one example's outputs."""
+    def row(self, shape: tuple[int, ...]) -> np.dtype:
+        """Of one example's outputs, logits of this shape: `(C,)`, or `(L, C)` where a row has elements."""
         if self.k is None:
-            return np.dtype([("logits", self.name, (classes,))])
-        return np.dtype([("ids", np.int32, (min(self.k, classes),)), ("logprobs", np.float16, (min(self.k, classes),))])
+            return np.dtype([("logits", self.name, shape)])
+        top = (*shape[:-1], min(self.k, shape[-1]))
+        return np.dtype([("ids", np.int32, top), ("logprobs", np.float16, top)])
 
     def pack(self, logits: np.ndarray) -> np.ndarray:
-        """`[B, C]` float32 logits as rows."""
-        rows = np.empty(len(logits), self.row(logits.shape[-1]))
+        """`[B, ..., C]` float32 logits as rows."""
+        rows = np.empty(len(logits), self.row(logits.shape[1:]))
         if self.k is None:
             rows["logits"] = logits
             return rows
         top = logits.max(-1, keepdims=True)
         logprobs = logits - top - np.log(np.sum(np.exp(logits - top), -1, keepdims=True))
-        ids = np.argsort(-logprobs, axis=-1, kind="stable")[:, : rows["ids"].shape[-1]]
+        ids = np.argsort(-logprobs, axis=-1, kind="stable")[..., : rows["ids"].shape[-1]]
         rows["ids"], rows["logprobs"] = ids, np.take_along_axis(logprobs, ids, -1)
         return rows
 
@@ -77,7 +78,7 @@ class TeacherCache:
         refused.
       examples: N.
       views: V, how many an example has.
-      classes: C.
+      shape: of an example's logits, `(C,)` or `(L, C)`.
       storage: in which form.
       writes: whether this process writes files; of several that keep the same outputs one does.
 
@@ -92,16 +93,18 @@ class TeacherCache:
         *,
         examples: int,
         views: int,
-        classes: int,
+        shape: tuple[int, ...],
         storage: Storage,
         writes: bool = True,
     ):
         self.folder, self.storage, self.views, self.writes = Path(folder), storage, views, writes
-        self._rows = np.empty(0, storage.row(classes))
+        self._rows = np.empty(0, storage.row(shape))
         self._place = np.full(examples * views, -1, np.int32)
         self._count = 0
         self._error = {"rows": 0, "largest": 0.0, "mass": 0.0}
-        description = {"version": VERSION, "storage": storage.name, "classes": classes, **description}
+        description = {"version": VERSION, "storage": storage.name, "classes": shape[-1], **description}
+        if len(shape) > 1:
+            description["elements"] = list(shape[:-1])
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check(json.loads(json.dumps(description)))
         self.parts = 0
@@ -125,7 +128,7 @@ class TeacherCache:
         return self.storage.unpack(self._rows[self._place[ids]])
 
     def add(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Keeps `(ids [B], logits [B, C] float32)`, in memory and as one more file, which is there whole or not at all."""
+        """Keeps `(ids [B], logits [B, ..., C] float32)`, in memory and as one more file, which is there whole or not at all."""
         with self._file() as write:
             for ids, logits in blocks:
                 logits = np.asarray(logits, np.float32)
@@ -165,7 +168,8 @@ class TeacherCache:
             change = np.abs(rows["logits"].astype(np.float32) - logits).max(initial=0.0)
             self._error["largest"] = max(self._error["largest"], float(change))
         else:
-            self._error["mass"] += float(np.exp(rows["logprobs"].astype(np.float32)).sum())
+            mass = np.exp(rows["logprobs"].astype(np.float32)).sum(-1)
+            self._error["mass"] += float(mass.reshape(len(rows), -1).mean(-1).sum())
 
     def _add(self, ids: np.ndarray, rows: np.ndarray) -> None:
         needed = self._count + len(ids)

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from benchmarking.timing import Subject
-from kdjax.data import Views
 from kdjax.models import from_nnx, in_precision, output_shapes, zoo
 from kdjax.models.precision import PRECISIONS
 from kdjax.objectives import Bound, bind, method
+from kdjax.tasks.classification import Views
 from kdjax.training import Runner, TrainState, Variables, init_state, make_runner, make_step
 from kdjax.types import Batch, Clock, DataInfo, Network
 

@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import pytest
 
-from kdjax.data import Views
-from kdjax.experiment import Data, Experiment, Model, Phase
-from kdjax.experiment.builder import Builder
+from kdjax.experiment import Experiment, Phase
+from kdjax.experiment.program import Builder
 from kdjax.objectives import KD, CrossEntropy, Objective
 from kdjax.schedules import steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
 
 
@@ -33,12 +33,12 @@ def small(
     options = {
         "name": "small",
         "data": dataclasses.replace(
-            Data(name="digits", batch_size=32, eval_batch_size=128, views=Views(crop_padding=1)), **(data or {})
+            Classification(name="digits", batch_size=32, eval_batch_size=128, views=Views(crop_padding=1)), **(data or {})
         ),
         "phases": (
-            Phase(name="teacher", network=Model(width=4), duration=steps(4), optimizer=sgd, labels="all"),
+            Phase(name="teacher", network=Classifier(width=4), duration=steps(4), optimizer=sgd, labels="all"),
             Phase(
-                name="student", network=Model(width=2), duration=steps(length), optimizer=sgd, objective=objective,
+                name="student", network=Classifier(width=2), duration=steps(length), optimizer=sgd, objective=objective,
                 teacher="teacher", **(student or {}),
             ),
         ),

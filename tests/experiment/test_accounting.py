@@ -22,11 +22,11 @@ def test_flops_of_teacher_and_student_add_up(builder):
 def test_what_the_step_takes_is_what_the_run_gives_it(builder):
     program = builder.program(small(), small().student)
     state, frozen, batch = step_arguments(program)
-    given = program.fresh_state(0, 0)
+    given = program.compiled.fresh_state(0, 0)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), given)
-    first = next(iter(program.pipeline(0).iterate(0)))
+    first = next(iter(program.feeding.pipeline(0).iterate(0)))
     assert jax.tree.map(lambda x: x.shape, batch) == jax.tree.map(lambda x: x.shape, first)
-    assert frozen[1].shape == program.images.train.images.shape
+    assert frozen[1].shape == program.dataset.arrays.shape
 
 
 def test_rates_are_arithmetic(builder):

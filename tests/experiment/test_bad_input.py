@@ -7,12 +7,13 @@ import shutil
 import pytest
 
 from kdjax.cli import main
-from kdjax.data import DataError, Views
-from kdjax.experiment import Data, ExperimentError, Model
-from kdjax.experiment.builder import Builder
+from kdjax.data import DataError
+from kdjax.experiment import ExperimentError
+from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
 from kdjax.schedules import steps
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.checkpoints import CheckpointError
 from kdjax.training.loop import TrainingError
 from kdjax.training.optimizers import SGD
@@ -120,7 +121,7 @@ def test_a_damaged_network_is_refused(copy, builder):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(unfinished, builder):
-    wider = small().replace_phase("student", network=Model(width=3))
+    wider = small().replace_phase("student", network=Classifier(width=3))
     (unfinished / "experiment.json").unlink()
     from kdjax.experiment.serialization import save
 
@@ -130,7 +131,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(unfinished, builder):
 
 
 def test_a_teacher_of_another_architecture_is_refused(finished, tmp_path, builder):
-    other = small().replace_phase("teacher", weights=str(finished), network=Model(width=5))
+    other = small().replace_phase("teacher", weights=str(finished), network=Classifier(width=5))
     with pytest.raises(CheckpointError, match="another architecture"):
         run(other, tmp_path / "run", builder=builder)
 
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_mend(tmp_path, builder):
         (small(student={"start": "nowhere"}), r"takes its start from 'nowhere', not an earlier phase \(teacher\)"),
         (small().replace_phase("student", teacher=""), "no teacher, but its objective 'kd' reads one; set teacher"),
         (small().replace_phase("student", name="teacher", teacher=""), "Two phases are called 'teacher'"),
-        (small().replace_phase("student", network=Model(name="resnet9")), "did you mean 'resnet"),
+        (small().replace_phase("student", network=Classifier(name="resnet9")), "did you mean 'resnet"),
         (small().replace_phase("student", duration=steps(0)), "no step at all"),
         (small(CrossEntropy() + FitNet(stage=7)), r"stage=7, but the student network gives \d stages"),
         (small(data={"evaluate_on": "validation"}), "data.validation is 0; hold some examples out"),
@@ -216,10 +217,10 @@ def test_an_experiment_that_cannot_be_says_why(experiment, sentence, tmp_path, b
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (Data(name="diggits"), "digits"),
-        (Data(name="cifar100"), "kdjax data prepare cifar100"),
-        (Data(name="digits", validation=5000), "leaves nothing to train on"),
-        (Data(name="digits", labelled=3), "without a label"),
+        (Classification(name="diggits"), "digits"),
+        (Classification(name="cifar100"), "kdjax data prepare cifar100"),
+        (Classification(name="digits", validation=5000), "leaves nothing to train on"),
+        (Classification(name="digits", labelled=3), "without a label"),
     ],
 )
 def test_data_that_is_not_there_says_why(data, sentence, tmp_path, builder):
@@ -229,7 +230,7 @@ def test_data_that_is_not_there_says_why(data, sentence, tmp_path, builder):
 
 
 def test_a_batch_that_does_not_divide_over_the_devices(data_dir, tmp_path):
-    experiment = dataclasses.replace(small(), data=Data(name="digits", batch_size=30, eval_batch_size=128))
+    experiment = dataclasses.replace(small(), data=Classification(name="digits", batch_size=30, eval_batch_size=128))
     with pytest.raises(ExperimentError, match=r"batch_size=30 does not divide over 8 devices; use 24 or 32"):
         run(experiment, tmp_path / "run", builder=Builder(data_dir))
 

@@ -11,12 +11,14 @@ import pytest
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import compare, paired_gain, spread
-from kdjax.experiment.report import rows_of, verdicts, write_report
+from kdjax.experiment.report import write_report
+from kdjax.experiment.tables import rows_of, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
 from tests.experiment.conftest import small
 
 OPTIONS = {"data": {"labelled": 200}, "length": 6}
+TASK = small().data
 EXPERIMENTS = {
     "labels": small(CrossEntropy(), **OPTIONS),
     "kd": small(KD(temperature=2.0), **OPTIONS),
@@ -50,7 +52,7 @@ def test_the_table_repeats_the_runs(compared):
         ]
         assert summary["metrics"]["top1"]["values"] == values
         assert summary["metrics"]["top1"]["sd"] == pytest.approx(np.std(values, ddof=1))
-    rows = rows_of(comparison)
+    rows = rows_of(comparison, TASK)
     assert [row[0] for row in rows] == ["teacher", *EXPERIMENTS]
     assert comparison["methods"]["fitnet"]["extra_parameters"] > 0 and "(+" in rows[3][1]
     assert all("agreement" in summary["metrics"] for summary in comparison["methods"].values())
@@ -59,12 +61,12 @@ def test_the_table_repeats_the_runs(compared):
 
 def test_the_report_stands_alone(compared):
     folder, comparison, _ = compared
-    page = write_report(folder, comparison).read_text()
+    page = write_report(folder, comparison, TASK).read_text()
     assert (folder / "comparison.png").stat().st_size > 5000 and (folder / "curves.png").stat().st_size > 5000
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
-    for row in rows_of(comparison):
+    for row in rows_of(comparison, TASK):
         assert all(cell in page for cell in row)
-    for sentence in verdicts(comparison):
+    for sentence in verdicts(comparison, TASK):
         assert sentence in page
     assert "{" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", page, flags=re.S), "nothing is left unfilled"
 
@@ -141,7 +143,7 @@ def said(kd, labels=LABELS, teacher=None, **others):
         }
         for name, values in {"labels": labels, "kd": kd, **others}.items()
     }
-    return verdicts({"methods": methods, "teacher": teacher and {"metrics": {"top1": teacher}}})
+    return verdicts({"methods": methods, "teacher": teacher and {"metrics": {"top1": teacher}}}, TASK)
 
 
 def test_verdicts_say_what_the_numbers_say():

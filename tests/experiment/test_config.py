@@ -8,13 +8,13 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.command_line import DistillOptions, parse
-from kdjax.data import Views
 from kdjax.experiment import Experiment, ExperimentError, Phase
 from kdjax.experiment.config import load_config
 from kdjax.experiment.dry_run import module_table
 from kdjax.experiment.serialization import differences, from_data, load, save, to_data
 from kdjax.objectives import DKD, KD, METHODS, CrossEntropy
 from kdjax.schedules import Cosine, Duration, Linear, Product, Steps, WarmUp, epochs
+from kdjax.tasks.classification import Views
 from kdjax.training.optimizers import SGD, AdamW
 from tests.experiment.conftest import small
 

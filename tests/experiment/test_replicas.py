@@ -55,7 +55,7 @@ def test_each_comes_to_what_it_comes_to_alone(together, teacher, tmp_path, build
         )
         for row, other in zip(alone, shared, strict=True):
             assert row.pop("kind") == other.pop("kind")
-            row.pop("images_per_s", None), other.pop("images_per_s", None)
+            row.pop("examples_per_s", None), other.pop("examples_per_s", None)
             assert other == pytest.approx(row, rel=1e-3)
     assert results[0]["student"]["hash"] != results[1]["student"]["hash"]
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from kdjax.experiment.program import open_checkpoints
+from kdjax.experiment.phase import open_checkpoints
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, CrossEntropy, FitNet
 from kdjax.schedules import WarmUp, steps
@@ -41,7 +41,7 @@ class StopAt(Silent):
 def rows(folder):
     """Everything logged but speeds."""
     lines = [json.loads(line) for line in (folder / "student/metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key != "examples_per_s"} for line in lines]
 
 
 def outcome(folder):
@@ -151,7 +151,7 @@ def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
     experiment = small(length=9)
     program = builder.program(experiment, experiment.student)
     checkpoints = open_checkpoints(tmp_path, experiment.student, None)
-    state = program.fresh_state(0, 0)
+    state = program.compiled.fresh_state(0, 0)
     for step in (3, 8):
         checkpoints.save(dataclasses.replace(state, step=state.step + step), step, {}, best=True)
     checkpoints.forget_best_after(6)
@@ -166,7 +166,7 @@ def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
 def test_facts_are_saved_as_they_were(tmp_path, builder, monkeypatch):
     """They are written by another thread, while the loop goes on with its own."""
     experiment = small(length=9)
-    state = builder.program(experiment, experiment.student).fresh_state(0, 0)
+    state = builder.program(experiment, experiment.student).compiled.fresh_state(0, 0)
     checkpoints = open_checkpoints(tmp_path, experiment.student, None)
     later = []
     monkeypatch.setattr(checkpoints._last, "save", lambda step, *, args, force: later.append(args))

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.experiment import Model, Phase
+from kdjax.experiment import Phase
 from kdjax.experiment.artifacts import evaluate_run, load_trained
-from kdjax.experiment.builder import Builder
-from kdjax.experiment.images import Images, visited
+from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, SP, CrossEntropy
 from kdjax.schedules import steps
+from kdjax.tasks.classification import Classifier
 from kdjax.training.checkpoints import load_network
 from kdjax.training.optimizers import SGD
 from tests.experiment.conftest import small
@@ -25,12 +25,12 @@ SEMI = {"data": {"labelled": 100}, "length": 6}
 class Tampered(Builder):
     """A builder whose unlabelled training examples carry wrong labels."""
 
-    def images(self, data):
-        images = super().images(data)
-        source = images.train
-        labels = np.where(images.labelled, source.labels, (source.labels + 1) % 10).astype(np.int32)
-        return Images(dataclasses.replace(source, labels=labels), images.train_index, images.labelled, images.held,
-                      images.held_index)  # fmt: skip
+    def dataset(self, task):
+        dataset = super().dataset(task)
+        source = dataset.train
+        labels = np.where(dataset.labelled, source.labels, (source.labels + 1) % 10).astype(np.int32)
+        info = dataclasses.replace(dataset.info, labels=labels)
+        return dataclasses.replace(dataset, train=dataclasses.replace(source, labels=labels), info=info)
 
 
 @pytest.mark.parametrize("objective", [CrossEntropy() + KD() + DKD(unlabelled="teacher"), CrossEntropy()])
@@ -58,10 +58,11 @@ def test_tampering_would_show(tmp_path, builder):
 
 def test_untaught_networks_visit_labelled_examples_only(builder):
     experiment = small(CrossEntropy(), **SEMI)
-    images = builder.images(experiment.data)
-    rows = visited(experiment.student, images)
+    images = builder.dataset(experiment.data)
+    rows = builder.program(experiment, experiment.student).feeding.rows
     assert len(rows) == 100 and images.labelled[rows].all()
-    assert len(visited(small(**SEMI).student, images)) == len(images.train_index)
+    taught = small(**SEMI)
+    assert len(builder.program(taught, taught.student).feeding.rows) == len(images.train_index)
     counts = np.bincount(images.train.labels[rows])
     assert counts.min() == counts.max() == 10
 
@@ -73,13 +74,13 @@ def test_epochs_are_the_same_length_for_every_method(builder):
     lengths = set()
     for objective in (CrossEntropy(), KD()):
         experiment = small(objective, data={"labelled": 100}).replace_phase("student", duration=epochs(2))
-        lengths.add(builder.program(experiment, experiment.student).clock.total_steps)
+        lengths.add(builder.program(experiment, experiment.student).compiled.clock.total_steps)
     assert lengths == {2 * -(-1437 // 32)}
 
 
 def test_held_out_examples_are_never_trained_on(builder):
     experiment = small(data={"validation": 200, "labelled": 100, "evaluate_on": "validation"})
-    images = builder.images(experiment.data)
+    images = builder.dataset(experiment.data)
     assert len(images.held_index) == 200 and not set(images.held_index) & set(images.train_index)
     assert not images.labelled[images.held_index].any()
 
@@ -88,7 +89,7 @@ def test_chain_of_phases(tmp_path, builder):
     """A warm-up on labels, whose weights the student begins with; then a grandchild taught by the student."""
     base = small(length=3)
     sgd = SGD(learning_rate=0.05)
-    warm_up = Phase(name="warm-up", network=Model(width=2), duration=steps(2), optimizer=sgd)
+    warm_up = Phase(name="warm-up", network=Classifier(width=2), duration=steps(2), optimizer=sgd)
     student = dataclasses.replace(base.student, start="warm-up", optimizer=sgd, ema_decay=0.9)
     grandchild = dataclasses.replace(base.student, name="grandchild", teacher="student", objective=KD() + SP())
     experiment = dataclasses.replace(base, phases=(base.phases[0], warm_up, student, grandchild))
@@ -99,7 +100,7 @@ def test_chain_of_phases(tmp_path, builder):
     frozen = experiment.replace_phase("student", optimizer=SGD(learning_rate=0.0), ema_decay=0.0)
     again = run(frozen, tmp_path / "frozen", builder=builder)
     assert results["warm-up"]["hash"] == again["warm-up"]["hash"]
-    template = builder.program(frozen, warm_up).network_template()
+    template = builder.program(frozen, warm_up).compiled.network_template()
     first, second = (load_network(tmp_path / "frozen" / name, template)[0].params for name in ("warm-up", "student"))
     chex.assert_trees_all_equal(first, second)
 
@@ -156,7 +157,7 @@ def test_what_a_run_leaves(tmp_path, builder):
     }
     assert list((place / "tensorboard").iterdir())
     result = json.loads((place / "result.json").read_text())
-    assert result["teacher_hash"] and result["images_per_s"] > 0 and result["parameters"] > 0
+    assert result["teacher_hash"] and result["examples_per_s"] > 0 and result["parameters"] > 0
     steps_kept = sorted(int(p.name) for p in (place / "checkpoints/last").iterdir())
     assert steps_kept == [6, 9]
 
@@ -171,7 +172,7 @@ def test_checkpoints_hold_no_teacher(tmp_path, builder):
 
 def test_a_trained_network_is_used_as_a_function(tmp_path, builder):
     results = run(small(), tmp_path / "run", builder=builder)
-    images = builder.images(small().data)
+    images = builder.dataset(small().data)
     predict = jax.jit(load_trained(tmp_path / "run", data_dir=builder.data_dir))
     predicted = np.argmax(predict(images.held.images).logits, axis=-1)
     assert np.mean(predicted == images.held.labels) == pytest.approx(results["student"]["last"]["student"]["top1"])
@@ -179,7 +180,7 @@ def test_a_trained_network_is_used_as_a_function(tmp_path, builder):
 
 
 def test_evaluation_may_be_cut_short(builder):
-    rows = builder.images(small(data={"eval_examples": 50}).data).held_index
+    rows = builder.dataset(small(data={"eval_examples": 50}).data).held_index
     assert len(rows) == len(set(rows)) == 50 and rows[0] == 0 and rows[-1] == 359
 
 
@@ -190,7 +191,7 @@ def test_a_config_of_a_stock_set_runs_tiny(tmp_path):
     from kdjax.experiment.config import load_config
 
     experiment = load_config("configs/cifar100/resnet32x4_resnet8x4.py")("kd").tiny()
-    experiment = experiment.replace_phase("teacher", network=Model(name="resnet8x4", width=4))
+    experiment = experiment.replace_phase("teacher", network=Classifier(name="resnet8x4", width=4))
     with tfds.testing.mock_data(num_examples=64):
         one = Builder(str(tmp_path / "data"), devices=jax.devices()[:1])
         results = run(experiment, tmp_path / "run", builder=one)

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.data import Views
-from kdjax.experiment import ExperimentError, Model, Phase
+from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.run import run
 from kdjax.experiment.schemes import chain, generations
 from kdjax.objectives import CTKD, DHKD, DML, KD, TAID, ControlVariate, CrossEntropy, MultiTeacherKD
 from kdjax.schedules import steps
+from kdjax.tasks.classification import Classifier, Views
 from kdjax.training.checkpoints import load_network
 from kdjax.training.loop import Stopped
 from kdjax.training.optimizers import DOT, SGD
@@ -24,7 +24,9 @@ OPTIMIZER = SGD(learning_rate=0.05)
 
 
 def phase(name, width=2, **fields):
-    return Phase(name=name, network=Model(width=width), duration=steps(2), optimizer=OPTIMIZER, labels="all", **fields)
+    return Phase(
+        name=name, network=Classifier(width=width), duration=steps(2), optimizer=OPTIMIZER, labels="all", **fields
+    )
 
 
 def test_a_chain_names_the_one_before():
@@ -90,7 +92,7 @@ TRAINED = {
 def with_parts(name):
     """An experiment whose student trains more than itself; the teacher has its size."""
     changes = {"optimizer": DOT(learning_rate=0.05, weight_decay=5e-4)} if name == "two momenta" else {}
-    experiment = small(TRAINED[name], length=7).replace_phase("teacher", network=Model(width=2))
+    experiment = small(TRAINED[name], length=7).replace_phase("teacher", network=Classifier(width=2))
     return experiment.replace_phase("student", **changes)
 
 
@@ -114,7 +116,7 @@ def test_what_is_trained_beside_the_student_resumes_bit_for_bit(whole, tmp_path,
 def test_what_is_trained_beside_the_student_is_counted_and_not_deployed(whole, builder):
     name, experiment, folder, result = whole
     program = builder.program(experiment, experiment.student)
-    network, _ = load_network(folder / "student", program.network_template())
+    network, _ = load_network(folder / "student", program.compiled.network_template())
     size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     classes, width = 10, 8  # of the digits, and of the embedding of a network of width 2
     head = (width * 200 + 200) + 2 * 200 + (200 * classes + classes)
@@ -131,5 +133,5 @@ def test_a_peer_is_logged_beside_the_student(whole):
 def test_seeds_differ_in_everything_trained(builder):
     experiment = dataclasses.replace(with_parts("heads"))
     program = builder.program(experiment, experiment.student)
-    first, second = (program.fresh_state(seed, 0).params["objective"] for seed in (0, 1))
+    first, second = (program.compiled.fresh_state(seed, 0).params["objective"] for seed in (0, 1))
     assert np.any(first["dhkd"]["hidden"]["kernel"] != second["dhkd"]["hidden"]["kernel"])

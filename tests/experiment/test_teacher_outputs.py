@@ -2,10 +2,10 @@
 
 import pytest
 
-from kdjax.data import Views
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet
+from kdjax.tasks.classification import Views
 from tests.experiment.conftest import small
 
 OBJECTIVE = CrossEntropy() + DKD(beta=2.0, temperature=2.0)

@@ -12,7 +12,7 @@ from flax import nnx
 from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.compare import check_alike, compare
 from kdjax.experiment.schemes import student_phases, with_method
-from kdjax.experiment.warm_start import carry
+from kdjax.experiment.warm_start import warm_start
 from kdjax.objectives import METHODS, CrossEntropy, FitNet, Method, Objective, bind
 from kdjax.reduction import per_example
 from kdjax.schedules import epochs, steps
@@ -64,27 +64,27 @@ def test_a_part_of_the_same_name_goes_on_with_its_statistics():
     before, _ = state_of(FitNet(stage=0), 0)
     fresh, bound = state_of(CrossEntropy() + FitNet(stage=0), 1)
     moved = jax.tree.map(lambda x: x + 1, objective_of(before))
-    after = carry(fresh, bound, moved, "student")
+    after = warm_start(fresh, bound, moved, "student")
     jax.tree.map(np.testing.assert_array_equal, objective_of(after), moved)
     assert after.params["student"] is fresh.params["student"]
 
 
 def test_where_nothing_came_before_the_state_is_left_as_it_is():
     fresh, bound = state_of(CrossEntropy() + FitNet(stage=0), 1)
-    assert carry(fresh, bound, None, "student") is fresh
+    assert warm_start(fresh, bound, None, "student") is fresh
 
 
 def test_a_part_of_other_shapes_begins_anew():
     before, _ = state_of(FitNet(stage=1), 0)
     fresh, bound = state_of(FitNet(stage=0), 1)
-    after = carry(fresh, bound, objective_of(before), "student")
+    after = warm_start(fresh, bound, objective_of(before), "student")
     jax.tree.map(np.testing.assert_array_equal, objective_of(after), objective_of(fresh))
 
 
 def test_a_submodule_is_taken_from_whichever_part_trained_it():
     before, _ = state_of(Ready(), 0)
     fresh, bound = state_of(CrossEntropy() + Uses(), 1)
-    after = carry(fresh, bound, objective_of(before), "student").params["objective"]["uses"]
+    after = warm_start(fresh, bound, objective_of(before), "student").params["objective"]["uses"]
     jax.tree.map(
         np.testing.assert_array_equal, after["paraphraser"], before.params["objective"]["ready"]["paraphraser"]
     )
@@ -97,7 +97,7 @@ def test_what_is_not_there_is_said():
         with pytest.raises(
             ExperimentError, match="'uses' of phase 'student' takes its paraphraser from the phase it starts"
         ):
-            carry(fresh, bound, earlier, "student")
+            warm_start(fresh, bound, earlier, "student")
 
 
 @pytest.fixture

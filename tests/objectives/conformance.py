@@ -262,7 +262,7 @@ def batch(seed: int = 5, rows: int = ROWS, classes: int = CLASSES, **changes) ->
     said = np.argmax(draw(0, rows, classes)["teacher"]["main"].logits, axis=-1)
     labels = np.where(rng.random(rows) < 0.4, said, rng.integers(0, classes, rows)).astype(np.int32)
     index = np.arange(100, 100 + rows, dtype=np.int32)
-    whole = Batch(inputs={}, labels=labels, index=index, where=WHERE[:rows], labelled=LABELLED[:rows])
+    whole = Batch(inputs={}, targets=labels, index=index, where=WHERE[:rows], labelled=LABELLED[:rows])
     return dataclasses.replace(whole, **changes)
 
 

@@ -71,7 +71,7 @@ def test_which_rows_count(name):
 def test_labels_that_may_not_be_used_are_never_read(name, number):
     """Nor those of rows that do not exist, even where they are no class at all."""
     objective, _ = ROWS[name]
-    other = context(labels=jnp.where(BOTH, LABELS, number))
+    other = context(targets=jnp.where(BOTH, LABELS, number))
     assert objective.terms(None, other).sum == objective.terms(None, context()).sum
     np.testing.assert_array_equal(gradient_rows(objective, other), gradient_rows(objective, context()))
 

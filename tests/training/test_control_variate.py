@@ -159,7 +159,7 @@ def test_the_task_alone_is_subtracted_over_labelled_rows():
         top = jnp.argmax(logits_of(teacher, batch.inputs), axis=-1)
 
         def hard(params):
-            return cross_entropy(params, dataclasses.replace(batch, labels=top, labelled=batch.where))
+            return cross_entropy(params, dataclasses.replace(batch, targets=top, labelled=batch.where))
 
         expected = jax.tree.map(
             lambda a, b: a + 0.5 * b, corrected(before, teacher, batch, 0.7), jax.grad(hard)(before)
@@ -231,18 +231,25 @@ def test_the_teachers_gradient_averages_to_that_of_all_the_data(form):
 
 def test_a_program_prepares_its_teacher_so():
     """By one pass over its batches; and leaves it alone where nothing asks for the mean."""
-    program = pytest.importorskip("kdjax.experiment.program").Program
+    ready_teacher = pytest.importorskip("kdjax.experiment.phase").ready_teacher
+    compiled = pytest.importorskip("kdjax.experiment.compiled").Compiled
     with jax.enable_x64(True):
         runner, state, variables, bound, _ = setup(UNBIASED, DEEP)
-        endless = types.SimpleNamespace(iterate=lambda start: itertools.cycle(data()))
-        made_of = types.SimpleNamespace(
-            bound=bound, student=DEEP, runner=runner, clock=Clock(9, 4, ROWS, BATCHES), views=as_given,
-            fresh_state=lambda *seeds: state, pipeline=lambda data_seed, inputs: endless,
-        )  # fmt: skip
-        ready = program.ready_teacher(made_of, variables, 0)
+        endless = types.SimpleNamespace(iterate=lambda start, stop: itertools.islice(itertools.cycle(data()), stop))
+        networks = types.SimpleNamespace(objective=bound, student=DEEP, freezer=None)
+        clock = Clock(9, 4, ROWS, BATCHES)
+        step = types.SimpleNamespace(
+            networks=networks, runner=runner, clock=clock, views=as_given, fresh_state=lambda *seeds: state
+        )
+        step.with_mean_gradient = functools.partial(compiled.with_mean_gradient, step)
+        feeding = types.SimpleNamespace(pipeline=lambda data_seed, inputs: endless)
+        program = types.SimpleNamespace(networks=networks, compiled=step, feeding=feeding)
+        phase = types.SimpleNamespace(name="student", teachers=("teacher",))
+        finished = {"teacher": types.SimpleNamespace(network=variables, result={"hash": "0"})}
+        ready, _ = ready_teacher(program, phase, finished, 0)
         chex.assert_trees_all_close(ready.gradient, whole(variables.params), **EXACT)
-        made_of.bound = setup(METHOD, DEEP)[3]
-        assert program.ready_teacher(made_of, variables, 0) is variables
+        networks.objective = setup(METHOD, DEEP)[3]
+        assert ready_teacher(program, phase, finished, 0)[0] is variables
 
 
 def test_the_unbiased_form_adds_the_mean_and_is_right_on_average():

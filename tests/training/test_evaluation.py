@@ -52,7 +52,7 @@ def run(form, student, teacher, labels, with_teacher=True):
 
     compiled = runner.compile(counted, donate=False)
     batches = (runner.place_batch(batch) for batch in padded_batches(student, teacher, labels))
-    results = evaluate(compiled, NOTHING, NOTHING if with_teacher else None, batches, student.shape[1])
+    results = evaluate(compiled, NOTHING, NOTHING if with_teacher else None, batches)
     assert len(traces) == 1, "a partial batch is compiled anew"
     return results
 
@@ -146,8 +146,35 @@ def test_views_are_applied_to_the_inputs():
 
 def test_an_empty_split_is_refused():
     with pytest.raises(ValueError, match="nothing to evaluate: the split is empty"):
-        evaluate(lambda *args: None, NOTHING, None, [], CLASSES)
+        evaluate(lambda *args: None, NOTHING, None, [])
     logits = np.zeros((2, CLASSES), np.float32)
     nobody = Batch.of({"student": logits}, np.zeros(2, np.int32), where=np.zeros(2, bool))
     with pytest.raises(ValueError, match="nothing to evaluate: the split is empty"):
-        evaluate(make_evaluation(STUDENT, None), NOTHING, None, [nobody], CLASSES)
+        evaluate(make_evaluation(STUDENT, None), NOTHING, None, [nobody])
+
+
+def test_tokens_are_evaluated_where_they_exist_and_have_a_label():
+    """Logits `[B, L, C]`: means over the tokens that count, in one batch as over several, padding and prompts left out."""
+    rng = np.random.default_rng(3)
+    student, teacher = rng.standard_normal((2, 4, 6, CLASSES)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, (4, 6)).astype(np.int32)
+    elements = np.arange(6)[None] < np.array([6, 2, 5, 1])[:, None]
+    prompt = np.arange(6)[None] < np.array([2, 1, 0, 0])[:, None]
+    where = np.array([True, True, True, False])
+    counted = where[:, None] & elements & ~prompt
+    batch = Batch.of(
+        {"student": student, "teacher": teacher}, np.where(counted, labels, -100), where=where, elements=elements,
+        labelled_elements=~prompt,
+    )  # fmt: skip
+    found = evaluate(jax.jit(make_evaluation(STUDENT, TEACHER)), NOTHING, NOTHING, [batch])
+    for role, logits in (("student", student), ("teacher", teacher)):
+        expected = expected_metrics(logits[counted], labels[counted])
+        np.testing.assert_allclose([found[role][name] for name in expected], list(expected.values()), rtol=1e-5)
+    agreement = np.mean(student[counted].argmax(-1) == teacher[counted].argmax(-1))
+    np.testing.assert_allclose(found["student"]["agreement"], agreement, rtol=1e-6)
+
+
+def test_labels_of_another_shape_are_refused():
+    logits = np.zeros((4, 6, CLASSES), np.float32)
+    with pytest.raises(ValueError, match=r"labels has shape \(4,\), student_logits leading axes \(4, 6\)"):
+        make_evaluation(STUDENT, None)(NOTHING, None, Batch.of({"student": logits}, np.zeros(4, np.int32)))

@@ -126,7 +126,9 @@ def batches(start):
     while True:
         order = np.random.default_rng([9, step // PASS]).permutation(ROWS)
         index = order[2 * (step % PASS) :][:2].astype(np.int32)
-        yield Batch(inputs=None, labels=index % CLASSES, index=index, where=np.ones(2, bool), labelled=np.ones(2, bool))
+        yield Batch(
+            inputs=None, targets=index % CLASSES, index=index, where=np.ones(2, bool), labelled=np.ones(2, bool)
+        )
         step += 1
 
 

@@ -16,7 +16,7 @@ from kdjax.reduction import per_example
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mixup import mixup
 from kdjax.training.optimizers import SGD, build
-from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput, Network
+from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput, MultiView, Network
 from tests.training.toy import CLASSES, shapes, toy, toy_batch
 
 FORMS = {"jit 1": ("jit", 1), "jit 8": ("jit", 8), "pmap": ("pmap", 8)}
@@ -32,7 +32,7 @@ def to64(tree):
 def two_views(inputs, index, epoch, key):
     """The images, and the same moved by a pixel and darker by their position in the data."""
     shade = 0.1 * index.astype(inputs.dtype).reshape(-1, 1, 1, 1)
-    return {"main": inputs, "strong": jnp.roll(inputs - shade, 1, axis=2)}
+    return MultiView({"main": inputs, "strong": jnp.roll(inputs - shade, 1, axis=2)})
 
 
 # --- who is asked, and how often ---
@@ -77,7 +77,7 @@ def recorded(objective, *, views, peer=False, **options):
 
 
 def shifted(inputs, index, epoch, key):
-    return {"unread": inputs + jnp.nan, "strong": inputs + 10.0, "main": inputs}
+    return MultiView({"unread": inputs + jnp.nan, "strong": inputs + 10.0, "main": inputs})
 
 
 def test_each_network_sees_each_view_once():
@@ -105,8 +105,8 @@ def test_views_need_not_be_named_where_there_is_one():
 
 
 def test_a_missing_view_is_refused():
-    message = "compares the views main, strong, and views= gives main only; let it return a dict with 'strong'"
-    for views in (lambda inputs, *_: inputs, lambda inputs, *_: {"main": inputs}):
+    message = "compares the views main, strong, and views= gives main only; let it return a MultiView with 'strong'"
+    for views in (lambda inputs, *_: inputs, lambda inputs, *_: MultiView({"main": inputs})):
         with pytest.raises(ValueError, match=message):
             recorded(CrossEntropy() + KD(view="strong"), views=views)
 

@@ -43,7 +43,7 @@ def toy_batch(size=16, seed=0, partial=True, dtype=np.float32):
         labelled[:5] = False
     return Batch(
         inputs=rng.standard_normal((size, SIZE, SIZE, 2)).astype(dtype),
-        labels=rng.integers(0, CLASSES, size).astype(np.int32),
+        targets=rng.integers(0, CLASSES, size).astype(np.int32),
         index=np.arange(size, dtype=np.int32),
         where=where,
         labelled=labelled,

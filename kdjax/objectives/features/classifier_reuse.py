@@ -56,7 +56,7 @@ class SRRL(Objective):
         connected = pooled(jax.nn.relu(module(student)))
         reused = ask_teacher(ctx.teacher_call, "classify", connected, who="SRRL", what=CLASSIFIER)
         values = losses.srrl(connected, ctx.teacher.embedding, reused, ctx.teacher.logits)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 class Projector(nnx.Module):
@@ -103,7 +103,7 @@ class SimKD(Objective):
     def terms(self, module, ctx):
         projected = module(ctx.student.features[-1])
         self.classify(projected, ctx.teacher_call)  # the loss does without; a teacher that cannot be reused fails here
-        return per_example(losses.simkd(projected, ctx.teacher.features[-1]), ctx.batch.where)
+        return per_example(losses.simkd(projected, ctx.teacher.features[-1]), ctx.batch)
 
     def deploy(self, module, output, teacher_call):
         projected = module(output.features[-1])

@@ -58,7 +58,7 @@ class Paraphrase(Objective):
 
     def terms(self, module, ctx):
         feature = lax.stop_gradient(ctx.teacher.features[self.stage])
-        return per_example(losses.fitnet(module.paraphraser(feature), feature), ctx.batch.where)
+        return per_example(losses.fitnet(module.paraphraser(feature), feature), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class FT(Objective):
     def terms(self, module, ctx):
         student = module.translator(ctx.student.features[self.stage])
         teacher = module.paraphraser.encoder(ctx.teacher.features[self.stage])
-        return per_example(losses.ft(student, teacher, p1=self.p1, p2=self.p2), ctx.batch.where)
+        return per_example(losses.ft(student, teacher, p1=self.p1, p2=self.p2), ctx.batch)
 
 
 def factors_of(shape: tuple[int, ...], rate: float) -> int:

@@ -45,7 +45,7 @@ class FSP(Objective):
 
     def terms(self, module, ctx):
         student = bridged(module, chosen(ctx.student.features, self.stages))
-        return per_example(losses.fsp(student, chosen(ctx.teacher.features, self.stages)), ctx.batch.where)
+        return per_example(losses.fsp(student, chosen(ctx.teacher.features, self.stages)), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class KDSVD(Objective):
     def terms(self, module, ctx):
         student = bridged(module, chosen(ctx.student.features, self.stages))
         teacher = chosen(ctx.teacher.features, self.stages)
-        return per_example(losses.kdsvd(student, teacher, k=self.k, columns=self.columns), ctx.batch.where)
+        return per_example(losses.kdsvd(student, teacher, k=self.k, columns=self.columns), ctx.batch)
 
 
 METHODS = {

@@ -70,7 +70,7 @@ class OFD(Objective):
         for stage, connector in zip(self.stages, module.stages, strict=True):
             margin = losses.ofd_margin(*norms[stage])
             values = values / 2 + losses.ofd(connector(ctx.student.preactivations[stage]), targets[stage], margin)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 METHODS = {

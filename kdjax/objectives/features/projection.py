@@ -84,7 +84,7 @@ class WeightedFeatures(Objective):
     def terms(self, module, ctx):
         student = ctx.student.embedding if module is None else module(ctx.student.embedding)
         weight = self.information(ctx) if self.weighting == "fisher" else None
-        return per_example(losses.weighted_repr(student, ctx.teacher.embedding, weight), ctx.batch.where)
+        return per_example(losses.weighted_repr(student, ctx.teacher.embedding, weight), ctx.batch)
 
     def information(self, ctx):
         """`[B, D]`, an example's draw following the key of the step and its index."""

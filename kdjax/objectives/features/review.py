@@ -93,7 +93,7 @@ class ReviewKD(Objective):
         targets = [*(ctx.teacher.preactivations[stage] for stage in self.stages), as_map(ctx.teacher.embedding)]
         fused = module(maps, [target.shape[1:3] for target in targets])
         values = sum(losses.hcl(ours, theirs) for ours, theirs in zip(fused, targets, strict=True))
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 def as_map(embedding: Array) -> Array:

@@ -123,7 +123,7 @@ class SemCKD(Objective):
         student = [ctx.student.features[stage] for stage in self.student_stages]
         teacher = lax.stop_gradient([ctx.teacher.features[stage] for stage in self.teacher_stages])
         attention = module.attention(student, teacher, ctx.batch.where, ctx.axis, self.temperature)
-        return per_example(losses.semckd(module.project(student, teacher), teacher, attention), ctx.batch.where)
+        return per_example(losses.semckd(module.project(student, teacher), teacher, attention), ctx.batch)
 
 
 def unit(x: Array) -> Array:

@@ -39,7 +39,7 @@ class FitNet(Objective):
 
     def terms(self, module, ctx):
         projected = module(ctx.student.features[self.stage])
-        return per_example(losses.fitnet(projected, ctx.teacher.features[self.stage]), ctx.batch.where)
+        return per_example(losses.fitnet(projected, ctx.teacher.features[self.stage]), ctx.batch)
 
 
 def stage_shape(output, stage: int, role: str) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class AT(Objective):
     def terms(self, module, ctx):
         pairs = zip(chosen(ctx.student.features, self.stages), chosen(ctx.teacher.features, self.stages), strict=True)
         values = sum(losses.at(ours, theirs, p=self.p, squared=self.squared) for ours, theirs in pairs)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class NST(Objective):
 
     def terms(self, module, ctx):
         pairs = zip(chosen(ctx.student.features, self.stages), chosen(ctx.teacher.features, self.stages), strict=True)
-        return per_example(sum(losses.nst(ours, theirs) for ours, theirs in pairs), ctx.batch.where)
+        return per_example(sum(losses.nst(ours, theirs) for ours, theirs in pairs), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class VID(Objective):
             student, teacher = maps_pair(student, teacher)
             mean, variance = regressor(student)
             values = values + losses.vid(mean, teacher, variance)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class AB(Objective):
         values = 0.0
         for ours, theirs in zip(student, chosen(ctx.teacher.preactivations, self.stages), strict=True):
             values = values / 2 + losses.ab(ours, theirs, margin=self.margin)
-        return per_example(3 / 1000 * values, ctx.batch.where)
+        return per_example(3 / 1000 * values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class MGD(Objective):
         share = 1 - value_at(self.mask_ratio, ctx.progress)
         draw = lambda index: jax.random.bernoulli(jax.random.fold_in(ctx.key, index), share, shape)
         generated = module(student, jax.vmap(draw)(ctx.batch.index))
-        return per_example(losses.mgd(generated, teacher), ctx.batch.where)
+        return per_example(losses.mgd(generated, teacher), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class CWD(Objective):
         (student,) = bridged(module, [ctx.student.features[self.stage]])
         temperature = value_at(self.temperature, ctx.progress)
         values = losses.cwd(student, ctx.teacher.features[self.stage], temperature=temperature)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 METHODS = {

@@ -35,7 +35,7 @@ class RC(Objective):
         values = losses.rc(
             ctx.student.logits, None, ctx.batch.labels, temperature=value_at(self.temperature, ctx.progress)
         )
-        return per_example(values, ctx.batch.where & ctx.batch.labelled)
+        return per_example(values, ctx.batch, labelled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class LabelRevision(Objective):
     """largest share of the teacher in the blend, 0 to 1"""
 
     reads: ClassVar = ("student.logits", "teacher.logits", "labels")
+    per_element: ClassVar = False
     formula: ClassVar = "right: CE + λ1 mean_c (z_s − z_t)²;  wrong: λ2 mean_c (p_s − β p_t − (1 − β) onehot(y))²"
     paper: ClassVar = _PAPER
 

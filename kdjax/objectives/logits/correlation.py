@@ -25,6 +25,7 @@ class DIST(Objective):
     temperature: float | Schedule = 1.0
     """T, divides both networks' logits"""
 
+    per_element: ClassVar = False
     formula: ClassVar = "T² [β (1 − mean_b pearson over classes) + γ (1 − mean_c pearson over the batch)]"
     paper: ClassVar = Paper(
         "Knowledge Distillation from A Stronger Teacher", "Huang et al.", "NeurIPS", 2022, "2205.10536"
@@ -55,6 +56,7 @@ class CLKD(Objective):
     cc_mode: Literal["class_cov", "batch_outer", "gram"] = "class_cov"
     """which correlation: sources disagree"""
 
+    per_element: ClassVar = False
     formula: ClassVar = "μ (L_ins + β L_cla) + ν L_cc"
     paper: ClassVar = Paper(
         "Class-aware Information for Logit-based Knowledge Distillation", "Zhang, Liu, Hopcroft, He", "arXiv", 2022,
@@ -81,6 +83,7 @@ class MLLD(Objective):
     """logit standardisation as its released code joins it to this method: of the KL's logits, not of the other levels'"""
 
     views: ClassVar = ("main", "strong")
+    per_element: ClassVar = False
     formula: ClassVar = "Σ_T T² KL + ‖P_s P_s' − P_t P_t'‖² / B + ‖P_s' P_s − P_t' P_t‖² / C, on both views"
     paper: ClassVar = Paper("Multi-Level Logit Distillation", "Jin, Wang, Lin", "CVPR", 2023)
 

@@ -66,7 +66,11 @@ class DHKD(Objective):
         values = loss(
             module(ctx.student.embedding), ctx.teacher.logits, temperature=value_at(self.temperature, ctx.progress)
         )
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
+
+    @property
+    def per_element(self):
+        return self.head == "linear"  # the other normalises by all elements, padding too
 
     @property
     def combines(self):
@@ -108,7 +112,7 @@ class CTKD(Objective):
     def terms(self, module, ctx):
         theta = losses.scale_gradient(module.theta[...], value_at(self.reversal, ctx.progress))
         temperature = self.start + self.span * jax.nn.sigmoid(theta)
-        return per_example(losses.kd(ctx.student.logits, ctx.teacher.logits, temperature=temperature), ctx.batch.where)
+        return per_example(losses.kd(ctx.student.logits, ctx.teacher.logits, temperature=temperature), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class KD(Objective):
         there = seen(ctx, self.view)
         temperature = value_at(self.temperature, ctx.progress)
         values = losses.kd(there.student.logits, there.teacher.logits, temperature=temperature)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class LogitMSE(Objective):
 
     def terms(self, module, ctx):
         values = losses.logit_mse(ctx.student.logits, ctx.teacher.logits, center=self.center)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class HardLabel(Objective):
     )
 
     def terms(self, module, ctx):
-        return per_example(losses.hard_label(ctx.student.logits, ctx.teacher.logits), ctx.batch.where)
+        return per_example(losses.hard_label(ctx.student.logits, ctx.teacher.logits), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class SecondOrderKD(Objective):
     )  # fmt: skip
 
     def terms(self, module, ctx):
-        return per_example(losses.second_order_kd(ctx.student.logits, ctx.teacher.logits), ctx.batch.where)
+        return per_example(losses.second_order_kd(ctx.student.logits, ctx.teacher.logits), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class TTM(Objective):
 
     def terms(self, module, ctx):
         values = losses.ttm(ctx.student.logits, ctx.teacher.logits, gamma=value_at(self.gamma, ctx.progress))
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class WTTM(TTM):
 
     def terms(self, module, ctx):
         values = losses.wttm(ctx.student.logits, ctx.teacher.logits, gamma=value_at(self.gamma, ctx.progress))
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class TfKDSelf(Objective):
             ctx.student.logits, ctx.teacher.logits, temperature=value_at(self.temperature, ctx.progress),
             multiplier=self.multiplier, official=self.official,
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 METHODS = {

@@ -40,7 +40,7 @@ class MultiTeacherKD(Objective):
             ctx.student.logits, members, weights=self.weights or None,
             temperature=value_at(self.temperature, ctx.progress),
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class DML(Objective):
     paper: ClassVar = Paper("Deep Mutual Learning", "Zhang et al.", "CVPR", 2018, "1706.00384")
 
     def terms(self, module, ctx):
-        return per_example(losses.kd(ctx.student.logits, ctx.peer.logits, temperature=1.0), ctx.batch.where)
+        return per_example(losses.kd(ctx.student.logits, ctx.peer.logits, temperature=1.0), ctx.batch)
 
 
 METHODS = {

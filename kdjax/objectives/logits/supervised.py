@@ -28,7 +28,7 @@ class CrossEntropy(Objective):
 
     def terms(self, module, ctx):
         values = losses.cross_entropy(seen(ctx, self.view).student.logits, labels=ctx.batch.labels)
-        return per_example(values, ctx.batch.where & ctx.batch.labelled)
+        return per_example(values, ctx.batch, labelled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class LabelSmoothing(Objective):
             smoothing=value_at(self.smoothing, ctx.progress),
             over_all_classes=self.over_all_classes,
         )
-        return per_example(values, ctx.batch.where & ctx.batch.labelled)
+        return per_example(values, ctx.batch, labelled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ConfidencePenalty(Objective):
 
     def terms(self, module, ctx):
         values = losses.confidence_penalty(ctx.student.logits, beta=value_at(self.beta, ctx.progress))
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 METHODS = {

@@ -41,7 +41,7 @@ class TfKDRegularizer(Objective):
             ctx.student.logits, ctx.batch.labels, temperature=value_at(self.temperature, ctx.progress),
             multiplier=self.multiplier, correct_prob=self.correct_prob, official=self.official,
         )  # fmt: skip
-        return per_example(values, ctx.batch.where & ctx.batch.labelled)
+        return per_example(values, ctx.batch, labelled=True)
 
 
 METHODS = {

@@ -62,6 +62,10 @@ class Wrapper(Objective):
     def decays(self):
         return self.inner.decays
 
+    @property
+    def per_element(self):
+        return self.inner.per_element
+
     def build(self, student, teacher, data, rngs):
         return self.inner.build(student, teacher, data, rngs)
 
@@ -162,9 +166,8 @@ class RandomTeacher(Wrapper):
 
 
 def only_labelled(changed: Array, teacher: Array, ctx: Context) -> Array:
-    """The changed logits on rows whose label may be used, the teacher's own on the others."""
-    usable = ctx.batch.labelled & ctx.batch.where
-    return jnp.where(jnp.reshape(usable, usable.shape + (1,) * (teacher.ndim - usable.ndim)), changed, teacher)
+    """The changed logits where the label may be used, the teacher's own elsewhere."""
+    return jnp.where(ctx.batch.mask(teacher.shape[:-1], labelled=True)[..., None], changed, teacher)
 
 
 METHODS = {

@@ -38,7 +38,7 @@ class RKD(Objective):
             ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
             angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class PKT(Objective):
         values = losses.pkt(
             ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 class TwoEmbeddings(nnx.Module):
@@ -94,7 +94,7 @@ class CC(Objective):
     def terms(self, module, ctx):
         embedded = module(ctx.student.embedding, ctx.teacher.embedding)
         values = losses.cc_neighbours(*embedded, where=ctx.batch.where, axis_name=ctx.axis)
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class KernelCC(Objective):
             ctx.student.embedding, ctx.teacher.embedding, gamma=self.gamma, order=self.order, where=ctx.batch.where,
             axis_name=ctx.axis,
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class AffinityKD(Objective):
             ctx.student.embedding, ctx.teacher.embedding, temperature=value_at(self.temperature, ctx.progress),
             where=ctx.batch.where, axis_name=ctx.axis,
         )  # fmt: skip
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 class ChannelEmbedding(nnx.Module):
@@ -200,7 +200,7 @@ class ICKD(Objective):
 
     def terms(self, module, ctx):
         projected = module(ctx.student.features[self.stage])
-        return per_example(losses.ickd(projected, ctx.teacher.features[self.stage]), ctx.batch.where)
+        return per_example(losses.ickd(projected, ctx.teacher.features[self.stage]), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class SP(Objective):
             where=ctx.batch.where,
             axis_name=ctx.axis,
         )
-        return per_example(values, ctx.batch.where)
+        return per_example(values, ctx.batch)
 
 
 OWN = "own choice; the paper's is not verified"

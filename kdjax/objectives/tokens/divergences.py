@@ -1,7 +1,7 @@
 """Objectives from language-model distillation: divergences of two softmaxes, for classes as for tokens.
 
-Logits may be `[B, C]` or `[B, L, V]`. For tokens `batch.labelled` is `[B, L]` and says which count; the mean is over all that
-count in the global batch. Temperatures divide the logits, and there is no factor T².
+Logits may be `[B, C]` or `[B, L, V]`; the mean is over all rows or tokens that count in the global batch, see
+`kdjax.types.Batch.mask`. Temperatures divide the logits, and there is no factor T².
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from kdjax.objectives.base import RELEASED, Method, Objective, Paper
 from kdjax.objectives.logits.supervised import CrossEntropy
 from kdjax.reduction import per_example, sum_over_devices
 from kdjax.schedules import Schedule
-from kdjax.types import Array, Batch
+from kdjax.types import Array
 
 __all__ = [
     "AKL",
@@ -30,13 +30,6 @@ __all__ = [
     "SymmetricKL",
     "TopK",
 ]
-
-
-def counted(batch: Batch, values: Array) -> Array:
-    """Which of `values`, `[B]` or `[B, L]`, count."""
-    where = jnp.reshape(batch.where, batch.where.shape + (1,) * (values.ndim - 1))
-    tokens = batch.labelled.ndim > 1
-    return jnp.broadcast_to(where & batch.labelled if tokens else where, values.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +47,7 @@ class Divergence(Objective):
 
     def terms(self, module, ctx):
         values = self.divergence(ctx.student.logits, ctx.teacher.logits, **self.now(ctx.progress, *self.options))
-        return per_example(values, counted(ctx.batch, values))
+        return per_example(values, ctx.batch)
 
 
 _DISTILLM = Paper(
@@ -196,7 +189,7 @@ class TAID(Objective):
     def terms(self, module, ctx):
         state = losses.TAIDState(*(getattr(module, name)[...] for name in losses.TAIDState._fields))
         values = losses.taid(ctx.student.logits, ctx.teacher.logits, t=state.t)
-        term = per_example(values, counted(ctx.batch, values))
+        term = per_example(values, ctx.batch)
         total, count = sum_over_devices((term.sum, term.count), ctx.axis)
         after = losses.taid_update(
             state, total / jnp.maximum(count, 1), ctx.progress.fraction, 1.0, t_start=self.t_start, t_end=self.t_end,
@@ -222,7 +215,7 @@ class TopK(Objective):
     def terms(self, module, ctx):
         ids, logprobs = losses.topk_signal(ctx.teacher.logits, min(self.k, ctx.teacher.logits.shape[-1]))
         values = losses.topk_kl(ctx.student.logits, ids, logprobs, missing=self.missing)
-        return per_example(values, counted(ctx.batch, values))
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +231,7 @@ class ULD(Objective):
 
     def terms(self, module, ctx):
         values = losses.uld(ctx.student.logits, ctx.teacher.logits)
-        return per_example(values, counted(ctx.batch, values))
+        return per_example(values, ctx.batch)
 
 
 METHODS = {

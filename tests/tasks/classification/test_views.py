@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax.data import Strong, Views
+from kdjax.tasks.classification import Strong, Views
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 VIEWS = Views(crop_padding=4, flip=True, mean=MEAN, std=STD)

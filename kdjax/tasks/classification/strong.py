@@ -1,7 +1,8 @@
 """Heavy augmentation for objectives that compare a plain view of each example with a distorted one.
 
-As in `kdjax.data.augment`: a function of (key, epoch, example index), written for one example and mapped over the batch.
-But another batch size compiles to other roundings; nothing jumps at a threshold, so they stay in the last digits.
+As in `kdjax.tasks.classification.views`: a function of (key, epoch, example index), written for one example and
+mapped over the batch. But another batch size compiles to other
+roundings; nothing jumps at a threshold, so they stay in the last digits.
 """
 
 import dataclasses

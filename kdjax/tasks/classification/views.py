@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kdjax.data.strong import Strong, threefry
-from kdjax.types import Array
+from kdjax.tasks.classification.strong import Strong, threefry
+from kdjax.types import Array, MultiView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +72,7 @@ class Views:
         """Inputs `[B, H, W, C]` float32 for training; the arguments are those of `numbers` and `show`."""
         return self.show(images, self.numbers(index, epoch, key))
 
-    def train_views(
-        self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]
-    ) -> dict[str, Array]:
+    def train_views(self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]) -> MultiView:
         """Inputs for training by the view's name, the named ones only; the other arguments are those of `train`.
 
         "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup is left to the step.
@@ -86,7 +84,7 @@ class Views:
         for name in names:
             if name not in makers:
                 raise ValueError(f"There is no view {name!r}; there are {', '.join(makers)}.")
-        return {name: makers[name](images, index, epoch, key) for name in names}
+        return MultiView({name: makers[name](images, index, epoch, key) for name in names})
 
     def evaluate(self, images: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for evaluation: normalised and nothing else."""

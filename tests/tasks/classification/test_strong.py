@@ -10,8 +10,8 @@ import pytest
 import scipy.ndimage
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax.data import Strong, Views
 from kdjax.experiment.serialization import from_data, to_data
+from kdjax.tasks.classification import Strong, Views
 
 OFF = Strong(**{field.name: 0.0 for field in dataclasses.fields(Strong)})
 VIEWS = Views(crop_padding=4, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -24,7 +24,7 @@ ANGLE, SLANT, LEAN, ZOOM, GAP, LIGHT, CHANCE, ROW, COLUMN = range(9)
 
 @jax.jit
 def both(images, index, epoch, key):
-    return VIEWS.train_views(images, index, epoch, key, names=("main", "strong"))
+    return VIEWS.train_views(images, index, epoch, key, names=("main", "strong")).views
 
 
 def random_draws(rows):
@@ -49,7 +49,7 @@ def test_draws_are_even_and_never_change():
 
 
 def test_key_epoch_and_index_change_the_view():
-    view = np.asarray(both(IMAGES, INDEX, 3, KEY)["strong"])
+    view = np.asarray(both(IMAGES, INDEX, 3, KEY).views["strong"])
     np.testing.assert_array_equal(view, both(IMAGES, INDEX, jnp.int32(3), jax.random.key_data(KEY))["strong"])
     for other in ((INDEX, 4, KEY), (INDEX, 3, jax.random.key(12)), (INDEX + 64, 3, KEY)):
         assert (view != np.asarray(both(IMAGES, *other)["strong"])).any((1, 2, 3)).all()
@@ -57,8 +57,8 @@ def test_key_epoch_and_index_change_the_view():
 
 def test_permuting_the_batch_permutes_the_views():
     order = np.argsort(np.random.Philox(1).random_raw(64))
-    whole = np.asarray(both(IMAGES, INDEX, 3, KEY)["strong"])
-    np.testing.assert_array_equal(whole[order], both(IMAGES[order], INDEX[order], 3, KEY)["strong"])
+    whole = np.asarray(both(IMAGES, INDEX, 3, KEY).views["strong"])
+    np.testing.assert_array_equal(whole[order], both(IMAGES[order], INDEX[order], 3, KEY).views["strong"])
     np.testing.assert_allclose(whole[20:28], both(IMAGES[20:28], INDEX[20:28], 3, KEY)["strong"], rtol=0, atol=ROUNDING)
 
 
@@ -78,7 +78,9 @@ def test_eight_devices_give_the_same_without_collectives():
 
 def test_the_strong_view_has_a_crop_of_its_own():
     views = dataclasses.replace(VIEWS, strong=OFF)
-    view = np.asarray(jax.jit(lambda *a: views.train_views(*a, names=("strong",)))(IMAGES, INDEX, 3, KEY)["strong"])
+    view = np.asarray(
+        jax.jit(lambda *a: views.train_views(*a, names=("strong",)))(IMAGES, INDEX, 3, KEY).views["strong"]
+    )
     every = jax.jit(jax.vmap(views.show, in_axes=(None, 0)))(IMAGES, np.mgrid[:162, :64][0].astype(np.int32))
     matches = (np.asarray(every) == view).all((2, 3, 4))  # [162, 64]: which of its crops is it?
     assert matches.any(0).all()
@@ -97,7 +99,7 @@ def test_all_off_is_the_identity():
     np.testing.assert_array_equal(shown(OFF, IMAGES, random_draws(64)), IMAGES)
     views = Views(strong=OFF)
     np.testing.assert_array_equal(
-        views.train_views(IMAGES, INDEX, 3, KEY, names=("strong",))["strong"], views.evaluate(IMAGES)
+        views.train_views(IMAGES, INDEX, 3, KEY, names=("strong",)).views["strong"], views.evaluate(IMAGES)
     )
 
 

@@ -1,0 +1,185 @@
+"""A phase's step and evaluation, compiled, and the states that they take."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.experiment.networks import Networks
+from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.models import in_microbatches, in_precision
+from kdjax.objectives import Bound
+from kdjax.tasks import Dataset
+from kdjax.training import Runner, TrainState, Variables, count_parameters, init_state, make_step, optimizers
+from kdjax.training.evaluation import make_evaluation
+from kdjax.training.feed import from_resident, scanned
+from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
+from kdjax.training.step import make_teacher_gradient
+from kdjax.types import Batch, Clock, Network, Tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """A phase for any seed.
+
+    Attributes:
+      phase, networks: what it is of.
+      runner: how it is compiled.
+      clock: the phase's length in steps.
+      optimizer: an optax transformation.
+      views: what the networks see of a training batch.
+      one: the step before it is compiled.
+      step: one step; `steps` several in one dispatch, or None.
+      evaluation: of the deployed student beside its teacher.
+    """
+
+    phase: Phase
+    networks: Networks
+    runner: Runner
+    clock: Clock
+    optimizer: Any
+    views: Any
+    one: Any
+    step: Any
+    steps: Any
+    evaluation: Any
+
+    def fresh_state(
+        self, seed: int, data_seed: int, start: Variables | None = None, teacher: Variables | None = None
+    ) -> TrainState:
+        """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
+
+        def make(start, statistics):
+            return make_state(self.networks, self.optimizer, self.phase, (seed, data_seed), start, statistics)
+
+        given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
+        return jax.jit(make, out_shardings=self.runner.placement(jax.eval_shape(make, *given)))(*given)
+
+    def with_mean_gradient(self, teacher: Variables, data_seed: int, batches: Iterable[Batch]) -> Variables:
+        """The teacher with its mean gradient over a pass of batches, for objectives that correct by it."""
+        function = make_teacher_gradient(
+            self.networks.student, self.networks.objective, clock=self.clock, views=self.views, axis=self.runner.axis
+        )
+        compiled = self.runner.compile(function, donate=False)
+        state = self.fresh_state(0, data_seed)
+        total, count = None, 0
+        for batch in batches:
+            gradient, rows = compiled(state, teacher, self.runner.place_batch(batch))
+            share = jax.tree.map(functools.partial(jnp.multiply, rows), gradient)
+            total = share if total is None else jax.tree.map(jnp.add, total, share)
+            count = count + rows
+        return dataclasses.replace(teacher, gradient=jax.tree.map(lambda g: g / jnp.maximum(count, 1), total))
+
+    def extra_parameters(self) -> int:
+        """How many parameters are trained beside the student: those of the objective, and of a peer."""
+        params = jax.eval_shape(lambda: self.fresh_state(0, 0)).params
+        return count_parameters({name: tree for name, tree in params.items() if name != "student"})
+
+    def network_template(self) -> Variables:
+        """Shapes of the deployed student's variables, with the sharding they are wanted in."""
+        return template_of(self.networks.deployment.network, self.runner)
+
+    def teacher_template(self) -> Variables | None:
+        """Shapes of the teacher as the step takes it; None where it does not run."""
+        if self.networks.step_teacher is None or self.networks.cached:
+            return None
+        template = template_of(self.networks.step_teacher, self.runner)
+        gradient = template.params if self.networks.objective.corrects_over_data else None
+        return dataclasses.replace(template, gradient=gradient)
+
+    def objective_template(self) -> Variables:
+        """The same of what the objective trains."""
+        params, state = jax.eval_shape(self.networks.objective.init, jax.random.key(0))
+        return with_sharding(Variables(params, state), self.runner)
+
+    def whole(self, network: Variables) -> Variables:
+        """The variables, on every device whole."""
+        return (
+            jax.jit(lambda tree: tree, out_shardings=self.runner.replicated)(network) if self.runner.fsdp else network
+        )
+
+
+def compile_phase(
+    experiment: Experiment, phase: Phase, networks: Networks, dataset: Dataset, runner: Runner, visited: int
+) -> Compiled:
+    """Compiles one phase that visits so many examples in a pass; nothing runs yet.
+
+    Raises:
+      ValueError, ExperimentError: one sentence for what does not fit.
+    """
+    task, objective = experiment.data, networks.objective
+    clock = make_clock(experiment, phase, len(dataset.train_index), visited)
+    views = functools.partial(task.train_views, names=objective.views)
+    optimizer = optimizers.build(phase.optimizer, clock, objective)
+    in_step = in_precision(networks.student, phase.precision), networks.step_teacher if networks.teacher_runs else None
+    step = make_step(
+        *(network and in_microbatches(network, phase.microbatches) for network in in_step),
+        objective, optimizer, clock=clock, views=views, fit=task.fit, mix=task.mixup, axis=runner.axis,
+        ema_decay=phase.ema_decay or None, cached=networks.cached,
+    )  # fmt: skip
+    if objective.needs_peer:
+        step = make_mutual_step(step, objective.peer_order)
+    if dataset.resident:
+        step = from_resident(step)
+    several = scanned(step) if steps_per_dispatch(experiment) > 1 else None
+    state = jax.eval_shape(lambda: make_state(networks, optimizer, phase, (0, 0)))
+    evaluation = make_evaluation(
+        networks.deployment.network, networks.teacher, views=task.evaluation_view, sums=task.sums, axis=runner.axis
+    )
+    return Compiled(
+        phase, networks, runner, clock, optimizer, views, step, runner.compile(step, state=state),
+        several and runner.compile(several, state=state, stacked=True), runner.compile(evaluation, donate=False),
+    )  # fmt: skip
+
+
+def make_clock(experiment: Experiment, phase: Phase, examples: int, visited: int) -> Clock:
+    """A phase's length in steps. An epoch is as many examples as there are to train on, whether or not all are visited, so
+    that every method has the same budget."""
+    size = experiment.data.batch_size
+    per_epoch = -(-examples // size)
+    total = phase.duration.steps(per_epoch, size)
+    if total < 1:
+        raise ExperimentError(f"Phase {phase.name!r} lasts {phase.duration}, which is no step at all; make it longer.")
+    return Clock(total, per_epoch, size, -(-visited // size))
+
+
+def make_state(
+    networks: Networks,
+    optimizer: Any,
+    phase: Phase,
+    seeds: tuple[int, int],
+    start: tuple | None = None,
+    teacher_state: Any = None,
+) -> TrainState:
+    """The state before a phase's first step, of `(seed, data_seed)`; pure. Two networks' in mutual learning."""
+    seed, data_seed = seeds
+    bound: Bound = networks.objective
+    if bound.teacher_mode == "train" and teacher_state is None:
+        teacher_state = networks.teacher.init(jax.random.key(0))[1]
+    state = init_state(
+        networks.student, bound, optimizer, seed=seed, data_seed=data_seed, ema=phase.ema_decay > 0, start=start,
+        teacher_state=teacher_state,
+    )  # fmt: skip
+    if not bound.needs_peer:
+        return state
+    return join(state, init_state(networks.student, bound, optimizer, seed=seed + PEER_SEED, data_seed=data_seed))
+
+
+def template_of(network: Network, runner: Runner) -> Variables:
+    """Shapes and shardings of a network's variables."""
+    params, state = jax.eval_shape(network.init, jax.random.key(0))
+    return with_sharding(Variables(params, state), runner)
+
+
+def with_sharding(shapes: Tree, runner: Runner) -> Tree:
+    """Shapes with where they belong."""
+    place = runner.placement(shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, place)
+
+
+def steps_per_dispatch(experiment: Experiment) -> int:
+    """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there."""
+    return experiment.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)

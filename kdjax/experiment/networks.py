@@ -1,0 +1,120 @@
+"""Who takes part in a phase: its student, its teacher, and the objective bound to both."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from kdjax.experiment.spec import Experiment, Phase
+from kdjax.models import Freezer, FreezeReport, ensemble, output_shapes
+from kdjax.objectives import Bound, bind
+from kdjax.tasks import Dataset
+from kdjax.training import Variables
+from kdjax.training.deployment import Deployment, deploy
+from kdjax.training.teacher_cache import Storage
+from kdjax.types import Network, Tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Networks:
+    """The networks of a phase and what they are trained for.
+
+    Attributes:
+      student, teacher: the second is None where nobody teaches.
+      freezer: makes the teacher cheap for the step; evaluations use it as it is. None to leave it as it is everywhere.
+      objective: bound to what the two give.
+      deployment: the student as it is used after training.
+      inputs: shapes of what they see of a training batch.
+      cached: whether batches bring what the teacher says, so that it does not run in the step.
+    """
+
+    student: Network
+    teacher: Network | None
+    freezer: Freezer | None
+    objective: Bound
+    deployment: Deployment
+    inputs: Tree
+    cached: bool
+
+    @property
+    def step_teacher(self) -> Network | None:
+        """The teacher as the step runs it."""
+        return self.teacher if self.freezer is None else self.freezer.network
+
+    @property
+    def teacher_runs(self) -> bool:
+        """Whether the teacher runs in the step. One that the objective does not read is only evaluated beside the student."""
+        return self.objective.needs_teacher and not self.cached
+
+    def frozen(self, teacher: Variables | None) -> Variables | None:
+        """The teacher's variables as `step_teacher` takes them."""
+        if teacher is None or self.freezer is None:
+            return teacher
+        return Variables(*self.freezer.convert(teacher.params, teacher.state))
+
+    def freezing(self, teacher: Variables | None, sample: Any) -> FreezeReport | None:
+        """What freezing changes of what the teacher says of some inputs; None if it is not frozen.
+
+        Raises:
+          ValueError: it changes too much.
+        """
+        return None if self.freezer is None else self.freezer.compare(teacher.params, teacher.state, sample)
+
+
+def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Networks:
+    """The networks of one phase.
+
+    Raises:
+      ValueError: one sentence for the first thing that does not fit.
+    """
+    task = experiment.data
+    inputs = network_inputs(experiment, dataset)
+    student = task.network(phase.network, dataset, remat=phase.remat)
+    teacher = make_teacher(experiment, phase, dataset)
+    objective = bind(
+        phase.objective,
+        output_shapes(student, inputs),
+        None if teacher is None else output_shapes(teacher, inputs),
+        dataset.info_for(phase.labels),
+    )
+    cached = bool(phase.teacher_cache) and objective.needs_teacher
+    if cached:
+        Storage(phase.teacher_cache)
+        task.numbered_views()
+    return Networks(
+        student, teacher, make_freezer(phase, teacher, objective, inputs), objective,
+        deploy(student, teacher, objective, inputs), inputs, cached,
+    )  # fmt: skip
+
+
+def network_inputs(experiment: Experiment, dataset: Dataset) -> Tree:
+    """Shapes of what a network sees of a batch of the experiment."""
+    return jax.eval_shape(experiment.data.evaluation_view, dataset.shapes(experiment.data.batch_size)["inputs"])
+
+
+def make_teacher(experiment: Experiment, phase: Phase, dataset: Dataset) -> Network | None:
+    """The network that teaches a phase, an ensemble of several, or None."""
+    models = [experiment.phase(name).network for name in phase.teachers]
+    # Equal ones are one network, for the ensemble's sake.
+    made = {model: experiment.data.network(model, dataset) for model in models}
+    networks = [made[model] for model in models]
+    return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
+
+
+def make_freezer(phase: Phase, teacher: Network | None, objective: Bound, inputs: Tree) -> Freezer | None:
+    """What freezes a phase's teacher, if that is asked for.
+
+    Raises:
+      ValueError: the objective needs the teacher as it is.
+    """
+    if not phase.teacher_precision or teacher is None or not objective.needs_teacher:
+        return None
+    if objective.teacher_mode == "train" or objective.correct:
+        what = (
+            "the teacher's statistics to go on" if objective.teacher_mode == "train" else "the gradient at the teacher"
+        )
+        raise ValueError(
+            f"Phase {phase.name!r} freezes its teacher (teacher_precision={phase.teacher_precision}), and its objective wants "
+            f"{what}; leave teacher_precision empty."
+        )
+    return Freezer(teacher, inputs, precision=phase.teacher_precision)

@@ -1,0 +1,208 @@
+"""What a task is: what an example is, and what is asked of a network. All else in kdjax knows tasks by this file alone.
+
+A task is one folder beside this file. Its class is what a config writes as an experiment's `data`; its fields say which
+examples and how they are shown, its methods what becomes of them. `training`, `objectives` and `experiment` call these and
+import no task; no task imports another.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from kdjax.data import Examples
+from kdjax.training import metrics
+from kdjax.training.evaluation import Sums
+from kdjax.training.metrics import Metric
+from kdjax.types import Array, Batch, DataInfo, MultiView, Network, Term, Tree
+
+RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network by name. Every task has its own kind of this, with the options of its networks."""
+
+    name: str = ""
+    """which network"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """The examples of an experiment, split.
+
+    Attributes:
+      train: the training split.
+      train_index: rows of it that are trained on (validation held out).
+      labelled: `[len(train)]` bool, whose targets a taught network may use.
+      held: the split that is evaluated, and `held_index` its rows.
+      evaluated_on: what reports call these, "test" or "validation".
+      info: what objectives may know; its labels are those of all of `train`, or None.
+      arrays: the inputs of all of `train`, arrays `[N, ...]`, where they are in memory; else None.
+      description: what there is to say of the data beyond counts, such as "10 classes".
+    """
+
+    train: Examples
+    train_index: np.ndarray
+    labelled: np.ndarray
+    held: Examples
+    held_index: np.ndarray
+    evaluated_on: str
+    info: DataInfo
+    arrays: Tree | None = None
+    description: str = ""
+
+    def usable(self, labels: str) -> np.ndarray:
+        """`[len(train)]` bool, whose targets a network may use: "all", or those of "labelled" examples."""
+        return np.ones(len(self.train), bool) if labels == "all" else self.labelled
+
+    def info_for(self, labels: str) -> DataInfo:
+        """`info` with the classes that a network may know; -1 for the others, -2 for examples that are held out."""
+        if self.info.labels is None:
+            return self.info
+        visible = np.where(self.usable(labels), self.info.labels, -1)
+        trained = np.isin(np.arange(len(self.train)), self.train_index)
+        return dataclasses.replace(self.info, labels=np.where(trained, visible, -2).astype(np.int32))
+
+    def visited(self, taught: bool, labels: str) -> np.ndarray:
+        """Rows of the training split that a network learns something from.
+
+        An objective that reads no teacher learns nothing from an unlabelled example, which would only thin its batches.
+        """
+        return self.train_index if taught else self.train_index[self.usable(labels)[self.train_index]]
+
+    @property
+    def resident(self) -> bool:
+        """Whether the training inputs are small enough to stay on every device."""
+        return self.arrays is not None and sum(x.nbytes for x in jax.tree.leaves(self.arrays)) <= RESIDENT_BYTES
+
+    def shapes(self, size: int) -> dict[str, Any]:
+        """Shapes and types of what `Examples.read` gives of so many examples."""
+        one = self.train.read(np.zeros(1, np.int32))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberedViews:
+    """The views of a training example where they are so few that each has a number: what a teacher cache needs.
+
+    Attributes:
+      count: how many there are.
+      numbers: `(index, pass, key) -> [B]` int32, which one each example shows in a pass.
+      show: `(inputs, numbers) -> what a network sees`.
+      facts: what they depend on, JSON-like, so that outputs are never kept for other views.
+    """
+
+    count: int
+    numbers: Callable[[Array, Any, Array], Array]
+    show: Callable[[Any, Array], Any]
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Base of the tasks. A subclass is a frozen dataclass: its fields are an experiment's `data`.
+
+    Class attributes say how results are read:
+
+      metric: the number that counts: by it the best weights are kept and methods compared.
+      columns: further numbers of a table, as far as there are any.
+      noun: what examples are called in reports.
+      legend: what a reader must know of the columns, in a sentence or two.
+    """
+
+    name: str = ""
+    """data set"""
+    batch_size: int = 128
+    """examples in one optimizer step, over all devices"""
+    eval_batch_size: int = 512
+    """examples in one evaluation step, over all devices"""
+
+    metric: ClassVar[Metric] = Metric("top1", "top-1 %", 100, 2, unit="points")
+    columns: ClassVar[tuple[Metric, ...]] = ()
+    noun: ClassVar[str] = "examples"
+    legend: ClassVar[str] = ""
+
+    # --- data ---
+
+    def load(self, data_dir: str | None = None) -> Dataset:
+        """Reads and splits the examples that the fields ask for."""
+        raise TypeError(f"{type(self).__name__} does not say where its examples are; define load(data_dir).")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, a sentence each."""
+        return []
+
+    def shrunk(self) -> "Task":
+        """A copy that takes seconds, for `--tiny`."""
+        return dataclasses.replace(self, batch_size=min(self.batch_size, 32))
+
+    # --- views: functions of (data seed, pass, example index) and nothing else ---
+
+    @property
+    def mixup(self) -> float:
+        """Strength of mixing each input with its neighbour's, see `kdjax.training.mixup`; 0 for none."""
+        return 0.0
+
+    def train_views(self, inputs: Any, index: Array, epoch: Array, key: Array, *, names: tuple[str, ...]) -> Any:
+        """What a network sees of a training batch: one view, or a `MultiView` of those named.
+
+        Args:
+          inputs: of the batch.
+          index: `[B]` positions of the examples.
+          epoch: int32, passes done.
+          key: of the data seed.
+          names: views that the objective compares, "main" first.
+
+        Raises:
+          ValueError: a view that there is not.
+        """
+        if names != ("main",):
+            raise ValueError(f"The objective compares the views {', '.join(names)}; {self.noun} have one, 'main'.")
+        return MultiView({"main": self.evaluation_view(inputs)})
+
+    def evaluation_view(self, inputs: Any) -> Any:
+        """What a network sees of a batch that is evaluated."""
+        return inputs
+
+    def numbered_views(self) -> NumberedViews:
+        """The training views by number.
+
+        Raises:
+          ValueError: they have none, in one sentence.
+        """
+        raise ValueError(f"The views of {self.noun} are not numbered, so what a teacher says of them cannot be kept; "
+                         "set teacher_cache to empty.")  # fmt: skip
+
+    # --- networks ---
+
+    def network(self, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
+        """A network for this data; with `remat` its blocks are computed again in the backward pass."""
+        raise TypeError(f"{type(self).__name__} does not say which networks solve it; define network(model, dataset).")
+
+    def shrunk_network(self, model: Model) -> Model:
+        """A narrow copy, for `--tiny`."""
+        return model
+
+    # --- metrics ---
+
+    def fit(self, student: Any, teacher: Any, batch: Batch) -> dict[str, Term]:
+        """What the log says of every training step beside the loss."""
+        return metrics.fit(student, teacher, batch)
+
+    def sums(self, student: Any, teacher: Any, batch: Batch) -> Sums:
+        """Sums over one batch of this device, for "student" and "teacher" each. The teacher's output may be None."""
+        return metrics.class_sums(student, teacher, batch)
+
+    def means(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        """What the sums of one role over the whole data set come to; `metric.name` must be among it."""
+        return metrics.class_means(sums)
+
+    # --- report ---
+
+    def pictures(self, comparison: dict[str, Any], folder: Path) -> Sequence[tuple[str, str, Path]]:
+        """Draws further pictures for a comparison's report: `(heading, what it shows, file)`."""
+        return ()
