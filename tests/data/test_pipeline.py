@@ -10,9 +10,9 @@ from kdjax.data import DataError, Pipeline, Source, evaluation_batches, make_spl
 
 
 def fields(batch):
-    """The names of what a batch holds; all but what a teacher says of it, which no pipeline of examples brings."""
-    assert batch.teacher is None
-    return [field.name for field in dataclasses.fields(batch) if field.name != "teacher"]
+    """The names of what a batch holds: no pipeline of examples brings what a teacher says, and images have no elements."""
+    assert batch.teacher is None and batch.elements is None and batch.labelled_elements is None
+    return [field.name for field in dataclasses.fields(batch) if getattr(batch, field.name) is not None]
 
 
 def same(one, other):

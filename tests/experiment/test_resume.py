@@ -30,7 +30,7 @@ class StopAt(Silent):
     def __init__(self, step, phase="student"):
         self.step, self.phase = step, phase
 
-    def start(self, name, step, total, batch_size):
+    def start(self, name, step, total, batch_size, noun):
         self.name = name
 
     def advance(self, step):
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, builder)
         pass
 
     class KillAt(Silent):
-        def start(self, name, step, total, batch_size):
+        def start(self, name, step, total, batch_size, noun):
             self.name = name
 
         def advance(self, step):
@@ -120,10 +120,10 @@ class StopDuringEvaluation(Silent):
     def __init__(self, phase, count):
         self.phase, self.count = phase, count
 
-    def start(self, name, step, total, batch_size):
+    def start(self, name, step, total, batch_size, noun):
         self.name, self.seen = name, 0
 
-    def evaluated(self, metrics):
+    def evaluated(self, said):
         self.seen += 1
         if (self.name, self.seen) == (self.phase, self.count):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -16,6 +16,7 @@ from kdjax.experiment.warm_start import warm_start
 from kdjax.objectives import METHODS, CrossEntropy, FitNet, Method, Objective, bind
 from kdjax.reduction import per_example
 from kdjax.schedules import epochs, steps
+from kdjax.tasks.classification import Classifier
 from kdjax.training import Variables, init_state
 from kdjax.training.optimizers import SGD, build
 from kdjax.types import Clock, DataInfo
@@ -106,7 +107,7 @@ def two_phases(monkeypatch):
 
 
 def test_a_method_of_two_phases_has_the_budget_of_one(two_phases):
-    student = Phase(name="student", duration=epochs(270))
+    student = Phase(name="student", network=Classifier(), duration=epochs(270))
     before, last = student_phases("staged", student)
     assert (before.name, before.duration, before.objective) == ("student-before", epochs(30), FitNet(stage=1))
     assert (last.name, last.start, last.duration) == ("student", "student-before", epochs(240))

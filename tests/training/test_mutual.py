@@ -6,6 +6,7 @@ with `jax.grad` of the loss written out.
 
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from kdjax.experiment import Phase
-from kdjax.experiment.program import make_state
+from kdjax.experiment.compiled import make_state
 from kdjax.objectives import DML, KD, CrossEntropy, bind
 from kdjax.schedules import Steps
+from kdjax.tasks import Model
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step, split
 from kdjax.training.optimizers import SGD, build
@@ -211,7 +213,8 @@ def test_the_peer_sees_the_views_of_the_student():
 
 def test_two_students_of_one_seed_begin_differently():
     optimizer, bound = optimizer_and_bound()
-    student, peer = split(make_state(NETWORK, None, bound, optimizer, Phase(), (SEED, 5)))
+    networks = types.SimpleNamespace(student=NETWORK, objective=bound)
+    student, peer = split(make_state(networks, optimizer, Phase(network=Model()), (SEED, 5)))
     expected = [init_state(NETWORK, bound, optimizer, seed=seed, data_seed=5) for seed in (SEED, SEED + PEER_SEED)]
     chex.assert_trees_all_close(
         [state.params for state in (student, peer)], [state.params for state in expected], rtol=1e-6

@@ -14,7 +14,7 @@ FACTS = {"teacher": "abc", "views": {"flip": True}}
 
 
 def cache(folder, storage="float32", facts=FACTS, classes=CLASSES):
-    return TeacherCache(folder, facts, examples=EXAMPLES, views=VIEWS, classes=classes, storage=Storage(storage))
+    return TeacherCache(folder, facts, examples=EXAMPLES, views=VIEWS, shape=(classes,), storage=Storage(storage))
 
 
 def answer(examples, numbers):

@@ -49,7 +49,7 @@ def test_draws_are_even_and_never_change():
 
 
 def test_key_epoch_and_index_change_the_view():
-    view = np.asarray(both(IMAGES, INDEX, 3, KEY).views["strong"])
+    view = np.asarray(both(IMAGES, INDEX, 3, KEY)["strong"])
     np.testing.assert_array_equal(view, both(IMAGES, INDEX, jnp.int32(3), jax.random.key_data(KEY))["strong"])
     for other in ((INDEX, 4, KEY), (INDEX, 3, jax.random.key(12)), (INDEX + 64, 3, KEY)):
         assert (view != np.asarray(both(IMAGES, *other)["strong"])).any((1, 2, 3)).all()
@@ -57,8 +57,8 @@ def test_key_epoch_and_index_change_the_view():
 
 def test_permuting_the_batch_permutes_the_views():
     order = np.argsort(np.random.Philox(1).random_raw(64))
-    whole = np.asarray(both(IMAGES, INDEX, 3, KEY).views["strong"])
-    np.testing.assert_array_equal(whole[order], both(IMAGES[order], INDEX[order], 3, KEY).views["strong"])
+    whole = np.asarray(both(IMAGES, INDEX, 3, KEY)["strong"])
+    np.testing.assert_array_equal(whole[order], both(IMAGES[order], INDEX[order], 3, KEY)["strong"])
     np.testing.assert_allclose(whole[20:28], both(IMAGES[20:28], INDEX[20:28], 3, KEY)["strong"], rtol=0, atol=ROUNDING)
 
 

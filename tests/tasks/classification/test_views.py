@@ -97,7 +97,7 @@ def test_eight_devices_give_the_same_bytes_without_collectives():
 
 
 def test_the_main_view_is_what_train_shows():
-    shown = VIEWS.train_views(IMAGES, INDEX, 3, KEY, names=("main",))
+    shown = VIEWS.train_views(IMAGES, INDEX, 3, KEY, names=("main",)).views
     assert list(shown) == ["main"]
     np.testing.assert_array_equal(shown["main"], VIEWS.train(IMAGES, INDEX, 3, KEY))
 
