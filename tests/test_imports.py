@@ -1,9 +1,13 @@
 """What importing costs: losses need jax and chex; the core needs flax and optax too; data and files only the command."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import kdjax
 
 HEAVY = {
     "orbax", "tensorflow_datasets", "tensorflow", "grain", "array_record", "tyro", "rich", "tensorboardX", "matplotlib",
@@ -29,9 +33,78 @@ def test_the_command_starts_light(module):
     assert not (HEAVY | {"jax", "flax"}) & names
 
 
+# The rooms from the ground up; each may call those below it, and no other. `tasks/task.py` is all that is known of tasks.
+GROUND = {"types", "reduction", "schedules", "__init__"}
+FLOORS = [
+    GROUND, {"losses", "data", "models"}, {"objectives"}, {"training"}, {"tasks"}, {"experiment"}, {"command_line"}, {"cli"},
+]  # fmt: skip
+ALONE = {"losses", "data", "models"}  # of one floor, and strangers to each other
+
+
+def imports() -> dict[str, set[str]]:
+    """What every module of kdjax imports of kdjax, wherever in the file."""
+    root = Path(kdjax.__file__).parent
+    found = {}
+    for path in root.rglob("*.py"):
+        name = ".".join(("kdjax", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name: {m for m in theirs if m in found and m != name and m != "kdjax"} for name, theirs in found.items()}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
 def test_rooms_call_each_other_one_way():
-    """losses know nothing of kdjax; models and data nothing of objectives and training."""
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    for module, theirs in imports().items():
+        for other in theirs:
+            here, there = room(module), room(other)
+            assert floor[there] <= floor[here], f"{module} imports {other}, which is above it"
+            assert here == there or not {here, there} <= ALONE, f"{module} imports {other}, its neighbour"
+
+
+def test_a_task_is_known_to_nobody_but_itself():
+    folders = {
+        path.name for path in (Path(kdjax.__file__).parent / "tasks").iterdir() if path.is_dir() and path.name[0] != "_"
+    }
+    assert "classification" in folders
+    for module, theirs in imports().items():
+        for folder in folders:
+            if not module.startswith(f"kdjax.tasks.{folder}"):
+                assert not {m for m in theirs if m.startswith(f"kdjax.tasks.{folder}")}, f"{module} knows of {folder}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """A package's `__init__` collects what its modules define, and may be imported by others of its room."""
+    graph = {m: {o for o in theirs if o.count(".") != 1} for m, theirs in imports().items() if m.count(".") > 1}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module in done:
+            return
+        path.append(module)
+        for other in graph.get(module, ()):
+            visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def test_what_is_loaded_keeps_to_the_rooms():
+    """As the imports say, in a fresh process: losses know nothing of kdjax; models and data nothing of what trains them."""
     assert not {n for n in loaded("kdjax.losses") if n.startswith("kdjax.") and not n.startswith("kdjax.losses")}
-    for room in ("kdjax.models", "kdjax.data"):
-        assert not {n for n in loaded(room) if n.startswith(("kdjax.objectives", "kdjax.training", "kdjax.experiment"))}
-    assert not {n for n in loaded("kdjax.objectives") if n.startswith(("kdjax.training", "kdjax.data"))}
+    above = ("kdjax.objectives", "kdjax.training", "kdjax.tasks", "kdjax.experiment")
+    for name in ("kdjax.models", "kdjax.data"):
+        assert not {n for n in loaded(name) if n.startswith(above)}
+    assert not {n for n in loaded("kdjax.objectives") if n.startswith((*above[1:], "kdjax.data"))}
+    assert not {n for n in loaded("kdjax.training") if n.startswith((*above[2:], "kdjax.data"))}
+    assert not {n for n in loaded("kdjax.experiment.run") if n.startswith("kdjax.tasks.classification")}

@@ -10,7 +10,7 @@ How a task shows its inputs to a network is the task's own, see `kdjax.tasks`. T
 first used; TensorFlow never, but by TFDS in `prepare` of its own sets.
 """
 
-from kdjax.data.catalogue import DataError
+from kdjax.data.errors import DataError
 from kdjax.data.pipeline import Examples, Pipeline, evaluation_batches
 from kdjax.data.sources import Source, load
 from kdjax.data.splits import Splits, make_splits

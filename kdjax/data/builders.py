@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kdjax.data import fashion_mnist
-from kdjax.data.catalogue import DataError
+from kdjax.data.errors import DataError
 
 
 class _Local(tfds.core.GeneratorBasedBuilder):

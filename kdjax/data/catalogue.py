@@ -5,12 +5,9 @@ import os
 from pathlib import Path
 
 from kdjax.data import fashion_mnist
+from kdjax.data.errors import DataError
 
 OWN = ("fashion_mnist/subset", "fashion_mnist/full", "digits")
-
-
-class DataError(Exception):
-    """Data is missing, unknown or unfit; the message is one sentence that names the mend."""
 
 
 def resolve(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdjax.data.catalogue import DataError
+from kdjax.data.errors import DataError
 from kdjax.types import Batch
 
 

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kdjax.data.catalogue import OWN, DataError, flaw, open_builder, own_folder, resolve
+from kdjax.data.catalogue import OWN, flaw, open_builder, own_folder, resolve
+from kdjax.data.errors import DataError
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[str], None] = print) -> None:

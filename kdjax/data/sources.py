@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.catalogue import OWN, DataError, open_builder, resolve
+from kdjax.data.catalogue import OWN, open_builder, resolve
+from kdjax.data.errors import DataError
 from kdjax.data.prepare import build, unreadable
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read from disk as it goes

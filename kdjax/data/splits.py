@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kdjax.data.catalogue import DataError
+from kdjax.data.errors import DataError
 
 # Streams of Philox under one seed: the two choices are independent, and far from the pipeline's, which are epochs.
 _VALIDATION, _LABELLED = 2**63, 2**63 + 1

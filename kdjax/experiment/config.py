@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import itertools
+import sys
 import textwrap
 import types
 import typing
@@ -40,6 +41,7 @@ def load_config(path: str) -> Config:
         return lambda name: saved if name is None else by_method(saved, name)
     spec = importlib.util.spec_from_file_location(f"kdjax_config_{place.stem}", place)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where classes that the file defines are looked up
     spec.loader.exec_module(module)
     function = getattr(module, "experiment", None)
     if function is None:

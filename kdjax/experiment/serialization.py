@@ -29,7 +29,9 @@ def to_data(value: Any) -> Any:
     """A dataclass as a dict with its class's name under "kind"; tuples as lists."""
     if dataclasses.is_dataclass(value):
         name = type(value).__name__
-        if (KINDS | task_kinds()).get(name) is not type(value):
+        known = (KINDS | task_kinds()).get(name)
+        # A config that is read twice defines its classes twice.
+        if known is None or known.__module__ != type(value).__module__:
             raise ExperimentError(
                 f"{name} cannot be saved as data: it is not one of kdjax's own kinds; `kdjax.tasks.register` makes a "
                 "task's known."

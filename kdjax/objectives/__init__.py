@@ -19,6 +19,7 @@ from kdjax.objectives.logits.correlation import *
 from kdjax.objectives.logits.decoupled import *
 from kdjax.objectives.logits.heads import *
 from kdjax.objectives.logits.logit import *
+from kdjax.objectives.logits.multi_label import *
 from kdjax.objectives.logits.multi_teacher import *
 from kdjax.objectives.logits.supervised import *
 from kdjax.objectives.logits.teacher_free import *

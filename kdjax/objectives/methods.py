@@ -11,6 +11,7 @@ from kdjax.objectives.logits import (
     decoupled,
     heads,
     logit,
+    multi_label,
     multi_teacher,
     supervised,
     teacher_free,
@@ -20,8 +21,8 @@ from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.tokens import divergences
 
 FILES = (
-    supervised, teacher_free, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads, correlation,
-    divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
+    supervised, teacher_free, logit, decoupled, correction, wrappers, control_variate, multi_teacher, multi_label, heads,
+    correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
 )  # fmt: skip
 
 FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive")

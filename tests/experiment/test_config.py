@@ -14,7 +14,7 @@ from kdjax.experiment.dry_run import module_table
 from kdjax.experiment.serialization import differences, from_data, load, save, to_data
 from kdjax.objectives import DKD, KD, METHODS, CrossEntropy
 from kdjax.schedules import Cosine, Duration, Linear, Product, Steps, WarmUp, epochs
-from kdjax.tasks.classification import Views
+from kdjax.tasks.classification import Classifier, Views
 from kdjax.training.optimizers import SGD, AdamW
 from tests.experiment.conftest import small
 
@@ -51,7 +51,7 @@ def changed(path, value):
             r"phases.1.objective: unknown kind 'Sun'; did you mean 'Sum'",
         ),
         (changed(["phases", 0, "optimizer", "learning_rate"], "fast"), r"phases.0.optimizer.learning_rate"),
-        (changed(["data"], {"kind": "KD"}), r"experiment.data: expected a Data, found a KD"),
+        (changed(["data"], {"kind": "KD"}), r"experiment.data: expected a Task, found a KD"),
         (changed(["runner"], "tpu"), r"'tpu' is not one of 'jit', 'fsdp', 'pmap'"),
         (changed(["seed"], True), r"experiment.seed: expected a int, found True"),
         (changed(["data", "views", "crop_padding"], -1), r"crop_padding"),
@@ -228,4 +228,4 @@ def test_dry_run_names_what_objectives_train():
 
 
 def test_phases_and_steps_are_plain_values():
-    assert str(Phase()) and str(Steps()) and str(SGD())
+    assert str(Phase(network=Classifier())) and str(Steps()) and str(SGD())

@@ -47,6 +47,7 @@ from tests.objectives.conformance import (
     refused,
     run,
     subjects,
+    targets,
     with_a_loss,
 )
 from tests.training.test_step import compilations
@@ -131,7 +132,7 @@ def test_the_order_of_the_classes_does_not_matter(subject):
     said, rows, (params, _) = draw(0), batch(), initial(subject)
     before = run(subject, said, rows)
     labels = np.argsort(order)[rows.labels].astype(np.int32)
-    rows = dataclasses.replace(rows, targets=labels)
+    rows = dataclasses.replace(rows, targets=targets(labels))
     after = run(subject, permute(said), rows, params=permute(params), kernel=permute(classifier()))
     with expected("the order of the classes does not matter", subject):
         assert_same(after, permute(before), subject, "value", "student", "params")
@@ -212,7 +213,10 @@ def test_a_batch_without_labels_is_learned_from_without_labels(subject):
 def test_labels_that_may_not_be_used_are_never_read(subject, number):
     """Of missing rows, and of rows that may not show theirs."""
     rows = batch()
-    other = dataclasses.replace(rows, targets=np.where(WHERE & LABELLED, rows.labels, np.int32(number)))
+    changed = jax.tree.map(
+        lambda x: np.where(np.reshape(WHERE & LABELLED, (-1,) + (1,) * (x.ndim - 1)), x, np.int32(number)), rows.targets
+    )
+    other = dataclasses.replace(rows, targets=changed)
     chex.assert_trees_all_equal(*(run(subject, draw(0), one, dtype=np.float32) for one in (rows, other)))
 
 
@@ -377,7 +381,7 @@ def anything():
         return jax.tree.unflatten(structure, [rng.choice(numbers, leaf.shape) for leaf in leaves])
 
     def rows(labels, where, labelled):
-        return batch(targets=labels, where=where, labelled=labelled)
+        return batch(targets=targets(labels), where=where, labelled=labelled)
 
     numbers = arrays.arrays(np.float32, 12, elements=st.floats(-1e3, 1e3, width=32))
     labels = arrays.arrays(np.int32, ROWS, elements=st.integers(0, CLASSES - 1))

@@ -22,7 +22,7 @@ from kdjax.tasks import Model
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step, split
 from kdjax.training.optimizers import SGD, build
-from kdjax.types import Batch, Clock, DataInfo, ModelOutput, Network
+from kdjax.types import Batch, Clock, DataInfo, ModelOutput, MultiView, Network
 from tests.training.toy import CLASSES, shapes, toy, toy_batch
 
 FORMS = {"jit 1": ("jit", 1), "jit 8": ("jit", 8), "pmap": ("pmap", 8)}
@@ -240,7 +240,7 @@ def test_the_peer_draws_its_own_numbers_at_every_step():
     bound = bind(DML() + CrossEntropy() + 0.0 * CrossEntropy(view="strong"), output, None, DataInfo(3))
     optimizer = build(SGD(), Clock(), bound)
     state = init_state(network, bound, optimizer, seed=5)
-    views = lambda inputs, *_: {"main": inputs, "strong": inputs}
+    views = lambda inputs, *_: MultiView({"main": inputs, "strong": inputs})
     step = make_step(network, None, bound, optimizer, views=views)
     for number in (0, 1):
         now = dataclasses.replace(state, step=jnp.int32(number))

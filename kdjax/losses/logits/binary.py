@@ -6,9 +6,47 @@ from jax import lax
 
 from kdjax.losses import checks
 
-__all__ = ["binary_kl", "binary_kl_norm"]
+__all__ = ["binary_cross_entropy", "binary_kl", "binary_kl_norm"]
 
 Array = jax.Array
+
+
+def binary_cross_entropy(student_logits, targets) -> Array:
+    r"""Multi-label learning: pulls the answer to "is it this class?" towards the target, for each class by itself.
+
+    $$-\sum_c \left[ t(c) \log \sigma(z_s(c)) + (1 - t(c)) \log \sigma(-z_s(c)) \right]$$
+
+    Args:
+      student_logits: `[..., C]`.
+      targets: `[..., C]`, 0 or 1 (multi-hot, of any type), or shares between; a constant.
+
+    Returns:
+      `[...]` in nats, summed over the classes; libraries that take the mean over classes have it smaller by a factor `C`.
+      inf where the student is certain (an infinite logit) of the opposite.
+
+    Raises:
+      TypeError: logits are not floating point.
+      ValueError: the targets are not of the logits' shape, as class indices are not.
+
+    >>> student, targets = jnp.array([[2.0, 0.0]]), jnp.array([[1, 0]])
+    >>> print(f"{binary_cross_entropy(student, targets)[0]:.4f}")
+    0.8201
+    """
+    student = checks.class_scores(student_logits, "student_logits")
+    targets = lax.stop_gradient(jnp.asarray(targets))
+    if targets.shape != student.shape:
+        raise ValueError(
+            f"targets has shape {targets.shape}, student_logits {student.shape}: give one target a class, such as "
+            "jax.nn.one_hot(labels, C)."
+        )
+    targets = targets.astype(student.dtype)
+
+    def part(weight, logits):
+        # What has no weight adds nothing, also where its logarithm is -inf.
+        counts = weight > 0
+        return jnp.where(counts, weight * jax.nn.log_sigmoid(jnp.where(counts, logits, 0)), 0)
+
+    return -jnp.sum(part(targets, student) + part(1 - targets, -student), axis=-1)
 
 
 def binary_kl(student_logits, teacher_logits, *, temperature=2.0) -> Array:
