@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, and a cache of compiled programs that later runs reuse."""
 
+import collections
 import os
 import tempfile
 from importlib.metadata import version
@@ -38,3 +39,17 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Where the time went: seconds of setup, call and teardown by folder, of all workers together."""
+    seconds = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration") and hasattr(report, "nodeid"):
+                folders = report.nodeid.split("::")[0].split("/")
+                seconds["/".join(folders[:-1][:3]) if len(folders) > 2 else folders[-1]] += report.duration
+    if sum(seconds.values()) > 60:
+        terminalreporter.section("seconds by folder")
+        for name, duration in seconds.most_common():
+            terminalreporter.write_line(f"{duration:8.0f}  {name}")

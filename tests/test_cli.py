@@ -7,7 +7,7 @@ import pytest
 
 from kdjax import __version__
 from kdjax.cli import main
-from kdjax.experiment import builder
+from kdjax.experiment import program
 from kdjax.objectives import METHODS
 from kdjax.training import make_runner
 
@@ -18,7 +18,7 @@ CONFIG = "configs/fashion_mnist/few_labels.py"
 def one_device():
     """As on most machines; eight are tested where it matters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "make_runner", lambda kind, devices=None: make_runner(kind, jax.devices()[:1]))
+        patch.setattr(program, "make_runner", lambda kind, devices=None: make_runner(kind, jax.devices()[:1]))
         yield
 
 

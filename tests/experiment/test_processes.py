@@ -155,13 +155,13 @@ def test_one_that_breaks_ends_all(config, tmp_path, data_dir):
         config.read_text()
         + """
 import sys
-from kdjax.experiment import run
+from kdjax.experiment import phase
 
 def describe(*arguments):
     raise RuntimeError("the disk of this host is gone")
 
 if any(word.endswith(",2,1") for word in sys.argv):
-    run.describe = describe
+    phase.describe = describe
 """
     )
     first, second = finish(start(broken, tmp_path / "run", data_dir, 2, 1))

@@ -159,7 +159,7 @@ def batch():
 
 def said(params, state, variables):
     """`(student's, teacher's)` logits by view, and the student's statistics after each; the student in training."""
-    shown = two_views(batch().inputs, batch().index, 0, None)
+    shown = two_views(batch().inputs, batch().index, 0, None).views
     teacher = {
         name: TEACHER.apply(variables.params, variables.state, x, train=False)[0].logits for name, x in shown.items()
     }
