@@ -24,12 +24,15 @@ import optax
 
 from kdjax.models import from_nnx, output_shapes, zoo
 from kdjax.objectives import METHODS, bind, method
+from kdjax.objectives.catalogue import reads
 from kdjax.reduction import group_losses
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mutual import join, make_mutual_step
-from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
+from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput, MultiView
 
 REFERENCE = "kd"
+# Methods of networks that choose one class.
+CLASSIFIERS = [name for name, entry in METHODS.items() if "multi_hot" not in reads(entry.objective)]
 CLOCK = Clock(total_steps=1000, steps_per_epoch=10, batch_size=64)
 
 
@@ -57,7 +60,7 @@ class Subject:
 
 
 def two_views(inputs, index, epoch, key):
-    return {"main": inputs, "strong": inputs[:, :, ::-1]}
+    return MultiView({"main": inputs, "strong": inputs[:, :, ::-1]})
 
 
 def prepare(name: str, classes: int, batch: Batch, runner) -> Subject:
@@ -142,7 +145,7 @@ def measure(names: list[str], classes: int, batch_size: int, rounds: int, at_onc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=CLASSIFIERS, choices=CLASSIFIERS, metavar="NAME")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)

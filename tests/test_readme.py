@@ -35,6 +35,9 @@ def test_the_step_examples_run_one_after_the_other(capsys):
     assert "dkd" in capsys.readouterr().out and int(scope["state"].step) == 3
     exec(compile(blocks("python")[2], "README", "exec"), scope)
     assert int(scope["state"].step) == 1 and set(scope["metrics"]) >= {"loss", "cross_entropy", "dkd", "top1"}
+    exec(compile(blocks("python")[3], "README", "exec"), scope)
+    count = scope["metrics"]["forward_kl"][1]
+    assert count == scope["metrics"]["cross_entropy"][1] == scope["metrics"]["top1"][1] == scope["real"].sum()
 
 
 def test_the_table_of_methods_is_the_generated_one():

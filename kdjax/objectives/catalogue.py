@@ -146,5 +146,7 @@ def extra_parameters(objective: Objective) -> int:
     shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
     output = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
-    params, _ = jax.eval_shape(bind(objective, output, output, DataInfo(100, 50_000)).init, jax.random.key(0))
+    params, _ = jax.eval_shape(
+        bind(objective, output, output, DataInfo(100, 50_000, targets=("labels", "multi_hot"))).init, jax.random.key(0)
+    )
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -21,7 +21,7 @@ from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.tokens import divergences
 
 FILES = (
-    supervised, teacher_free, logit, decoupled, correction, wrappers, control_variate, multi_teacher, multi_label, heads,
+    supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
 )  # fmt: skip
 

@@ -48,7 +48,7 @@ def kdjax_peer(pair: Pair) -> Peer:
     """The step of kdjax, fed from the host as the command does it."""
 
     def batch(images, labels):
-        return dataclasses.replace(pair.host_batch(), inputs=images, labels=labels)
+        return dataclasses.replace(pair.host_batch(), inputs=images, targets=labels)
 
     def losses(images, labels, count):
         state, found = pair.state(), []

@@ -19,7 +19,7 @@ from kdjax.schedules import Linear, Schedule, steps
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.mutual import join, make_mutual_step
 from kdjax.training.optimizers import SGD, build
-from kdjax.types import Clock, DataInfo, ModelOutput
+from kdjax.types import Clock, DataInfo, ModelOutput, MultiView
 from tests.training.toy import CLASSES, shapes, toy_batch
 
 EVERY = sorted(
@@ -59,7 +59,7 @@ def network(width):
 
 
 def two_views(inputs, index, epoch, key):
-    return {"main": inputs, "strong": 0.8 * inputs + 0.1}
+    return MultiView({"main": inputs, "strong": 0.8 * inputs + 0.1})
 
 
 @functools.cache
@@ -70,9 +70,11 @@ def four_steps(name):
     alike = any("teacher.gradient" in part.reads for part in objective.parts)
     student, teacher = network(3), network(3 if alike else 4)
     batch = toy_batch()
-    rows = len(batch.labels)
+    labels, rows = batch.labels, len(batch.labels)
+    batch = dataclasses.replace(batch, targets={"labels": labels, "multi_hot": np.eye(CLASSES, dtype=np.int32)[labels]})
     said = shapes(student, rows=rows), shapes(teacher, rows=rows) if needs_teacher else None
-    bound = bind(objective, *said, DataInfo(CLASSES, 64, labels=np.resize(batch.labels, 64)))
+    data = DataInfo(CLASSES, 64, targets=("labels", "multi_hot"), labels=np.resize(labels, 64))
+    bound = bind(objective, *said, data)
     clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=rows)
     optimizer = build(SGD(learning_rate=1e-3, momentum=0.0), clock, bound)
     runner = make_runner("jit", jax.devices()[:1])
