@@ -23,17 +23,19 @@ def as_given(inputs, index, epoch, key):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class StepInputs:
     """A batch as the networks see it, and what the frozen ones said of it."""
 
     batch: Batch
-    inputs: dict[str, Array]
+    views: dict[str, Any]
     teacher: dict[str, ModelOutput]
     teacher_call: Callable[..., Any] | None
     peer: dict[str, ModelOutput]
 
 
-def show(state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, mix: float, axis: Axis):
+def make_views(
+    state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, mix: float, axis: Axis
+):
     """The views of a batch by name."""
     epoch, key = clock.pass_index(state.step), state.keys["data"]
     shown = views(batch.inputs, batch.index, epoch, key)

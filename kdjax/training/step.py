@@ -19,14 +19,14 @@ from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, sum_over_devices, term_metrics
 from kdjax.training import metrics
 from kdjax.training.inputs import (
-    Shown,
+    StepInputs,
     Views,
     as_given,
     check_cacheable,
+    make_views,
     run_peer,
     run_teacher,
     same_architecture,
-    show,
     whole_teacher,
 )
 from kdjax.training.optimizers import GroupedTransformation
@@ -93,7 +93,7 @@ def make_step(
     losses_of = make_losses(student, objective, clock, axis)
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
-        shown = show(state, batch, views, objective.views, clock, mix, axis)
+        shown = make_views(state, batch, views, objective.views, clock, mix, axis)
         if cached:
             said, teacher_call, goes_on = lax.stop_gradient({"main": batch.teacher}), None, None
         else:
@@ -101,7 +101,7 @@ def make_step(
                 teacher, teacher_variables, shown, axis, state.state.get("teacher")
             )
         peer_key = jax.random.fold_in(jax.random.fold_in(state.keys["train"], state.step), 2)
-        inputs = Shown(batch, shown, said, teacher_call, run_peer(student, peer, shown, peer_key, axis))
+        inputs = StepInputs(batch, shown, said, teacher_call, run_peer(student, peer, shown, peer_key, axis))
 
         def losses(params):
             return losses_of(params, state.state, inputs, state)
@@ -155,8 +155,8 @@ def make_teacher_gradient(
     losses_of = make_losses(student, objective, clock, axis)
 
     def gradient(state: TrainState, teacher: Variables, batch: Batch):
-        shown = show(state, batch, views, objective.views, clock, 0.0, axis)
-        inputs = Shown(batch, shown, *run_teacher(student, teacher, shown, axis)[:2], {})
+        shown = make_views(state, batch, views, objective.views, clock, 0.0, axis)
+        inputs = StepInputs(batch, shown, *run_teacher(student, teacher, shown, axis)[:2], {})
         there = {"student": teacher.state, "objective": state.state["objective"]}
 
         def losses(params):
@@ -170,31 +170,31 @@ def make_teacher_gradient(
 
 
 def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
-    """The forward pass of student and objective: `(params, state, shown, train state) -> (share of each group's loss,
+    """The forward pass of student and objective: `(params, state, inputs, train state) -> (share of each group's loss,
     (new state, terms, the student's output on the main view))`."""
 
-    def losses(params, model_state, shown: Shown, state: TrainState):
+    def losses(params, model_state, inputs: StepInputs, state: TrainState):
         key = jax.random.fold_in(state.keys["train"], state.step)
         student_key, objective_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
         outputs, student_state = {}, model_state["student"]
-        for i, (name, inputs) in enumerate(shown.inputs.items()):
+        for i, (name, view) in enumerate(inputs.views.items()):
             rngs = jax.random.fold_in(student_key, i) if i else student_key
             with jax.named_scope("student"):
                 outputs[name], student_state = student.apply(
-                    params["student"], student_state, inputs, train=True, rngs=rngs, axis=axis
+                    params["student"], student_state, view, train=True, rngs=rngs, axis=axis
                 )
         ctx = Context(
             student=outputs["main"],
-            teacher=whole_teacher(shown.teacher.get("main"), outputs["main"]),
-            peer=shown.peer.get("main"),
-            batch=shown.batch,
+            teacher=whole_teacher(inputs.teacher.get("main"), outputs["main"]),
+            peer=inputs.peer.get("main"),
+            batch=inputs.batch,
             progress=clock.at(state.step),
             key=objective_key,
             axis=axis,
-            teacher_call=shown.teacher_call,
+            teacher_call=inputs.teacher_call,
         )
         others = {
-            name: dataclasses.replace(ctx, student=output, teacher=shown.teacher.get(name), peer=shown.peer.get(name))
+            name: dataclasses.replace(ctx, student=output, teacher=inputs.teacher.get(name), peer=inputs.peer.get(name))
             for name, output in outputs.items()
             if name != "main"
         }
