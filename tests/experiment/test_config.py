@@ -11,6 +11,7 @@ from kdjax.command_line import DistillOptions, parse
 from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.config import load_config
 from kdjax.experiment.dry_run import module_table
+from kdjax.experiment.folder import read_result
 from kdjax.experiment.serialization import differences, from_data, load, save, to_data
 from kdjax.objectives import DKD, KD, METHODS, CrossEntropy
 from kdjax.schedules import Cosine, Duration, Linear, Product, Steps, WarmUp, epochs
@@ -229,3 +230,24 @@ def test_dry_run_names_what_objectives_train():
 
 def test_phases_and_steps_are_plain_values():
     assert str(Phase(network=Classifier())) and str(Steps()) and str(SGD())
+
+
+def test_experiments_saved_before_there_were_tasks_are_read():
+    """Their data and networks were of kinds that had other names; results said images where they now say examples."""
+    saved = to_data(small())
+    saved["data"]["kind"] = "Data"
+    for phase in saved["phases"]:
+        phase["network"]["kind"] = "Model"
+    assert from_data(saved) == small()
+
+
+def test_results_saved_before_there_were_tasks_are_read(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"hash": "0", "images_per_s": 3.0}))
+    assert read_result(tmp_path) == {"hash": "0", "examples_per_s": 3.0}
+
+
+def test_a_task_nobody_has_imported_is_named():
+    saved = to_data(small())
+    saved["data"]["kind"] = "Segmentation"
+    with pytest.raises(ExperimentError, match=r"unknown kind 'Segmentation'.*must be imported before"):
+        from_data(saved)
