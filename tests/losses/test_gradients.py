@@ -18,7 +18,8 @@ PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 
 def as_tree(flat):
     """A flat gradient as a nest of arrays of several ranks."""
-    return {"a": flat[:2], "rest": [flat[2:6].reshape(2, 2), flat[6], flat[7:]]}
+    half = len(flat) // 2
+    return {"a": flat[:half], "rest": [flat[half:-2].reshape(-1, 1), flat[-2], flat[-1:]]}
 
 
 def as_vector(tree):
@@ -151,14 +152,14 @@ def test_reversed_temperature_golden(case, precision):
             np.testing.assert_allclose(by_theta, expected, rtol=1e-8 if precision == "f64" else 1e-4)
 
 
-def test_factor_of_the_reversal_golden():
-    (case,) = cases("ctkd", symbol="CosineDecay / LinearDecay")
-    clock = Clock(steps_per_epoch=3, total_steps=60)
-    assert case.hyper == {"max_value": 0.0, "min_value": -1.0, "num_loops": 10}
-    # The linear decay stops one epoch short of its end.
+@pytest.mark.parametrize("case", cases("ctkd", symbol="CosineDecay / LinearDecay"), ids=repr)
+def test_factor_of_the_reversal_golden(case):
+    first, last, loops = (case.hyper[name] for name in ("max_value", "min_value", "num_loops"))
+    clock = Clock(steps_per_epoch=3, total_steps=3 * (int(case.inputs["epoch"].max()) + 1))
+    # The linear decay starts at 0 whatever it is told, and stops one epoch short of its end.
     expressed = {
-        "cosine": schedules.Cosine(0.0, -1.0, schedules.epochs(10)),
-        "linear": schedules.Linear(0.0, -0.9, schedules.epochs(9)),
+        "cosine": schedules.Cosine(first, last, schedules.epochs(loops)),
+        "linear": schedules.Linear(0.0, (last - first) * (loops - 1) / loops, schedules.epochs(loops - 1)),
     }
     for name, schedule in expressed.items():
         factors = [schedule(clock.at(3 * epoch)) for epoch in case.inputs["epoch"]]

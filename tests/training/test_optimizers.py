@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import ClassVar
 
@@ -62,22 +63,40 @@ def test_sgd_is_torchs_in_float64(name):
         follow_torch(name, np.float64, ("f64_rtol", "f64_atol"))
 
 
-@pytest.mark.parametrize("name", torch_cases())
+def as_steps(rates):
+    """`(first rate, factor, steps)` of rates that drop by one factor, None of others."""
+    drops = tuple(i for i in range(1, len(rates)) if rates[i] != rates[i - 1])
+    factors = {round(rates[i] / rates[i - 1], 9) for i in drops}
+    return (rates[0], factors.pop(), drops) if len(factors) == 1 else None
+
+
+def forms_of(rates):
+    """The ways in which a schedule says these rates: all of the list, steps, and epochs where these end at the steps."""
+    yield "listed", {}
+    if found := as_steps(rates):
+        first, factor, drops = found
+        yield "steps", {"learning_rate": Steps(first, factor, drops, "steps")}
+        length = math.gcd(*drops)
+        epoch_ends = tuple(drop // length for drop in drops)
+        clock = Clock(total_steps=len(rates), steps_per_epoch=length)
+        yield "epochs", {"learning_rate": Steps(first, factor, epoch_ends), "clock": clock}
+
+
 @pytest.mark.parametrize(
-    "rate",
+    ("name", "rate"),
     [
-        {},
-        {"learning_rate": Steps(0.05, 0.1, (3, 6), "steps")},
-        {"learning_rate": Steps(0.05, 0.1, (1, 2)), "clock": Clock(total_steps=8, steps_per_epoch=3)},
+        pytest.param(name, rate, id=f"{form}-{name}")
+        for name, case in torch_cases().items()
+        for form, rate in forms_of(case["hyper"]["lr"])
     ],
-    ids=["listed", "steps", "epochs"],
 )
 def test_sgd_is_torchs_in_float32(name, rate):
     follow_torch(name, np.float32, ("f32_rtol_out", "f32_atol_out"), **rate)
 
 
 def test_both_forms_of_momentum_are_recorded():
-    assert [case["hyper"]["nesterov"] for case in torch_cases().values()] == [False, True]
+    assert {case["hyper"]["nesterov"] for case in torch_cases().values()} == {False, True}
+    assert any(as_steps(case["hyper"]["lr"]) for case in torch_cases().values())
 
 
 def test_plain_sgd():

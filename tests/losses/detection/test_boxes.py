@@ -16,7 +16,7 @@ KINDS = ["iou", "iof", "giou", "diou", "ciou", "iof_centre"]
 box_iou = jax.jit(losses.box_iou, static_argnames="kind")
 pairwise_box_iou = jax.jit(losses.pairwise_box_iou, static_argnames="kind")
 box_regression = jax.jit(losses.box_regression, static_argnames="kind")
-(PAIRWISE,) = cases("det_iou", symbol="bbox_overlaps, diou_loss, ciou_loss")
+LOSSES = {f"{kind}_loss": kind for kind in ("iou", "giou", "diou", "ciou")}
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="kind")
@@ -28,33 +28,33 @@ def with_gradient(function, boxes, others, **kind):
 
 @PRECISIONS
 @pytest.mark.parametrize("kind", KINDS)
-def test_pairwise_overlaps_golden(kind, precision):
+@pytest.mark.parametrize("case", cases("det_iou", symbol="bbox_overlaps, diou_loss, ciou_loss"), ids=repr)
+def test_pairwise_overlaps_golden(case, kind, precision):
     name = {"iof_centre": "ld_diou_asis"}.get(kind, kind)
     with computing_in(precision) as real:
-        actual = pairwise_box_iou(real(PAIRWISE.inputs["a"]), real(PAIRWISE.inputs["b"]), kind=kind)
+        actual = pairwise_box_iou(real(case.inputs["a"]), real(case.inputs["b"]), kind=kind)
         if precision == "f64":
-            PAIRWISE.check(actual, "out", name, precision)
+            case.check(actual, "out", name, precision)
         else:  # the reference's own CIoU of equal boxes is nan, and the case has no relative tolerance
-            expected = PAIRWISE.outputs["f64"][name]
+            expected = case.outputs["f64"][name]
             assert actual.dtype == jnp.float32
             np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=4e-6)
 
 
 @PRECISIONS
-@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
-def test_box_regression_golden(kind, precision):
-    (case,) = cases("det_iou", symbol=f"{kind}_loss")
+@pytest.mark.parametrize("case", [c for c in cases("det_iou") if c.symbol in LOSSES], ids=repr)
+def test_box_regression_golden(case, precision):
     with computing_in(precision) as real:
         predicted, targets = real(case.inputs["pred"]), real(case.inputs["target"])
-        values, gradient = with_gradient(losses.box_regression, predicted, targets, kind=kind)
+        values, gradient = with_gradient(losses.box_regression, predicted, targets, kind=LOSSES[case.symbol])
         case.check(values, "out", "elem", precision)
         case.check(jnp.sum(values), "out", "loss", precision)
         case.check(gradient, "grad", "pred", precision)
 
 
 @PRECISIONS
-def test_weighted_giou_golden(precision):
-    (case,) = cases("det_iou", symbol="GIoULoss")
+@pytest.mark.parametrize("case", cases("det_iou", symbol="GIoULoss"), ids=repr)
+def test_weighted_giou_golden(case, precision):
     with computing_in(precision) as real:
 
         def weighted(boxes):
@@ -67,8 +67,8 @@ def test_weighted_giou_golden(precision):
 
 
 @PRECISIONS
-def test_distances_golden(precision):
-    (case,) = cases("det_dfl", symbol="distance2bbox, bbox2distance")
+@pytest.mark.parametrize("case", cases("det_dfl", symbol="distance2bbox, bbox2distance"), ids=repr)
+def test_distances_golden(case, precision):
     with computing_in(precision) as real:
         points, distances = real(case.inputs["points"]), real(case.inputs["distance"])
         boxes = jax.jit(losses.distance2bbox)(points, distances)
@@ -81,8 +81,8 @@ def test_distances_golden(precision):
         np.testing.assert_allclose(whole, distances, rtol=1e-5, atol=1e-5)
 
 
-def test_anchors_golden():
-    (case,) = cases("det_anchors")
+@pytest.mark.parametrize("case", cases("det_anchors"), ids=repr)
+def test_anchors_golden(case):
     anchors = losses.anchor_grid(case.hyper["feat_sizes"], case.hyper["strides"], scale=case.hyper["octave_base_scale"])
     assert anchors.dtype == jnp.float32
     np.testing.assert_array_equal(anchors, case.outputs["f32"]["anchors"])

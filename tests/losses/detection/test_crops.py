@@ -38,6 +38,7 @@ def test_localization_golden(case, precision):
     hyper = case.hyper
     with computing_in(precision) as real:
         image = real(np.transpose(case.inputs["image"][0], (1, 2, 0)))
+        height, width, _ = image.shape
 
         def loss(predicted):
             value = losses.crop_feature_l1(
@@ -55,7 +56,7 @@ def test_localization_golden(case, precision):
         value, gradient = jax.jit(jax.value_and_grad(loss))(predicted)
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "pred", precision)
-        low, high = jnp.maximum(predicted[:, :2], 0), jnp.minimum(predicted[:, 2:], real([24.0, 20.0])[None])
+        low, high = jnp.maximum(predicted[:, :2], 0), jnp.minimum(predicted[:, 2:], real([width, height])[None])
         crops = crop_and_resize(image, jnp.concatenate([low, high], -1), size=hyper["object_size"])
         case.check(np.transpose(crops, (0, 3, 1, 2)), "out", "crops_pred", precision)
 

@@ -8,7 +8,7 @@ import pytest
 from kdjax import losses
 from tests.golden_cases import cases
 from tests.losses.computing import computing_in, draw
-from tests.losses.tokens.head_case import locations, maps, rows
+from tests.losses.tokens.head_case import head_weights, locations, maps, rows
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 
@@ -76,6 +76,7 @@ def test_gfl_head_golden(case, precision):
                 stride=case.hyper["stride"],
                 label_weights=real(case.inputs["label_weights"].reshape(-1)),
                 num_positives=case.hyper["num_total_samples"],
+                **head_weights(case),
             )
             return terms["cls"] + terms["box"] + terms["dfl"], terms
 

@@ -9,7 +9,7 @@ from kdjax import losses
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import computing_in, draw
-from tests.losses.tokens.head_case import locations, maps, rows
+from tests.losses.tokens.head_case import distillation_weights, head_weights, locations, maps, rows
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 ld = jax.jit(losses.ld)
@@ -58,16 +58,23 @@ def test_ld_head_golden(case, precision):
                 stride=hyper["stride"],
                 label_weights=label_weights,
                 num_positives=hyper["num_total_samples"],
+                **head_weights(case),
             )
-            distilled = losses.ld_terms(
-                logits,
-                edges,
-                rows(case, "soft_label", real),
-                rows(case, "soft_target", real),
-                labels,
-                real(case.inputs["vlr"].reshape(-1)),
-                label_weights=label_weights,
+            # The reference has a temperature for each region, `ld_terms` one for both.
+            distilled, in_vlr = (
+                losses.ld_terms(
+                    logits,
+                    edges,
+                    rows(case, "soft_label", real),
+                    rows(case, "soft_target", real),
+                    labels,
+                    real(case.inputs["vlr"].reshape(-1)),
+                    label_weights=label_weights,
+                    **distillation_weights(case, region),
+                )
+                for region in ("loss_ld", "loss_ld_vlr")
             )
+            distilled |= {"ld_vlr": in_vlr["ld_vlr"]}
             terms = {name: term for name, term in head.items() if name != "weight"} | distilled
             return sum(terms.values()), terms
 

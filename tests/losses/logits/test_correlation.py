@@ -106,7 +106,7 @@ def clkd_instances_and_classes(student, teacher, beta):
 def test_clkd_golden(case, precision):
     with computing_in(precision) as real:
         student, teacher = real(case.inputs["student"]), real(case.inputs["teacher"])
-        value, gradient = mean_and_gradient(clkd_instances_and_classes, student, teacher, 1.0)
+        value, gradient = mean_and_gradient(clkd_instances_and_classes, student, teacher, case.hyper.get("beta", 1.0))
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "student", precision)
         for cc_mode, name in ("gram", "cc_a"), ("batch_outer", "cc_b"):

@@ -19,6 +19,19 @@ def locations(case, real):
     return jnp.asarray(case.inputs["labels"].reshape(-1)), real(boxes), real(centres)
 
 
+def head_weights(case):
+    """Of the GFL head's box and edge losses. A case that names none has the reference's, which are also ours."""
+    named = {"box_weight": "loss_bbox_weight", "edge_weight": "loss_dfl_weight"}
+    return {ours: case.hyper[theirs] for ours, theirs in named.items() if theirs in case.hyper}
+
+
+def distillation_weights(case, region):
+    """Weights and temperatures of what distillation adds to the head, likewise. That of the edges is of `region`'s term."""
+    named = {"ld_weight": ("loss_ld", "w"), "vlr_weight": ("loss_ld_vlr", "w"), "class_weight": ("loss_kd", "w"),
+             "temperature": (region, "T"), "class_temperature": ("loss_kd", "T")}  # fmt: skip
+    return {ours: float(case.hyper[term][key]) for ours, (term, key) in named.items() if term in case.hyper}
+
+
 def maps(gradient, like):
     """Rows as maps of the reference's shape."""
     batch, channels, height, width = like.shape

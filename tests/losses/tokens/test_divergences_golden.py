@@ -12,7 +12,7 @@ from tests.losses.computing import computing_in, mean_and_gradient
 from tests.losses.tokens.test_divergences import numpy_divergence
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
-IGNORED = -100
+IGNORED = -100  # of no case's own: the convention of all of them
 
 
 def token_mean(name, student, teacher, labels, **hyper):
@@ -63,6 +63,8 @@ DISTILLM = {
 }
 # What each is in the formulas of the other test, where the reference is not finite.
 FORMULAS = {
+    "forward_kl": lambda lam: ("forward_kl", {"cross_entropy_form": True}),
+    "tv_distance": lambda lam: ("tvd", {}),
     "reverse_kl": lambda lam: ("reverse_kl", {}),
     "symmetric_kl": lambda lam: ("symmetric_kl", {"alpha": lam}),
     "js_distance": lambda lam: ("jsd", {"beta": 1 - lam}),
@@ -119,10 +121,9 @@ def gkd(student, teacher, labels, divisor, **hyper):
     return jnp.sum(values if labels is None else jnp.where(labels != IGNORED, values, 0)) / divisor
 
 
-@PRECISIONS
-@pytest.mark.parametrize("case", cases("gkd"), ids=repr)
-def test_gkd_golden(case, precision):
-    student, teacher, labels = (case.inputs.get(name) for name in ("student", "teacher", "label"))
+def gkd_divisor(case):
+    """What the released reduction divides the sum over the tokens by."""
+    student, labels = case.inputs["student"], case.inputs.get("label")
     tokens = student[..., 0].size if labels is None else np.sum(labels != IGNORED)
     divisor = {
         # Without labels the reference divides by the first axis alone, and its mean is over the vocabulary too.
@@ -130,10 +131,17 @@ def test_gkd_golden(case, precision):
         "sum": 1,
         "mean": tokens * student.shape[-1],
     }[case.hyper["reduction"]]
+    return float(divisor)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", cases("gkd"), ids=repr)
+def test_gkd_golden(case, precision):
+    student, teacher, labels = (case.inputs.get(name) for name in ("student", "teacher", "label"))
     hyper = {"beta": case.hyper["beta"], "temperature": case.hyper.get("temperature", 1.0)}
     assert case.finite[precision]
     with computing_in(precision) as real:
-        value, gradient = mean_and_gradient(gkd, real(student), real(teacher), labels, float(divisor), **hyper)
+        value, gradient = mean_and_gradient(gkd, real(student), real(teacher), labels, gkd_divisor(case), **hyper)
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "student", precision)
 

@@ -1,5 +1,6 @@
 """PyTorch state dicts of CIFAR ResNets: both directions, and one clear sentence for every misfit."""
 
+import functools
 import json
 import pathlib
 import re
@@ -14,19 +15,29 @@ from kdjax.models.weights.torch import cifar_resnet_from_torch, cifar_resnet_to_
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
+WEIGHTS = MANIFEST["weights_resnet8"]["cases"]
 SHAPES = {name: case for name, case in MANIFEST["model_shapes"]["cases"].items() if "state_dict" in case}
+
+
+def stored(case):
+    """The state dict of one case of `weights_resnet8`."""
+    start = f"{case}/state/"
+    with np.load(GOLDEN / MANIFEST["weights_resnet8"]["file"]) as z:
+        return {name.removeprefix(start): z[name] for name in z.files if name.startswith(start)}
 
 
 @pytest.fixture
 def resnet8():
-    with np.load(GOLDEN / "weights_resnet8.npz") as z:
-        return {name.removeprefix("full/state/"): z[name] for name in z.files if name.startswith("full/state/")}
+    """One of ten classes, which the tests below spoil and pick apart."""
+    return stored(next(name for name, case in WEIGHTS.items() if case["hyper"]["num_classes"] == 10))
 
 
-def test_round_trip_keeps_names_order_and_values(resnet8):
-    back = cifar_resnet_to_torch(*cifar_resnet_from_torch(resnet8))
-    assert list(back) == MANIFEST["weights_resnet8"]["cases"]["full"]["state_names"]
-    for name, value in resnet8.items():
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_round_trip_keeps_names_order_and_values(case):
+    state_dict = stored(case)
+    back = cifar_resnet_to_torch(*cifar_resnet_from_torch(state_dict))
+    assert list(back) == WEIGHTS[case]["state_names"]
+    for name, value in state_dict.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name, strict=True)
 
 
@@ -44,7 +55,9 @@ def test_layouts(resnet8):
 def test_trees_are_those_of_our_networks(name):
     """Names and shapes equal what `init` of the same network gives; nothing is computed."""
     state_dict = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in SHAPES[name]["state_dict"]}
-    network = functionalise(lambda rngs: zoo.build(name, num_classes=100, in_channels=3, rngs=rngs))
+    classes, channels = SHAPES[name]["hyper"]["num_classes"], state_dict["conv1.weight"].shape[1]
+    build = functools.partial(zoo.build, SHAPES[name]["symbol"], num_classes=classes, in_channels=channels)
+    network = functionalise(lambda rngs: build(rngs=rngs))
     expected = jax.eval_shape(network.init, jax.random.key(0))
     got = cifar_resnet_from_torch(state_dict)
     assert jax.tree.structure(got) == jax.tree.structure(expected)

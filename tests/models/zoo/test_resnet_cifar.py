@@ -18,7 +18,8 @@ from kdjax.models.zoo.resnet_cifar import CifarResNet
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
 SHAPES = MANIFEST["model_shapes"]["cases"]
-RECIPES = MANIFEST["model_recipe"]["cases"]
+RECIPES, RECIPE_FILE = (MANIFEST["model_recipe"][key] for key in ("cases", "file"))
+WEIGHTS, WEIGHTS_FILE = (MANIFEST["weights_resnet8"][key] for key in ("cases", "file"))
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 # float64 on both sides; the sums are taken in another order, which is all that differs.
@@ -31,10 +32,11 @@ def arrays(file):
         return {name: z[name] for name in z.files}
 
 
-def recipe_state_dict(name, seed):
+def recipe_state_dict(name, seed, num_classes):
     """The documented weights of `model_recipe`: entry `j` of the state dict comes from seed `seed + j`."""
     state_dict = {}
     for j, (entry, shape) in enumerate(SHAPES[name]["state_dict"]):
+        shape = [num_classes, *shape[1:]] if entry.startswith("fc.") else shape
         z = np.random.RandomState(seed + j).standard_normal(int(np.prod(shape))).reshape(shape)
         if entry.endswith("num_batches_tracked"):
             value = np.zeros(shape, np.int64)
@@ -53,16 +55,24 @@ def recipe_state_dict(name, seed):
 
 
 def recipe_inputs(case):
-    hyper = RECIPES[case]["hyper"]
+    """As many images as there are labels, of the size that the network's shapes are listed for."""
+    hyper, shapes = RECIPES[case]["hyper"], SHAPES[RECIPES[case]["symbol"]]
     rs = np.random.RandomState(hyper["seed"] + 999)
-    x = rs.standard_normal((4, 3, 32, 32)).astype(np.float32)
-    return x, rs.randint(0, hyper["num_classes"], 4)
+    rows = len(arrays(RECIPE_FILE)[f"{hyper['input_from']}/in/label"])
+    x = rs.standard_normal((rows, *image_shape(shapes))).astype(np.float32)
+    return x, rs.randint(0, hyper["num_classes"], rows)
+
+
+def image_shape(shapes):
+    """`(channels, H, W)`: the stem keeps the size. Of a network without a list of weights, images are of three channels."""
+    stem = dict(shapes.get("state_dict", ())).get("conv1.weight", (None, 3))
+    return stem[1], *shapes["feats"][0][2:]
 
 
 def run(name, state_dict, x, labels, *, train, dtype):
     """Output, loss, gradients and new state of one forward and backward pass; `x` is NCHW."""
-    classes = len(state_dict["fc.bias"])
-    network = functionalise(lambda rngs: zoo.build(name, num_classes=classes, in_channels=3, rngs=rngs))
+    classes, channels = len(state_dict["fc.bias"]), state_dict["conv1.weight"].shape[1]
+    network = functionalise(lambda rngs: zoo.build(name, num_classes=classes, in_channels=channels, rngs=rngs))
     params, state = jax.tree.map(lambda v: v.astype(dtype), cifar_resnet_from_torch(state_dict))
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -99,14 +109,13 @@ def summary(feature):
 
 @pytest.mark.parametrize("case", RECIPES)
 def test_recipe_float64(case):
-    name, mode = case.rsplit("_", 1)
-    golden = arrays("model_recipe.npz")
+    name, hyper, golden = RECIPES[case]["symbol"], RECIPES[case]["hyper"], arrays(RECIPE_FILE)
     x, labels = recipe_inputs(case)
     np.testing.assert_allclose(
-        [x.sum(dtype=np.float64), np.abs(x).sum(dtype=np.float64)], golden[f"{name}_eval/in/x_check"]
+        [x.sum(dtype=np.float64), np.abs(x).sum(dtype=np.float64)], golden[f"{hyper['input_from']}/in/x_check"]
     )
-    np.testing.assert_array_equal(labels, golden[f"{name}_eval/in/label"])
-    state_dict = recipe_state_dict(name, RECIPES[case]["hyper"]["seed"])
+    np.testing.assert_array_equal(labels, golden[f"{hyper['input_from']}/in/label"])
+    state_dict, mode = recipe_state_dict(name, hyper["seed"], hyper["num_classes"]), hyper["mode"]
     with jax.enable_x64(True):
         output, loss, (dparams, dx), state = run(name, state_dict, x, labels, train=mode == "train", dtype=np.float64)
 
@@ -131,64 +140,72 @@ def test_recipe_float64(case):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_resnet8_float64(mode):
-    golden = arrays("weights_resnet8.npz")
-    output, loss, (dparams, dx), state = resnet8(mode, np.float64)
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_stored_weights_float64(case, mode):
+    golden = stored(case)
+    output, loss, (dparams, dx), state = run_stored(case, mode, np.float64)
     close = functools.partial(np.testing.assert_allclose, **F64)
-    close(output.logits, golden[f"full/{mode}/logits.f64"])
-    close(loss, golden[f"full/{mode}/loss.f64"])
-    close(output.embedding, golden[f"full/{mode}/pooled_feat.f64"])
-    close(np.linalg.norm(dx), golden[f"full/{mode}/grad_input_norm.f64"])
-    close(gradient_norms(dparams, state), golden[f"full/{mode}/grad_param_norm.f64"])
+    close(output.logits, golden[f"{mode}/logits.f64"])
+    close(loss, golden[f"{mode}/loss.f64"])
+    close(output.embedding, golden[f"{mode}/pooled_feat.f64"])
+    close(np.linalg.norm(dx), golden[f"{mode}/grad_input_norm.f64"])
+    close(gradient_norms(dparams, state), golden[f"{mode}/grad_param_norm.f64"])
     if mode == "train":
         for i, feature in enumerate(output.features):
-            close(feature.mean((0, 1, 2)), golden[f"full/train/feats_mean_{i}.f64"])
-            close(feature.std((0, 1, 2)), golden[f"full/train/feats_std_{i}.f64"])
+            close(feature.mean((0, 1, 2)), golden[f"train/feats_mean_{i}.f64"])
+            close(feature.std((0, 1, 2)), golden[f"train/feats_std_{i}.f64"])
         after = cifar_resnet_to_torch(dparams, state)
-        for key in (key for key in golden if key.startswith("full/train/state_after/")):
+        for key in (key for key in golden if key.startswith("train/state_after/")):
             close(after[key.split("/")[-1]], golden[key], err_msg=key)
     else:  # whole features of the first example, stored in float32
-        stored = {"rtol": 1e-6, "atol": 1e-7}
-        for i in range(4):
-            np.testing.assert_allclose(nchw(output.features[i][:1]), golden[f"full/eval/feats_{i}"], **stored)
-        for i in range(1, 4):
-            every_fourth = nchw(output.preactivations[i][:1])[:, ::4]
-            np.testing.assert_allclose(every_fourth, golden[f"full/eval/preact_feats_{i}"], **stored)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        for i, (feature, preactivation) in enumerate(zip(output.features, output.preactivations, strict=True)):
+            close(nchw(feature[:1]), golden[f"eval/feats_{i}"])
+            if i > 0:  # every fourth channel is stored; of the stem the original repeats the activated one
+                close(nchw(preactivation[:1])[:, ::4], golden[f"eval/preact_feats_{i}"])
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_resnet8_float32(mode):
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_stored_weights_float32(case, mode):
     """Single precision: rounding of 2^-24 grows about a hundredfold over eight layers and their gradients."""
-    golden = arrays("weights_resnet8.npz")
-    output, loss, (dparams, dx), state = resnet8(mode, np.float32)
+    golden = stored(case)
+    output, loss, (dparams, dx), state = run_stored(case, mode, np.float32)
     assert output.logits.dtype == np.float32
-    np.testing.assert_allclose(output.logits, golden[f"full/{mode}/logits.f64"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(loss, golden[f"full/{mode}/loss.f64"], rtol=1e-5)
-    np.testing.assert_allclose(output.embedding, golden[f"full/{mode}/pooled_feat.f64"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(dx), golden[f"full/{mode}/grad_input_norm.f64"], rtol=1e-4)
-    np.testing.assert_allclose(gradient_norms(dparams, state), golden[f"full/{mode}/grad_param_norm.f64"], rtol=1e-4)
+    np.testing.assert_allclose(output.logits, golden[f"{mode}/logits.f64"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss, golden[f"{mode}/loss.f64"], rtol=1e-5)
+    np.testing.assert_allclose(output.embedding, golden[f"{mode}/pooled_feat.f64"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(dx), golden[f"{mode}/grad_input_norm.f64"], rtol=1e-4)
+    np.testing.assert_allclose(gradient_norms(dparams, state), golden[f"{mode}/grad_param_norm.f64"], rtol=1e-4)
     if mode == "train":
         after = cifar_resnet_to_torch(dparams, state)
-        for key in (key for key in golden if key.startswith("full/train/state_after/")):
+        for key in (key for key in golden if key.startswith("train/state_after/")):
             np.testing.assert_allclose(after[key.split("/")[-1]], golden[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-def resnet8(mode, dtype):
-    golden = arrays("weights_resnet8.npz")
-    state_dict = {k.removeprefix("full/state/"): v for k, v in golden.items() if k.startswith("full/state/")}
-    x, labels = golden["full/in/x"], golden["full/in/label"]
+def stored(case):
+    """The arrays of one case, by their names within it."""
+    return {k.removeprefix(f"{case}/"): v for k, v in arrays(WEIGHTS_FILE).items() if k.startswith(f"{case}/")}
+
+
+def run_stored(case, mode, dtype):
+    golden = stored(case)
+    state_dict = {k.removeprefix("state/"): v for k, v in golden.items() if k.startswith("state/")}
+    x, labels = golden["in/x"], golden["in/label"]
     with jax.enable_x64(dtype == np.float64):
-        return run("resnet8", state_dict, x, labels, train=mode == "train", dtype=dtype)
+        return run(WEIGHTS[case]["symbol"], state_dict, x, labels, train=mode == "train", dtype=dtype)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_and_sizes(name):
     """Nothing is computed: the module and its output are only shapes."""
-    module = nnx.eval_shape(lambda: zoo.build(name, num_classes=100, in_channels=3, rngs=nnx.Rngs(0)))
     expected = SHAPES[name]
+    classes, (channels, *size) = expected["hyper"]["num_classes"], image_shape(expected)
+    build = functools.partial(zoo.build, expected["symbol"], num_classes=classes, in_channels=channels)
+    module = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
     assert sum(v.size for v in jax.tree.leaves(nnx.state(module, nnx.Param))) == expected["params"]
     assert sum(v.size for v in jax.tree.leaves(nnx.state(module, nnx.BatchStat))) == expected["buffers_float"]
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((expected["logits"][0], *size, channels), jnp.float32)
     output = nnx.eval_shape(lambda module, x: module(x), module, images)
     assert output.logits.shape == tuple(expected["logits"])
     assert output.embedding.shape == tuple(expected["pooled_feat"])

@@ -13,14 +13,14 @@ from kdjax.objectives import OFD, SRRL, ReviewKD, SemCKD, SimKD, bind
 from kdjax.types import DataInfo, ModelOutput
 from tests.golden_cases import cases, nchw, nhwc
 from tests.losses.computing import computing_in
-from tests.objectives.features.golden_modules import check, run, variables
+from tests.objectives.features.golden_modules import check, classes, run, variables
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 
 
 def bound_to(objective, case, outputs):
     inputs = {name: nhwc(value) for name, value in case.inputs.items()}
-    return bind(objective, outputs(inputs, "student"), outputs(inputs, "teacher"), DataInfo(5))
+    return bind(objective, outputs(inputs, "student"), outputs(inputs, "teacher"), DataInfo(classes(case)))
 
 
 def stages(inputs, role):
@@ -61,9 +61,10 @@ def reviewed(inputs, role):
 
 
 @PRECISIONS
-def test_reviewkd_golden(precision):
+@pytest.mark.parametrize("case", cases("reviewkd", symbol="ReviewKD.forward_train loss_kd"), ids=repr)
+def test_reviewkd_golden(case, precision):
     """The reference keeps the levels from the last to the first."""
-    (case,) = cases("reviewkd", symbol="ReviewKD.forward_train loss_kd")
+    count = len(case.stages("student"))  # as many levels: the first stage is none, the pooled vector is one
     parts = {
         "conv1.0": "embed/conv",
         "conv1.1": "embed/norm",
@@ -71,9 +72,12 @@ def test_reviewkd_golden(precision):
         "conv2.0": "out/conv",
         "conv2.1": "out/norm",
     }
-    places = {f"abfs.{i}.{ours}": f"levels/{3 - i}/{theirs}" for i in range(4) for ours, theirs in parts.items()}
-    assert case.hyper["weight"] == case.hyper["epoch"] / case.hyper["warmup"] == 1
-    check(case, run(case, bound_to(ReviewKD(), case, reviewed), places, reviewed, precision), precision)
+    places = {
+        f"abfs.{i}.{ours}": f"levels/{count - 1 - i}/{theirs}" for i in range(count) for ours, theirs in parts.items()
+    }
+    factor = case.hyper["weight"] * min(case.hyper["epoch"] / case.hyper["warmup"], 1.0)
+    objective = factor * ReviewKD(stages=tuple(range(1, count)))
+    check(case, run(case, bound_to(objective, case, reviewed), places, reviewed, precision), precision)
 
 
 # --- SemCKD ---
@@ -87,22 +91,26 @@ SEMCKD = {"0": "first/conv", "1": "first/norm", "3": "second/conv", "4": "second
 
 
 @PRECISIONS
-def test_semckd_golden(precision):
-    (case,) = cases("semckd")
-    embeddings = [
-        (f"{kind}_{i}", f"{ours}/{i}")
-        for kind, ours, n in (("query", "queries", 2), ("key", "keys", 3))
-        for i in range(n)
-    ]
+@pytest.mark.parametrize("case", cases("semckd"), ids=repr)
+def test_semckd_golden(case, precision):
+    student_stages, teacher_stages = (tuple(range(len(case.stages(role)))) for role in ("student", "teacher"))
+    embeddings = [(f"query_{i}", f"queries/{i}") for i in student_stages]
+    embeddings += [(f"key_{i}", f"keys/{i}") for i in teacher_stages]
     places = {
         f"{theirs}.{a}": f"{ours}/{b}"
         for theirs, ours in embeddings
         for a, b in (("linear1", "hidden"), ("linear2", "out"))
     }
     places |= {f"regressor{i}{j}.regressor.{n}": f"projectors/{i}/{j}/{part}"
-               for i in range(2) for j in range(3) for n, part in SEMCKD.items()}  # fmt: skip
+               for i in student_stages for j in teacher_stages for n, part in SEMCKD.items()}  # fmt: skip
+    assert case.hyper["feat_dim"] == len(
+        case.inputs["student_0"]
+    )  # the rows of the batch, of which the objective knows
     objective = SemCKD(
-        student_stages=(0, 1), teacher_stages=(0, 1, 2), temperature=case.hyper["soft"], factor=case.hyper["factor"]
+        student_stages=student_stages,
+        teacher_stages=teacher_stages,
+        temperature=case.hyper["soft"],
+        factor=case.hyper["factor"],
     )
     bound = bound_to(objective, case, features)
     unused = tuple(f"{theirs}.regressor" for theirs, _ in embeddings)  # a branch that the reference never runs
@@ -139,15 +147,15 @@ CONNECTOR = {"core.transfer.0": "conv", "core.transfer.1": "norm"}
 
 
 @PRECISIONS
-def test_srrl_golden(precision):
-    (case,) = cases("srrl")
+@pytest.mark.parametrize("case", cases("srrl"), ids=repr)
+def test_srrl_golden(case, precision):
     bound = bound_to(SRRL(form="pooled"), case, vectors)
     check(case, run(case, bound, CONNECTOR, vectors, precision, classifier(case)), precision)
 
 
 @PRECISIONS
-def test_srrl_on_maps_of_one_position_is_that_on_vectors(precision):
-    (case,) = cases("srrl")
+@pytest.mark.parametrize("case", cases("srrl"), ids=repr)
+def test_srrl_on_maps_of_one_position_is_that_on_vectors(case, precision):
     one = lambda inputs, role: dataclasses.replace(vectors(inputs, role), features=(inputs[role][:, None, None, :],))
     check(case, run(case, bound_to(SRRL(), case, one), CONNECTOR, one, precision, classifier(case)), precision)
 
@@ -167,7 +175,8 @@ def test_simkd_golden(case, precision):
     bound = bound_to(objective, case, last_map)
     check(case, run(case, bound, places, last_map, precision, classifier(case)), precision)
     with computing_in(precision) as real:
-        student = ModelOutput(logits=real(np.zeros((4, 5))), features=(real(nhwc(case.inputs["student"])),))
+        maps = nhwc(case.inputs["student"])
+        student = ModelOutput(logits=real(np.zeros((len(maps), classes(case)))), features=(real(maps),))
         deployed = lambda module: (
             objective.deploy(module, student, classifier(case)(real)),
             module(student.features[-1]),

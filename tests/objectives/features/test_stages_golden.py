@@ -15,7 +15,7 @@ from kdjax.objectives import FT, SRD, VID, Paraphrase, bind
 from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
 from tests.golden_cases import cases, nchw, nhwc
 from tests.losses.computing import computing_in
-from tests.objectives.features.golden_modules import check, run, variables
+from tests.objectives.features.golden_modules import check, classes, run, variables
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 
@@ -28,7 +28,7 @@ def bound_to(objective, case, outputs):
     inputs = {name: nhwc(value) for name, value in case.inputs.items()}
     teacher = outputs(inputs, "teacher")
     student = outputs(inputs, "student") if "student" in inputs else teacher
-    return bind(objective, student, teacher, DataInfo(5))
+    return bind(objective, student, teacher, DataInfo(classes(case)))
 
 
 # --- VID ---
@@ -43,11 +43,11 @@ def test_vid_golden(case, precision):
 
 
 def test_vid_starts_at_a_variance_of_five():
-    case = cases("vid")[0]
+    case = next(case for case in cases("vid") if case.hyper["init_pred_var"] == 5)
     bound = bound_to(VID(stages=(0,)), case, one_map)
     params, state = bound.init(jax.random.key(0))
     log_scale = params["vid"]["stages"]["0"]["log_scale"]
-    np.testing.assert_allclose(np.log1p(np.exp(np.float64(log_scale))) + 1e-5, 5, rtol=1e-6)
+    np.testing.assert_allclose(np.log1p(np.exp(np.float64(log_scale))) + case.hyper["eps"], 5, rtol=1e-6)
     assert not jax.tree.leaves(state)
     fixed = bound_to(VID(stages=(0,), learn_variance=False), case, one_map)
     params, state = fixed.init(jax.random.key(0))
@@ -63,10 +63,10 @@ TRANSLATOR = {f"0.encoder.{theirs}": f"translator/{ours}" for theirs, ours in EN
 
 
 @PRECISIONS
-def test_ft_golden(precision):
+@pytest.mark.parametrize("case", cases("ft", symbol="Translator, Paraphraser, FactorTransfer"), ids=repr)
+def test_ft_golden(case, precision):
     """Its paraphraser is state, from the case; its gradients are the translator's and the student's."""
-    (case,) = cases("ft", symbol="Translator, Paraphraser, FactorTransfer")
-    bound = bound_to(FT(), case, one_map)
+    bound = bound_to(FT(rate=case.hyper["k"], p1=case.hyper["p1"], p2=case.hyper["p2"]), case, one_map)
     paraphraser = {f"1.encoder.{3 * i}": f"encoder/convs/{i}" for i in range(3)}
     with computing_in(precision) as real:
         own, _ = variables(case, paraphraser, real)
@@ -123,10 +123,10 @@ def context(student, teacher, **more):
 
 
 @PRECISIONS
-def test_paraphrase_golden(precision):
+@pytest.mark.parametrize("case", cases("ft", symbol="Paraphraser (stage 1: MSE(reconstruction, input))"), ids=repr)
+def test_paraphrase_golden(case, precision):
     """The decoder's transposed convolutions are convolutions with the kernel turned by half, in and out exchanged."""
-    (case,) = cases("ft", symbol="Paraphraser (stage 1: MSE(reconstruction, input))")
-    bound = bound_to(Paraphrase(), case, one_map)
+    bound = bound_to(Paraphrase(rate=case.hyper["k"]), case, one_map)
 
     def turned(name, array):
         if array.ndim < 4:
@@ -162,9 +162,9 @@ def test_paraphrase_golden(precision):
 
 
 @PRECISIONS
-def test_srd_and_kd_are_the_released_total(precision):
-    """Twice the logarithm and the divergence at temperature 1; the embedding is the pooled map."""
-    (case,) = cases("srd", symbol="OurDistillationLoss.forward")
+@pytest.mark.parametrize("case", cases("srd", symbol="OurDistillationLoss.forward"), ids=repr)
+def test_srd_and_kd_are_the_released_total(case, precision):
+    """The logarithm by its weight, and the divergence at its temperature; the embedding is the pooled map."""
     pooled = lambda inputs, role: ModelOutput(embedding=inputs[role].mean((1, 2)))
     bound = bound_to(case.hyper["rep_weight"] * SRD(), case, pooled)
     with computing_in(precision) as real:

@@ -74,7 +74,7 @@ def test_golden(case, precision):
         written = np.flatnonzero(
             np.any(np.asarray(after[ours]) != np.asarray(run_state(case, ours, precision)), axis=1)
         )
-        assert sorted(written) == sorted(case.inputs["index"])
+        np.testing.assert_array_equal(written, np.unique(case.inputs["index"]))
         # The tolerance of the case is that of its largest output, Z, in float32.
         expected = case.outputs["f64"][theirs]
         tolerance = {"rtol": 1e-8, "atol": 1e-12} if precision == "f64" else {"rtol": 2e-5, "atol": 1e-6}
@@ -94,4 +94,4 @@ def run_state(case, bank, precision):
 
 
 def test_the_cases_set_the_constants_and_keep_them():
-    assert [bool(np.all(case.inputs["Z"] < 0)) for case in CASES] == [True, False, True, False]
+    assert {bool(np.all(case.inputs["Z"] < 0)) for case in CASES} == {True, False}
