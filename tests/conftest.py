@@ -7,10 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Most of a run is compilation, of small programs that run once or twice: code generators that take a third less time.
+# Most of a run is compilation, of small programs that run once or twice: less optimisation of machine code, and code
+# generators that take a third less time; together less than half of it.
 # KDJAX_TEST_OPTIMIZED=1 compiles as users do. XLA ends the process at a flag it does not know; these are jaxlib 0.10's.
 os.environ["XLA_FLAGS"] += (
-    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_emitter_verification_level=0"
     if version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
     else ""
