@@ -277,15 +277,15 @@ class DataInfo:
     Attributes:
       num_classes: number of classes `C`.
       num_examples: size of the training split (memory banks have one row an example).
-      targets: names of the targets that a batch has: "labels", class indices; or a task's own.
       labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
         classes), -1 where it may not be used, -2 where the example is not trained on; None if they are not known.
+      targets: names of the targets that a batch has: "labels", class indices; or a task's own.
     """
 
     num_classes: int
     num_examples: int = 0
-    targets: tuple[str, ...] = ("labels",)
     labels: Any = dataclasses.field(default=None, repr=False, compare=False)
+    targets: tuple[str, ...] = ("labels",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,8 +199,8 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
                 problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
             elif field in ("logits", "embedding") and getattr(output, field).ndim > 2 and not part.per_element:
                 problems.append(
-                    f"Objective {name!r} takes {read} of whole rows, {WHOLE[field]}, and the {role} network gives "
-                    f"{list(getattr(output, field).shape)}; use an objective that takes each element by itself, such as kd."
+                    f"Objective {name!r} takes {read} of whole rows, {WHOLE[field][0]}, and the {role} network gives "
+                    f"{list(getattr(output, field).shape)}; {WHOLE[field][1]}."
                 )
     logits = {role: getattr(output, "logits", None) for role, output in (("student", student), ("teacher", teacher))}
     compares_logits = any("teacher.logits" in part.reads and not part.any_classes for part in objective.parts)
@@ -219,7 +219,10 @@ def reads_teacher(parts) -> bool:
     return any(read.startswith("teacher.") for part in parts for read in part.reads)
 
 
-WHOLE = {"logits": "[B, C]", "embedding": "[B, D]"}
+WHOLE = {
+    "logits": ("[B, C]", "use an objective that takes each element by itself, such as kd"),
+    "embedding": ("[B, D]", "pool it to one vector a row"),
+}
 
 
 def _present(field) -> bool:

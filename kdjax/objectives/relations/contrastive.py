@@ -160,11 +160,7 @@ class CRD(Objective):
             raise ValueError(
                 f"CRD remembers every training example, and DataInfo says num_examples={data.num_examples}; give it their number."
             )
-        widths = []
-        for output, role in (student, "student"), (teacher, "teacher"):
-            if len(output.embedding.shape) != 2:
-                raise ValueError(f"The {role}'s embedding is {output.embedding.shape}; CRD needs a vector [B, D].")
-            widths.append(output.embedding.shape[-1])
+        widths = [output.embedding.shape[-1] for output in (student, teacher)]
         table = banks.candidates_by_class(data.labels, data.num_examples)
         others = len(table.order) - int(table.count.max())
         if others < 1:

@@ -376,7 +376,9 @@ def test_what_does_not_fit_is_refused(objective, data, message):
 
 def test_an_embedding_that_is_no_vector_is_refused():
     maps = ModelOutput(logits=jnp.ones((2, 3)), embedding=jnp.ones((2, 4, 4, 3)))
-    with pytest.raises(ValueError, match=r"The teacher's embedding is \(2, 4, 4, 3\); CRD needs a vector"):
+    with pytest.raises(
+        ValueError, match=r"'crd' takes teacher.embedding of whole rows, \[B, D\].*\[2, 4, 4, 3\]; pool it"
+    ):
         bind(CRD(), OUTPUTS[0], maps, DATA)
 
 
