@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.experiment.compiled import with_sharding
 from kdjax.experiment.program import Program
 from kdjax.training import TrainState
 from kdjax.training.devices import flops, peak_of
@@ -34,9 +33,8 @@ class Costs:
 def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
     """Shapes and shardings of what a program's step takes: state, frozen, batch."""
     compiled, feeding = program.compiled, program.feeding
-    state = with_sharding(jax.eval_shape(lambda: compiled.fresh_state(0, 0)), compiled.runner)
     teacher, inputs = compiled.teacher_template(), feeding.resident_template()
-    return state, teacher if inputs is None else (teacher, inputs), feeding.batch_template()
+    return compiled.state_template(), teacher if inputs is None else (teacher, inputs), feeding.batch_template()
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second

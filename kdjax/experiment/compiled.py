@@ -76,8 +76,13 @@ class Compiled:
 
     def extra_parameters(self) -> int:
         """How many parameters are trained beside the student: those of the objective, and of a peer."""
-        params = jax.eval_shape(lambda: self.fresh_state(0, 0)).params
+        params = self.state_template().params
         return count_parameters({name: tree for name, tree in params.items() if name != "student"})
+
+    def state_template(self) -> TrainState:
+        """Shapes and shardings of the state."""
+        shapes = jax.eval_shape(lambda: make_state(self.networks, self.optimizer, self.phase, (0, 0)))
+        return with_sharding(shapes, self.runner)
 
     def network_template(self) -> Variables:
         """Shapes of the deployed student's variables, with the sharding they are wanted in."""
