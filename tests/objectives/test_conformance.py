@@ -132,7 +132,7 @@ def test_the_order_of_the_classes_does_not_matter(subject):
     said, rows, (params, _) = draw(0), batch(), initial(subject)
     before = run(subject, said, rows)
     labels = np.argsort(order)[rows.labels].astype(np.int32)
-    rows = dataclasses.replace(rows, targets=targets(labels))
+    rows = dataclasses.replace(rows, targets={"labels": labels, "multi_hot": permute(rows.targets["multi_hot"])})
     after = run(subject, permute(said), rows, params=permute(params), kernel=permute(classifier()))
     with expected("the order of the classes does not matter", subject):
         assert_same(after, permute(before), subject, "value", "student", "params")
