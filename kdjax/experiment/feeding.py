@@ -11,6 +11,7 @@ from kdjax.data import Pipeline, evaluation_batches
 from kdjax.experiment.networks import Networks
 from kdjax.experiment.spec import Experiment, Phase
 from kdjax.experiment.teacher_outputs import TeacherOutputs
+from kdjax.models import output_shapes
 from kdjax.tasks import Dataset
 from kdjax.tasks.task import RESIDENT_BYTES
 from kdjax.training import Runner, Variables
@@ -126,6 +127,4 @@ class Feeding:
 
 def cached_shape(networks: Networks) -> tuple[int, ...]:
     """Shape of the teacher's logits of one example."""
-    from kdjax.models import output_shapes
-
     return output_shapes(networks.teacher, networks.inputs).logits.shape[1:]
