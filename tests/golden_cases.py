@@ -67,7 +67,9 @@ class Case:
         if precision == "f64":
             return {"rtol": self.advice["f64_rtol"], "atol": self.advice["f64_atol"]}
         side = "grad" if kind in ("grad", "gparam") else "out"
-        return {"rtol": self.advice[f"f32_rtol_{side}"], "atol": self.advice[f"f32_atol_{side}"]}
+        # Without advice where the reference is not finite in float32: as close as it asks of the others.
+        rtol = self.advice[f"f32_rtol_{side}"]
+        return {"rtol": 2e-5 if rtol is None else rtol, "atol": self.advice[f"f32_atol_{side}"]}
 
     def check(self, actual, kind: str, name: str, precision: str) -> None:
         """Asserts that an array computed in `precision` equals the reference's float64 numbers."""

@@ -48,7 +48,9 @@ def test_corrections_golden(case, precision):
         student = real(case.inputs["student"])
         teacher = real(case.inputs["teacher"]) if "teacher" in case.inputs else None
         value, gradient = mean_and_gradient(loss, student, teacher, case.inputs["label"], **hyper)
-        assert case.finite[precision]
+        if not case.finite["f64"]:
+            assert np.isfinite(value) and np.isfinite(gradient).all()
+            return
         case.check(value, "out", "loss", precision)
         case.check(gradient, "grad", "student", precision)
 
