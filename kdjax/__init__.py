@@ -1,6 +1,35 @@
 """kdjax: knowledge distillation in JAX and Flax.
 
-Nothing is imported here, so that `import kdjax.losses` costs no more than jax and chex.
+`kdjax.run`, `kdjax.compare` and `kdjax.load_trained` are imported when they are asked for, so that `import kdjax.losses` costs
+no more than jax and chex.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdjax.experiment.interactive import compare as compare
+    from kdjax.experiment.interactive import run as run
+    from kdjax.experiment.trained import load_trained as load_trained
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "compare": "kdjax.experiment.interactive",
+    "load_trained": "kdjax.experiment.trained",
+    "run": "kdjax.experiment.interactive",
+}
+_ROOMS = ("data", "experiment", "losses", "models", "objectives", "schedules", "tasks", "training", "types")
+
+
+def __dir__() -> list[str]:
+    return sorted((*_HOMES, *_ROOMS, "__version__"))
+
+
+def __getattr__(name: str):
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"kdjax.{name}")
+    raise AttributeError(f"kdjax has no {name!r}; it has {', '.join(__dir__()[1:])}.")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from kdjax import __version__
 from kdjax.command_line import CompareOptions, DistillOptions, RunOptions, configure_jax, parse, read_config
+from kdjax.references import label
+from kdjax.terminal import make_console, say_all
 
 USAGE = """usage: kdjax COMMAND ...
 
@@ -18,18 +20,22 @@ commands:
   distill CONFIG --method NAME  train a student with its teacher
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
   evaluate RUN                  evaluate the networks of a run
-  methods [NAME]                list the methods, or explain one
+  export RUN                    write a finished network to a file for other programs
+  methods [WORDS]               list the methods, find some by any word, or explain one
+  configs [copy NAME FILE]      list the configs that come with kdjax, or copy one to change it
   data prepare NAME             make a data set ready
 
-`kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists every field of that config.
+`kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists the fields of that config one needs first.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors a user can mend are one sentence."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    say_all()
     commands = {
-        "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "methods": methods, "data": data,
+        "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
+        "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -104,17 +110,21 @@ def distill(argv):
     if config is None:
         return 0
     experiment, options = parse("distill", argv, config(options.method or None), options)
-    return execute(with_teacher(experiment, options.teacher), options, options.method or "distill")
+    return execute(with_teacher(experiment, options.teacher), options, label(options.method) or "distill")
 
 
 def compare(argv):
     config, early = read_config("compare", argv, CompareOptions)
     if config is None:
         return 0
+    from kdjax.experiment.spec import ExperimentError
+
     experiments, options = {}, early
     for name in early.methods:
         experiment, options = parse("compare", argv, config(name), early)
-        experiments[name] = with_teacher(experiment, options.teacher)
+        if label(name) in experiments:
+            raise ExperimentError(f"Two methods are called {label(name)!r}; give each its own name.")
+        experiments[label(name)] = with_teacher(experiment, options.teacher)
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import write_report
@@ -149,22 +159,67 @@ def evaluate(argv):
     from kdjax.experiment.artifacts import evaluate_run, saved_experiment
     from kdjax.experiment.tables import show_evaluation
 
-    folder = Path(options.run)
+    folder = Path(options.run).expanduser()
     task = saved_experiment(folder).data
     show_evaluation(task, evaluate_run(folder, options.data_dir or None), make_console())
     return 0
 
 
-def methods(argv):
-    parser = argparse.ArgumentParser("kdjax methods", description="Lists the methods, or explains one.")
-    parser.add_argument("name", nargs="?", default="", help="a method to explain")
+def export(argv):
+    parser = argparse.ArgumentParser("kdjax export", description="Writes a finished network to a file for other programs.")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--phase", default="", help="whose network; the student's if not given")
+    parser.add_argument(
+        "--format", default="stablehlo", choices=("stablehlo", "safetensors", "npz"),
+        help="the whole function for jax.export, or the weights alone (default: stablehlo)",
+    )  # fmt: skip
+    parser.add_argument("--to", default="", help="file; NETWORK.FORMAT in the run folder if not given")
     options = parser.parse_args(argv)
-    from kdjax.objectives.catalogue import show_method, show_methods
+    configure_jax()
+    from kdjax.experiment.export import export
+    from kdjax.experiment.trained import load_trained
 
+    trained = load_trained(options.run, options.phase or None)
+    place = Path(options.to or Path(options.run) / f"{options.phase or 'student'}.{options.format}").expanduser()
+    export(trained, options.format, place)
+    make_console().print(f"{trained.network.name} is in {place}, {place.stat().st_size:,} bytes.", soft_wrap=True)
+    return 0
+
+
+def methods(argv):
+    parser = argparse.ArgumentParser("kdjax methods", description="Lists the methods, finds some, or explains one.")
+    parser.add_argument(
+        "words", nargs="*", help="a method to explain; or words of its purpose, its paper's title, authors, venue or year"
+    )
+    words = parser.parse_args(argv).words
+    from kdjax.objectives.catalogue import METHODS, find_methods, show_method, show_methods
+
+    if len(words) == 1 and words[0] in METHODS:
+        show_method(words[0], make_console())
+        return 0
     try:
-        show_method(options.name, make_console()) if options.name else show_methods(make_console())
+        show_methods(make_console(), find_methods(words))
     except ValueError as error:
         return fail(str(error))
+    return 0
+
+
+def configs(argv):
+    parser = argparse.ArgumentParser("kdjax configs", description="Lists the configs that come with kdjax, or copies one.")
+    commands = parser.add_subparsers(dest="command")
+    copy_parser = commands.add_parser("copy", help="copy one, to change it")
+    copy_parser.add_argument("name", help="such as digits/smoke")
+    copy_parser.add_argument("to", nargs="?", default=".", help="file or folder; this folder if not given")
+    options = parser.parse_args(argv)
+    from kdjax.experiment import configs
+
+    console = make_console()
+    if options.command == "copy":
+        console.print(f"{options.name} is copied to {configs.copy(options.name, options.to)}", soft_wrap=True)
+        return 0
+    for name in configs.names():
+        console.print(f"{name:<36}{configs.summary(name)}", soft_wrap=True, markup=False)
+    console.print("\n`kdjax distill NAME` runs one, `kdjax configs copy NAME FILE` copies it.", markup=False)
     return 0
 
 
@@ -189,7 +244,7 @@ def with_teacher(experiment, teacher: str):
 
     if not experiment.student.teacher:
         raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
-    return experiment.replace_phase(experiment.student.teacher, weights=str(Path(teacher).absolute()))
+    return experiment.replace_phase(experiment.student.teacher, weights=str(Path(teacher).expanduser().absolute()))
 
 
 def execute(experiment, options, suffix: str) -> int:
@@ -224,14 +279,11 @@ def dry_run(experiment, builder) -> int:
 
 
 def run_folder(options, name: str) -> Path:
-    return Path(options.run) if options.run else Path("runs") / name
+    from kdjax.experiment.folder import check_place
 
-
-def make_console():
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
+    folder = Path(options.run or Path("runs") / name).expanduser()
+    check_place(folder)
+    return folder
 
 
 def first_only(value):

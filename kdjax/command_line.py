@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any,
             from kdjax.experiment.spec import ExperimentError
 
             raise ExperimentError(
-                f"kdjax {command} needs a config first, such as kdjax {command} configs/digits/smoke.py."
+                f"kdjax {command} needs a config first, such as kdjax {command} digits/smoke; `kdjax configs` lists them."
             )
         return None, None
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -86,13 +87,18 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
     import tyro
 
     from kdjax.experiment.config import mirror, rebuild
+    from kdjax.experiment.spec import ExperimentError
 
+    argv, section = help_section(argv)
     tiny = "--tiny" in argv
     if experiment is not None and tiny:
         experiment = experiment.tiny()
     fields = [("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options))]
     if experiment is not None:
-        kind = mirror(experiment, "Experiment")
+        shown = functools.partial(is_shown, section=section, student=experiment.student.name)
+        kind = mirror(experiment, "Experiment", shown)
+        if section and not kind.any_shown:
+            raise ExperimentError(f"There is no field {section!r} in this config; say --help, or --help all.")
         fields.append(("experiment", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=kind)))
     arguments = dataclasses.make_dataclass("Arguments", fields, frozen=True)
     description = {
@@ -100,12 +106,39 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
         "distill": "Trains a student with its teacher, which is trained first unless --teacher names one.",
         "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
     }[command]
+    if experiment is not None and not section:
+        description += (
+            " These are the fields one needs first; `--help all` lists every one, `--help data`, `--help phases` or `--help "
+            f"phases.{experiment.student.name}.optimizer` a part."
+        )
     parsed = tyro.cli(
         arguments, args=[word for i, word in enumerate(argv) if i or word.startswith("-")],  # without the config
         prog=f"kdjax {command} CONFIG", description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
     return (None if experiment is None else rebuild(experiment, parsed.experiment)), parsed.options
+
+
+# What one sets first, by path.
+FIRST = re.compile(
+    r"seed|runner|data\.(name|batch_size|labelled)|phases\.[^.]+\.network\.name|"
+    r"phases\.STUDENT\.(duration\.amount|optimizer\.learning_rate(\.start)?|objective\.[^.]+\.temperature)"
+)
+
+
+def help_section(argv: list[str]) -> tuple[list[str], str]:
+    """The command line without the word behind --help, and that word: "" for none."""
+    for i, word in enumerate(argv[:-1]):
+        if word in ("-h", "--help") and not argv[i + 1].startswith("-"):
+            return [*argv[: i + 1], *argv[i + 2 :]], argv[i + 1].replace("-", "_")
+    return argv, ""
+
+
+def is_shown(path: str, *, section: str, student: str) -> bool:
+    """Whether the help says a field: the first ones, all, or those of a section."""
+    if section:
+        return section == "all" or f"{path}.".startswith(f"{section}.")
+    return re.fullmatch(FIRST.pattern.replace("STUDENT", re.escape(student)), path) is not None
 
 
 def configure_jax(distributed: str = "") -> None:

@@ -1,8 +1,6 @@
 """Phases that have ended: kept, found again, taken over from other runs, evaluated, and used."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ from kdjax.experiment.folder import (
     RESULT,
     network_folder,
     read_result,
-    write_json,
 )
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.json_files import read_json, write_json
 from kdjax.models import join_members
+from kdjax.tasks.facts import facts_of
 from kdjax.training import Variables, count_parameters
-from kdjax.training.checkpoints import load_network, save_network
+from kdjax.training.checkpoints import DAMAGED, load_network, save_network
 from kdjax.training.processes import by_first
 
 
@@ -87,6 +86,7 @@ def keep(
         "phase": program.phase.name,
         "network": program.networks.deployment.network.name,
         "num_classes": program.dataset.info.num_classes,
+        "data": facts_of(program.dataset),
     }
     if objective is not None:
         save_network(place / OBJECTIVE, objective, facts)
@@ -104,6 +104,17 @@ def load_phase(program: Program, place: Path) -> Finished:
     return Finished(network, read_result(place), objective)
 
 
+def check_sources(experiment: Experiment, programs: dict[str, Program], folder: Path) -> None:
+    """Finds every network that a run in `folder` takes from elsewhere, before anything is written.
+
+    Raises:
+      ExperimentError: one is not there, or has other classes.
+    """
+    for phase in experiment.phases:
+        if phase.weights:
+            check_classes(network_folder(phase, folder / phase.name), programs[phase.name])
+
+
 def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str, Any]]:
     """A finished network and its facts, checked against what the program expects."""
     check_classes(folder, program)
@@ -113,7 +124,7 @@ def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str,
 def check_classes(folder: Path, program: Program) -> None:
     """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
     path = folder / "network.json"
-    there = json.loads(path.read_text()).get("num_classes") if path.exists() else None
+    there = read_json(path, ExperimentError, DAMAGED).get("num_classes") if path.exists() else None
     here = program.dataset.info.num_classes
     if there is not None and there != here:
         raise ExperimentError(
@@ -159,29 +170,3 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
     return results
-
-
-def load_trained(folder: str | Path, phase: str | None = None, data_dir: str | None = None) -> Callable[[Any], Any]:
-    """A finished network of a run as a function from inputs to its output, to be used or jitted like any other.
-
-    Args:
-      folder: run folder.
-      phase: which network; the last phase's, the student, if not given.
-      data_dir: folder of prepared data sets; that of TFDS if not given.
-
-    Returns:
-      A pure function from inputs as the data set stores them (images: uint8 `[B, H, W, C]`) to the network's output. Its
-      attributes `network` and `variables` are what it is made of.
-    """
-    experiment = serialization.load(Path(folder) / EXPERIMENT)
-    chosen = experiment.phase(phase) if phase else experiment.student
-    program = Builder(data_dir).program(experiment, chosen)
-    variables, _ = stored_network(program, network_folder(chosen, Path(folder) / chosen.name))
-    network = program.networks.deployment.network
-
-    def predict(inputs):
-        shown = experiment.data.evaluation_view(inputs)
-        return network.apply(variables.params, variables.state, shown, train=False)[0]
-
-    predict.network, predict.variables = network, variables
-    return predict

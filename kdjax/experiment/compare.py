@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.experiment.folder import COMPARISON, open_run, write_json
+from kdjax.experiment.artifacts import check_sources
+from kdjax.experiment.folder import COMPARISON, open_run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.json_files import write_json
 from kdjax.schedules import Duration
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress
@@ -53,9 +55,9 @@ def compare(
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ExperimentError(f"seeds are {list(seeds)}; give at least one, each once.")
     first = next(iter(experiments.values()))
-    for experiment in experiments.values():  # what does not fit is said before anything is trained
-        for phase in experiment.lineage:
-            builder.program(experiment, phase)
+    for experiment in experiments.values():  # what does not fit is said before anything is written
+        programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
+        check_sources(experiment, programs, folder / "teacher")
 
     def begin():
         open_run(folder, first, resume=resume, overwrite=overwrite)

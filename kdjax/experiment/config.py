@@ -3,22 +3,22 @@
 import ast
 import dataclasses
 import functools
-import importlib.util
 import inspect
 import itertools
-import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from kdjax.experiment import serialization
+from kdjax.experiment import configs, serialization
 from kdjax.experiment.folder import EXPERIMENT
 from kdjax.experiment.schemes import with_method
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.objectives import Sum, method, part_names
+from kdjax.references import load_file
 
 Config = Callable[[str | None], Experiment]
 
@@ -26,23 +26,23 @@ Config = Callable[[str | None], Experiment]
 def load_config(path: str) -> Config:
     """A function `method name or None -> Experiment` from a path.
 
-    A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
+    The configs of kdjax are found by name, such as "digits/smoke", wherever it is installed. A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
     as data, and nothing in it is executed.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
+    if not place.exists():
+        place = configs.find(path) or place
     if place.is_dir():
         place = place / EXPERIMENT
     if not place.exists():
+        near = get_close_matches(path, configs.names(), n=1, cutoff=0.5) or ["digits/smoke"]
         raise ExperimentError(
-            f"There is no config {path}; give a .py file such as configs/digits/smoke.py, or a run folder."
+            f"There is no config {path}; give a .py file, a run folder, or a name such as {near[0]} (`kdjax configs` lists them)."
         )
     if place.suffix != ".py":
         saved = serialization.load(place)
         return lambda name: saved if name is None else by_method(saved, name)
-    spec = importlib.util.spec_from_file_location(f"kdjax_config_{place.stem}", place)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where classes that the file defines are looked up
-    spec.loader.exec_module(module)
+    module = load_file(place)
     function = getattr(module, "experiment", None)
     if function is None:
         raise ExperimentError(f"{path} defines no function experiment(); it must return an Experiment.")
@@ -77,23 +77,29 @@ def by_method(experiment: Experiment, name: str) -> Experiment:
     return with_method(experiment, name)
 
 
-def mirror(value: Any, name: str = "Options") -> type:
+def mirror(
+    value: Any, name: str = "Options", shown: Callable[[str], bool] = lambda path: True, within: str = ""
+) -> type:
     """A dataclass type with every field of `value` and of what it holds, at their present values, for tyro.
 
-    Fields are named as a person would say them: phases by name, the parts of an objective by method.
+    Fields are named as a person would say them: phases by name, the parts of an objective by method. The help says those whose
+    dotted path is to be `shown`.
     """
     import tyro
 
     fields = []
     for i, (key, item, hint, text) in enumerate(_children(value)):
-        kind = _leaf_type(item, hint)
+        kind, path = _leaf_type(item, hint), f"{within}.{key}".lstrip(".")
         options = tyro.conf.arg(name=key, help=text or None)
         if kind is None:
-            kind = mirror(item, type(item).__name__)
-            fields.append((f"field_{i}", Annotated[kind, options], dataclasses.field(default_factory=kind)))
+            kind = mirror(item, type(item).__name__, shown, path)
+            annotated = Annotated[kind, options] if kind.any_shown else Annotated[kind, options, tyro.conf.Suppress]
+            fields.append((f"field_{i}", annotated, dataclasses.field(default_factory=kind)))
         else:
-            fields.append((f"field_{i}", Annotated[kind, options], dataclasses.field(default=item)))
+            annotated = Annotated[kind, options] if shown(path) else Annotated[kind, options, tyro.conf.Suppress]
+            fields.append((f"field_{i}", annotated, dataclasses.field(default=item)))
     made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.any_shown = any(tyro.conf.Suppress not in typing.get_args(kind)[1:] for _, kind, _ in fields)
     made.__doc__ = (inspect.getdoc(type(value)) or name).splitlines()[0]
     return made
 

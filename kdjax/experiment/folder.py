@@ -1,12 +1,13 @@
 """Run folders: what is in them, and the rule that none is overwritten unasked."""
 
-import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from kdjax.experiment import serialization
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.json_files import read_json
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
 OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
@@ -22,6 +23,7 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
     if resume and overwrite:
         raise ExperimentError("--resume and --overwrite exclude each other; say one of them.")
     saved = folder / EXPERIMENT
+    check_place(folder)
     if folder.exists() and any(folder.iterdir()):
         if overwrite:
             _remove(folder, experiment)
@@ -36,6 +38,23 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
     folder.mkdir(parents=True, exist_ok=True)
     if not saved.exists():
         serialization.save(experiment, saved)
+
+
+def check_place(folder: Path) -> None:
+    """Refuses a path at which there can be no run folder, before anything is made.
+
+    Raises:
+      ExperimentError: an address, a file, or something below a file.
+    """
+    if "://" in str(folder) or re.match(r"[a-z][a-z0-9]+:/[^/]", str(folder)):  # a Path makes one slash of two
+        raise ExperimentError(
+            f"Runs are written to local folders, and {folder} is an address; give a folder, and copy it there afterwards."
+        )
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ExperimentError(f"{place} is a file, so {folder} cannot be a run folder; choose another with --run.")
+            return
 
 
 def _check_same(saved: Path, experiment: Experiment) -> None:
@@ -67,19 +86,12 @@ def _remove(folder: Path, experiment: Experiment) -> None:
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
-    temporary.rename(path)
-
-
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a phase came to, or None if it has not ended."""
     path = folder / RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = read_json(path, ExperimentError, "delete it and say --resume: the phase goes on from its last checkpoint")
     if "images_per_s" in result:  # as it was called before there were other tasks
         result["examples_per_s"] = result.pop("images_per_s")
     return result

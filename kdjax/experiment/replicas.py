@@ -1,7 +1,6 @@
 """The seeds of a method as one program: they share the batches and one pass of the teacher, and end in a folder each."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
-from kdjax.experiment.folder import open_run, read_result, write_json
+from kdjax.experiment.folder import open_run, read_result
 from kdjax.experiment.phase import (
     conclude,
     describe,
@@ -26,6 +25,7 @@ from kdjax.experiment.phase import (
 )
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.json_files import read_json, write_json
 from kdjax.training import TrainState
 from kdjax.training.feed import scanned
 from kdjax.training.processes import by_first, of_first
@@ -185,4 +185,4 @@ def fastest(path: Path, measure: Callable[[], dict[str, float]]) -> How:
         path.parent.mkdir(parents=True, exist_ok=True)
         by_first(lambda: write_json(path, {"how": found, "seconds": seconds}), ExperimentError)
         return found
-    return json.loads(path.read_text())["how"]
+    return read_json(path, ExperimentError, "delete it: the ways are measured again")["how"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kdjax.experiment.artifacts import Finished, adopt, load_phase
+from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase
 from kdjax.experiment.folder import open_run, read_result
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
@@ -48,8 +48,9 @@ def run(
         problems.insert(0, "Several processes run under jit or fsdp, not under pmap; set runner to jit.")
     if problems:
         raise ExperimentError(problems[0])
-    # Everything is built before anything is written: what does not fit is said at once.
+    # Everything is built and found before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
+    check_sources(experiment, programs, folder)
     by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
     finished: dict[str, Finished] = {}
     for phase in experiment.phases:

@@ -1,7 +1,6 @@
 """Experiments as plain data and back. Reading makes known dataclasses only: it imports and executes nothing."""
 
 import dataclasses
-import json
 import types
 import typing
 from difflib import get_close_matches
@@ -10,7 +9,9 @@ from typing import Any, Literal
 
 from kdjax import objectives, schedules
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.objectives import Objective, Sum
+from kdjax.json_files import read_json, write_json
+from kdjax.objectives import ByReference, Objective, Sum
+from kdjax.objectives.by_reference import by_reference
 from kdjax.tasks import kinds as task_kinds
 from kdjax.training import optimizers
 
@@ -30,6 +31,8 @@ def to_data(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         name = type(value).__name__
         known = (KINDS | task_kinds()).get(name)
+        if isinstance(value, Objective) and known is not type(value):
+            return to_data(_own_objective(value))
         # A config that is read twice defines its classes twice.
         if known is None or known.__module__ != type(value).__module__:
             raise ExperimentError(
@@ -39,6 +42,13 @@ def to_data(value: Any) -> Any:
         fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
     return [to_data(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _own_objective(objective: Objective) -> ByReference:
+    try:
+        return by_reference(objective)
+    except ValueError as error:
+        raise ExperimentError(f"{type(objective).__name__} cannot be saved with the run: {error}") from error
 
 
 def from_data(data: Any, where: str = "experiment") -> Any:
@@ -79,20 +89,12 @@ def from_data(data: Any, where: str = "experiment") -> Any:
 
 def save(experiment: Experiment, path: Path) -> None:
     """Writes the experiment to `path`, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_data(experiment), indent=2) + "\n")
-    temporary.rename(path)
+    write_json(path, to_data(experiment))
 
 
 def load(path: Path) -> Experiment:
     """The experiment saved at `path`."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ExperimentError(
-            f"{path} cannot be read as JSON ({error}); give a saved experiment or a .py config."
-        ) from error
-    experiment = from_data(data)
+    experiment = from_data(read_json(path, ExperimentError, "give a saved experiment or a .py config"))
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{path} holds a {type(experiment).__name__}, not an Experiment.")
     return experiment

@@ -171,6 +171,9 @@ class Experiment:
                         f"data.views.mixup mixes inputs, but the objective {reading[0]!r} of phase {phase.name!r} reads "
                         "labels, which are not mixed; use one that reads the teacher only, or set mixup to 0."
                     )
+        for field in ("seed", "data_seed"):
+            if not -(2**63) <= (getattr(self, field) or 0) < 2**63:
+                found.append(f"{field}={getattr(self, field)} has more than 64 bits; use a smaller one.")
         for field in ("batch_size", "eval_batch_size"):
             if getattr(data, field) < 1:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")

@@ -6,6 +6,7 @@ so, one of the whole batch. Every module says in its `__all__` what it adds to t
 """
 
 import types as _types
+from difflib import get_close_matches as _get_close_matches
 
 from kdjax.losses.detection.assignment import *
 from kdjax.losses.detection.boxes import *
@@ -46,6 +47,37 @@ from kdjax.losses.tokens.divergences import *
 from kdjax.losses.tokens.fused_linear import *
 from kdjax.losses.tokens.sequence import *
 from kdjax.losses.tokens.topk import *
+
+# Names by which a loss is looked for, and what has it here.
+_CALLED = {
+    "attention_transfer": "`at`", "contrastive": "`nce`", "crd": "`nce`, and `kdjax.objectives.CRD` with its banks",
+    "dml": "`kd`, and `kdjax.objectives.DML` with its peer", "hinton": "`kd`", "kl": "`forward_kl`", "kl_div": "`forward_kl`",
+    "kl_divergence": "`forward_kl`", "js": "`jsd`", "gkd": "`jsd`", "mse": "`logit_mse`", "lskd": "`standardize`, then `kd`",
+    "logit_standardization": "`standardize`, then `kd`", "similarity_preserving": "`sp`", "similarity": "`sp`",
+    "reviewkd": "`hcl`, and `kdjax.objectives.ReviewKD` with its fusion", "decoupled": "`dkd`", "label_smoothing":
+    "`label_smoothing_xent`", "bce": "`binary_cross_entropy`", "focal": "`quality_focal`", "giou": "`box_iou`",
+    "iou": "`box_iou`", "hint": "`fitnet`", "hints": "`fitnet`", "total_variation": "`tvd`", "soft_target": "`kd`",
+    "soft_targets": "`kd`", "correlation": "`dist`", "wasserstein": "`uld`", "minillm": "`reverse_kl`", "distillm": "`skew_fkl`",
+}  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    plain = name.lower().removesuffix("_loss").removesuffix("loss").rstrip("_")
+    near = [plain] if plain in __all__ else _get_close_matches(plain, __all__, n=3, cutoff=0.6)
+    if plain in _CALLED:
+        mend = f"see {_CALLED[plain]}."
+    elif near:
+        mend = f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
+    else:
+        mend = "`dir(kdjax.losses)` lists what there is."
+    raise AttributeError(f"kdjax.losses has no {name!r}; {mend}")
+
 
 __all__ = sorted(
     name for name, value in globals().items() if not (name.startswith("_") or isinstance(value, _types.ModuleType))

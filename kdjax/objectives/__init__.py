@@ -5,6 +5,7 @@ Every file says in its `__all__` what it adds to this namespace, and in its `MET
 
 from kdjax.objectives.base import Method, Objective, Paper, Sum, part_names
 from kdjax.objectives.binding import Bound, bind, check, reads_teacher
+from kdjax.objectives.by_reference import ByReference
 from kdjax.objectives.features.classifier_reuse import *
 from kdjax.objectives.features.factor import *
 from kdjax.objectives.features.fsp import *
@@ -32,6 +33,7 @@ from kdjax.objectives.tokens.divergences import *
 __all__ = [
     "METHODS",
     "Bound",
+    "ByReference",
     "Method",
     "Objective",
     "Paper",

@@ -183,7 +183,7 @@ class Sum(Objective):
 
     @property
     def parts(self):
-        return tuple(self.weight * part for part in self.objectives)
+        return tuple(self.weight * part for objective in self.objectives for part in objective.parts)
 
     def __mul__(self, factor):
         return Sum(objectives=tuple(factor * part for part in self.parts))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import jax
@@ -17,8 +19,8 @@ from kdjax.types import DataInfo, ModelOutput
 HEADINGS = ("method", "source", "family", "reads", "trains", "objective, with its weights", "what it does")
 
 
-def rows() -> list[tuple[str, ...]]:
-    """What the table says of every method, in the order of `HEADINGS`."""
+def rows(names: Iterable[str] = METHODS) -> list[tuple[str, ...]]:
+    """What the table says of methods, in the order of `HEADINGS`."""
     return [
         (
             name,
@@ -29,8 +31,50 @@ def rows() -> list[tuple[str, ...]]:
             written(entry.objective),
             entry.summary,
         )
-        for name, entry in METHODS.items()
+        for name, entry in ((name, METHODS[name]) for name in names)
     ]
+
+
+def find_methods(words: Sequence[str]) -> list[str]:
+    """Methods of which all these words are said: name, purpose, family, or title, authors, venue, year and arXiv number of its
+    papers, and failing these its docstrings. All methods if there are no words.
+
+    Raises:
+      ValueError: there is none; the sentence names the nearest.
+    """
+    wanted = [word.lower() for phrase in words for word in phrase.split()]
+    for described in (facts_of, text_of):
+        found = [name for name in METHODS if all(word in described(name) for word in wanted)]
+        if found:
+            return found
+    near = get_close_matches("_".join(wanted), METHODS, n=3, cutoff=0.5)
+    hint = f"near are {', '.join(near)}" if near else "try another word"
+    raise ValueError(f"No method is about {' '.join(words)!r}; {hint}, or `kdjax methods` for all of them.")
+
+
+def facts_of(name: str) -> str:
+    """What a method can be found by, in small letters."""
+    entry = METHODS[name]
+    papers = [entry.paper, *(part.paper for part in all_parts(entry.objective))]
+    return " ".join(
+        [name, name.replace("_", " "), entry.summary, entry.family, *part_names(entry.objective)]
+        + [f"{p.title} {p.authors} {p.venue} {p.year} {p.arxiv}" for p in papers if p is not None]
+    ).lower()
+
+
+def text_of(name: str) -> str:
+    """The same with what its docstrings say."""
+    parts = all_parts(METHODS[name].objective)
+    return " ".join([facts_of(name), *(inspect.getdoc(type(part)) or "" for part in parts)]).lower()
+
+
+def all_parts(objective: Objective) -> list[Objective]:
+    """The parts of an objective, and those that they wrap."""
+    found = []
+    for part in objective.parts:
+        inner = [getattr(part, field.name) for field in dataclasses.fields(part)]
+        found += [part, *(deep for value in inner if isinstance(value, Objective) for deep in all_parts(value))]
+    return found
 
 
 def markdown() -> str:
@@ -41,20 +85,21 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def show_methods(console: Any) -> None:
-    """Prints every method by family: what it does, and below it its source, what it reads and trains, and its objective."""
+def show_methods(console: Any, names: Iterable[str] = METHODS) -> None:
+    """Prints methods by family: what each does, and below it its source, what it reads and trains, and its objective."""
     from rich.padding import Padding
     from rich.text import Text
 
     family = None
-    for name, paper, of_family, read, trained, objective, summary in rows():
+    for name, paper, of_family, read, trained, objective, summary in rows(names):
         if of_family != family:
             family = of_family
             console.print(f"\n[bold]{family}[/bold]")
         console.print(f"{name:<20}{summary}", highlight=False, soft_wrap=True)
         facts = [paper, f"reads {read}", "" if trained == "–" else f"trains {trained}", objective]
         console.print(Padding(Text("; ".join(filter(None, facts)), "dim"), (0, 0, 0, 20)))
-    console.print(f"\n{len(METHODS)} methods. `kdjax methods NAME` explains one, with its formula and hyperparameters.")
+    count = f"{len(list(names))} of {len(METHODS)}" if list(names) != list(METHODS) else str(len(METHODS))
+    console.print(f"\n{count} methods. `kdjax methods NAME` explains one, with its formula and hyperparameters.")
 
 
 def show_method(name: str, console: Any) -> None:

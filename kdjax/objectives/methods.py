@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from kdjax.objectives.base import Method
+from kdjax.objectives.base import Method, Objective
 from kdjax.objectives.features import classifier_reuse, factor, fsp, ofd, projection, review, semckd, stages
 from kdjax.objectives.logits import (
     control_variate,
@@ -19,6 +19,7 @@ from kdjax.objectives.logits import (
 )
 from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.tokens import divergences
+from kdjax.references import is_reference, load_reference
 
 FILES = (
     supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads,
@@ -36,9 +37,35 @@ METHODS: dict[str, Method] = dict(
 
 
 def method(name: str) -> Method:
-    """The method called `name`; an unknown name is answered with the nearest known one."""
+    """The method called `name`, or the user's own by reference, such as "my_method.py:mine".
+
+    Raises:
+      ValueError: there is none; the sentence names the nearest.
+    """
+    if is_reference(name):
+        return own_method(name)
     if name not in METHODS:
         near = get_close_matches(name, METHODS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}."
         raise ValueError(f"Unknown method {name!r}; {hint} `kdjax methods` lists them all.")
     return METHODS[name]
+
+
+def own_method(reference: str) -> Method:
+    """The method that a reference names: a `Method`, an objective, its class, or a function that returns one of these.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    found = load_reference(reference)
+    if callable(found):
+        try:
+            found = found()
+        except TypeError as error:
+            raise ValueError(f"{reference} must be called without arguments to be a method: {error}.") from error
+    if isinstance(found, Objective):
+        family = "logit" if any(read.startswith("teacher.") for part in found.parts for read in part.reads) else "labels"
+        return Method(found, family, f"of {reference}")
+    if not isinstance(found, Method):
+        raise ValueError(f"{reference} is a {type(found).__name__}; a method is an Objective, a sum of them, or a Method.")
+    return found

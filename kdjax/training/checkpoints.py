@@ -6,7 +6,6 @@ is. A finished network is saved apart, without the optimizer.
 
 import copy
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from kdjax.json_files import read_json, write_json
 from kdjax.training.processes import is_first
 from kdjax.training.state import TrainState, Variables, content_hash
 from kdjax.types import Tree
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+
+
+DAMAGED = "train that phase again"  # a finished network that cannot be read
 
 
 class CheckpointError(Exception):
@@ -129,21 +132,19 @@ def save_network(folder: Path, network: Variables, facts: dict[str, Any]) -> str
         checkpointer.save(Path(folder).absolute() / "weights", tree, force=True)
     meta = {**facts, "shapes": _shapes(tree)}
     if is_first():
-        temporary = Path(folder) / "network.json.tmp"
-        temporary.write_text(json.dumps(meta, indent=2))
-        temporary.rename(Path(folder) / "network.json")
+        write_json(Path(folder) / "network.json", meta)
     return facts["hash"]
 
 
 def load_network(folder: Path, template: Variables) -> tuple[Variables, dict[str, Any]]:
     """A network that `save_network` wrote, checked against the architecture of `template` and its own hash."""
     folder = Path(folder).absolute()
-    try:
-        meta = json.loads((folder / "network.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no finished network; give the folder of a phase that has ended."
-        ) from error
+    if not (folder / "network.json").exists():
+        raise CheckpointError(f"{folder} holds no finished network; give the folder of a phase that has ended.")
+    meta = read_json(folder / "network.json", CheckpointError, DAMAGED)
+    for key in ("shapes", "hash"):
+        if key not in meta:
+            raise CheckpointError(f"{folder / 'network.json'} is damaged: it has no {key!r}; {DAMAGED}.")
     tree = {"params": template.params, "state": template.state}
     _check_shapes(meta.pop("shapes"), _shapes(tree), folder)
     try:

@@ -1,5 +1,7 @@
 """What a person sees while a phase trains: a bar with time left and examples/s, or a line now and then."""
 
+import html
+import os
 import sys
 import time
 from typing import Protocol
@@ -106,6 +108,50 @@ class Bar:
             self._bar.stop()
 
 
+class Page:
+    """A bar in a notebook, drawn over itself."""
+
+    def __init__(self, seconds: float = 0.5):
+        self.seconds, self._shown, self._total = seconds, None, None
+
+    def start(self, name, step, total, batch_size, noun):
+        from IPython.display import HTML, display
+
+        self.name, self.step, self.noun, self.loss, self.metric, self.rate = name, step, noun, "compiling", "", ""
+        self._total, self._html, self._said = total, HTML, 0.0
+        self._shown = display(self._html(self._text()), display_id=True)
+
+    def advance(self, step):
+        self.step = step
+        if time.perf_counter() - self._said > self.seconds:
+            self._draw()
+
+    def show(self, metrics, rate):
+        self.loss = f"loss {metrics['loss']:.3f}"
+        self.rate = f"{rate:,.0f} {self.noun}/s" if rate else self.rate
+
+    def evaluated(self, said):
+        self.metric = said
+
+    def finish(self):
+        if self._shown is not None:
+            self._draw()
+        self._shown = None
+
+    def _draw(self):
+        self._said = time.perf_counter()
+        self._shown.update(self._html(self._text()))
+
+    def _text(self) -> str:
+        facts = (f"{self.step}/{self._total}", self.rate, self.loss, self.metric)
+        bar = f'<progress value="{self.step}" max="{self._total}"></progress>'
+        return f"<b>{html.escape(self.name)}</b> {bar} {html.escape(', '.join(filter(None, facts)))}"
+
+
 def make_progress() -> Progress:
-    """A bar on a terminal, lines elsewhere."""
-    return Bar() if sys.stdout.isatty() else Lines()
+    """A bar on a terminal or in a notebook, lines elsewhere; also where a notebook runs a command (`!kdjax`), for it shows every
+    state of a bar below the one before."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel"):
+        return Page()
+    return Bar() if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ else Lines()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.json_files import read_json, write_json
 from kdjax.types import Batch, ModelOutput
 
 DESCRIPTION = "description.json"
@@ -201,11 +202,9 @@ class TeacherCache:
     def _check(self, description: dict[str, Any]) -> None:
         path = self.folder / DESCRIPTION
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(description, indent=2))
-            temporary.rename(path)
+            write_json(path, description)
             return
-        there = json.loads(path.read_text())
+        there = read_json(path, CacheError, f"delete {self.folder}: what it held is computed again")
         for name in {**description, **there}:
             if there.get(name) != description.get(name):
                 raise CacheError(

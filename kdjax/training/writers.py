@@ -21,9 +21,9 @@ class MetricWriter:
         self.path = folder / "metrics.jsonl"
         rows = [] if resume_at is None else [row for row in read_metrics(self.path) if row["step"] <= resume_at]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1, flush_secs=30
         )
@@ -56,7 +56,7 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kdjax.experiment import Phase
-from kdjax.experiment.artifacts import evaluate_run, load_trained
+from kdjax.experiment.artifacts import evaluate_run
+from kdjax.experiment.trained import load_trained
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, SP, CrossEntropy

@@ -9,7 +9,8 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.experiment import ExperimentError
-from kdjax.experiment.artifacts import evaluate_run, load_trained
+from kdjax.experiment.artifacts import evaluate_run
+from kdjax.experiment.trained import load_trained
 from kdjax.experiment.config import load_config
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 
 from kdjax.data import load, make_splits
+from kdjax.references import is_reference
 from kdjax.tasks.classification.networks import Classifier, make_classifier
 from kdjax.tasks.classification.views import Views
 from kdjax.tasks.task import Dataset, NumberedViews, Task
@@ -86,8 +88,8 @@ class Classification(Task):
         return NumberedViews(views.num_views(), views.numbers, views.show, facts)
 
     def network(self, model: Classifier, dataset: Dataset, *, remat: bool = False) -> Network:
-        channels = dataset.shapes(1)["inputs"].shape[-1]
-        return make_classifier(model, dataset.info.num_classes, channels, remat=remat)
+        inputs = jax.eval_shape(self.evaluation_view, dataset.shapes(2)["inputs"])
+        return make_classifier(model, inputs, dataset.info.num_classes, remat=remat)
 
     def shrunk_network(self, model: Any) -> Any:
-        return dataclasses.replace(model, width=4)
+        return model if is_reference(model.name) else dataclasses.replace(model, width=4)

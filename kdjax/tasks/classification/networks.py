@@ -1,26 +1,55 @@
-"""Networks that classify images: those of the zoo."""
+"""Networks that classify images: those of the zoo, and the user's own."""
 
 import dataclasses
 
 from kdjax.models import from_nnx, zoo
+from kdjax.models.referenced import from_reference
+from kdjax.references import absolute, is_reference
 from kdjax.tasks.task import Model
-from kdjax.types import Network
+from kdjax.types import Network, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier(Model):
-    """A network of the zoo."""
+    """A network of the zoo, or of one's own."""
 
     name: str = "small_cnn"
-    """which network"""
+    """which network of the zoo; or one's own, as my_models.py:TinyNet or package.module:Class"""
     width: int = 0
     """channels of the first stage, where the network has that option; 0 for its own"""
+    options: tuple[str, ...] = ()
+    """arguments of one's own network, as depth=3"""
+    features: tuple[str, ...] = ()
+    """paths of the modules of one's own network that feature methods compare, as layers/0"""
+    embedding: str = ""
+    """path of the module of one's own network whose output methods of embeddings compare"""
+    preactivations: tuple[str, ...] = ()
+    """paths of modules whose output is taken before the activation, for methods that compare that"""
     batchnorm_groups: int = 1
     """runs of the batch's rows that BatchNorm normalises each by itself, whatever the hardware; 1 for the whole batch"""
 
 
-def make_classifier(model: Classifier, num_classes: int, channels: int, *, remat: bool = False) -> Network:
-    """The network for images of so many channels; `remat` as in `kdjax.models.zoo.build`."""
+    def __post_init__(self):
+        object.__setattr__(self, "name", absolute(self.name))  # a saved run is read from anywhere
+
+
+def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat: bool = False) -> Network:
+    """The network for inputs of these shapes; `remat` as in `kdjax.models.zoo.build`.
+
+    Raises:
+      ValueError: there is no such network, or it does not take these options.
+    """
+    channels = inputs.shape[-1]
+    if is_reference(model.name):
+        if remat:
+            raise ValueError(f"remat is for networks of the zoo; apply nnx.remat or nn.remat inside {model.name}.")
+        facts = {"num_classes": num_classes, "in_channels": channels, "image_size": inputs.shape[1]}
+        facts |= {"width": model.width} if model.width else {}
+        taps = {"features": model.features, "embedding": model.embedding or None, "preactivations": model.preactivations}
+        return from_reference(model.name, inputs, facts=facts, options=model.options, **taps)
+    for field in ("options", "features", "embedding", "preactivations"):
+        if getattr(model, field):
+            raise ValueError(f"{model.name} is of the zoo and says its features itself; leave its {field} empty.")
     options = {"num_classes": num_classes, "in_channels": channels, "width": model.width or None,
                "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
     name = f"{model.name} (width {model.width})" if model.width else model.name

@@ -1,0 +1,81 @@
+"""A finished network for other programs: its function as StableHLO, or its weights as safetensors or npz."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from kdjax.experiment.spec import ExperimentError
+from kdjax.experiment.trained import Trained
+
+Format = Literal["stablehlo", "safetensors", "npz"]
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(trained: Trained, form: Format, path: Path) -> None:
+    """Writes a finished network to a file.
+
+    Args:
+      trained: the network.
+      form: "stablehlo", the whole function with its weights, from inputs as the data set stores them, `[B, ...]` for any B, to
+        the output's fields, which `jax.export.deserialize(file.read_bytes()).call(inputs)` runs on CPU, GPU or TPU; or its
+        weights alone as "safetensors" or "npz", by path, those of "params/" and of "state/".
+      path: of the file, which is not overwritten.
+
+    Raises:
+      ExperimentError: there is a file, or a package is missing.
+    """
+    if path.exists():
+        raise ExperimentError(f"{path} exists; name another file with --to.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = as_stablehlo(trained) if form == "stablehlo" else as_weights(trained, form)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(written)
+    temporary.rename(path)
+
+
+def as_stablehlo(trained: Trained) -> bytes:
+    """The function with its weights inside, for any batch size on any platform."""
+    try:
+        import flatbuffers  # noqa: F401  jax.export needs it and does not ask for it
+    except ImportError as error:
+        raise ExperimentError("StableHLO needs flatbuffers; run pip install 'kdjax[export]'.") from error
+    from jax import export as jax_export
+
+    scope = jax_export.SymbolicScope()
+    batch = jax_export.symbolic_shape("b", scope=scope)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), trained.inputs)
+
+    def function(inputs):
+        said = trained(inputs)
+        return {name: value for name, value in vars(said).items() if jax.tree.leaves(value)}
+
+    return jax_export.export(jax.jit(function), platforms=PLATFORMS)(inputs).serialize()
+
+
+def as_weights(trained: Trained, form: str) -> bytes:
+    """The weights by path."""
+    tree = {"params": trained.variables.params, "state": trained.variables.state}
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    }
+    if form == "npz":
+        import io
+
+        file = io.BytesIO()
+        np.savez(file, **flat)
+        return file.getvalue()
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise ExperimentError("safetensors is not installed; run pip install 'kdjax[export]'.") from error
+    shapes = {name: f"{x.dtype}{list(x.shape[1:])}" for name, x in _named(trained.inputs).items()}
+    return save(flat, metadata={"network": trained.network.name, "inputs": json.dumps(shapes), "writer": "kdjax"})
+
+
+def _named(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") or "inputs": leaf for path, leaf in leaves}

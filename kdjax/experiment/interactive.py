@@ -1,0 +1,152 @@
+"""Runs and comparisons from Python, as the commands do them; what they return shows itself in a notebook."""
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdjax.experiment import tables
+from kdjax.experiment.compare import compare as run_comparison
+from kdjax.experiment.config import by_method, load_config
+from kdjax.experiment.folder import check_place
+from kdjax.experiment.program import Builder
+from kdjax.experiment.report import embedded, listed, write_report
+from kdjax.experiment.run import run as run_experiment
+from kdjax.experiment.spec import Experiment
+from kdjax.experiment.trained import Trained, load_trained
+from kdjax.references import label
+from kdjax.training.progress import Progress, make_progress
+
+
+class Results(dict):
+    """The result of every phase by name.
+
+    Attributes:
+      experiment, folder: what was run, and where its files are.
+    """
+
+    def __init__(self, results: dict[str, Any], experiment: Experiment, folder: Path):
+        super().__init__(results)
+        self.experiment, self.folder = experiment, folder
+
+    def trained(self, phase: str | None = None) -> Trained:
+        """A network of the run, the student if no phase is named, as a function from inputs to its output."""
+        return load_trained(self.folder, phase)
+
+    def __repr__(self):
+        return _text(lambda console: tables.show_results(self.experiment, self, self.folder, console))
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+class Comparison(dict):
+    """A comparison as data.
+
+    Attributes:
+      experiment, folder: what was compared, and where its files are; `report` is the page.
+    """
+
+    def __init__(self, comparison: dict[str, Any], experiment: Experiment, folder: Path, report: Path):
+        super().__init__(comparison)
+        self.experiment, self.folder, self.report = experiment, folder, report
+
+    def __repr__(self):
+        return _text(lambda console: tables.show_comparison(self, self.experiment.data, console))
+
+    def _repr_html_(self):
+        task = self.experiment.data
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in tables.headings(self, task))
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in tables.rows_of(self, task))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        said = listed((*tables.verdicts(self, task), *tables.shared_note(self)))
+        picture = embedded("Where every seed ended", "by method, a dot a seed", self.folder / "comparison.png")
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{said}</ul>{picture}"
+
+
+def run(
+    config: Experiment | str | Path,
+    *,
+    method: str | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Runs an experiment: its teacher, then its student.
+
+    Args:
+      config: an `Experiment`; or a config's file or name, as on the command line.
+      method: objective of the student, one of `kdjax methods` or a reference to one's own; the config's own if not given.
+      folder: of the run; `runs/NAME` if not given, with the method behind it.
+      resume: go on with the run that is there.
+      overwrite: delete the run that is there.
+      data_dir: folder of prepared data sets; that of TFDS if not given.
+      progress: what a person sees; a bar on a terminal or in a notebook if not given.
+
+    Raises:
+      ExperimentError, DataError, TrainingError, CheckpointError: what is wrong, in one sentence.
+    """
+    experiment = _experiment(config, method)
+    folder = _place(folder, "-".join([experiment.name, *([label(method)] if method else [])]))
+    results = run_experiment(
+        experiment, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir), progress=progress or make_progress(),
+    )  # fmt: skip
+    return Results(results, experiment, folder)
+
+
+def compare(
+    config: Experiment | str | Path,
+    methods: Sequence[str] = ("labels", "kd", "dkd"),
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    together: bool = False,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = print,
+) -> Comparison:
+    """Trains the student by several methods and seeds at equal budget, and writes a report.
+
+    Args:
+      config, folder, resume, overwrite, data_dir, progress: as in `run`.
+      methods: objectives to compare; "labels" is the baseline.
+      seeds: each method is trained once with each.
+      together: train the seeds of a method as one program.
+      announce: is told which run begins.
+
+    Raises:
+      ExperimentError, DataError, TrainingError, CheckpointError: what is wrong, in one sentence.
+    """
+    experiments = {label(name): _experiment(config, name) for name in methods}
+    first = next(iter(experiments.values()), None) or _experiment(config, None)
+    folder = _place(folder, f"{first.name}-compare")
+    comparison = run_comparison(
+        experiments, seeds, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir),
+        progress=progress or make_progress(), announce=announce, together=together,
+    )  # fmt: skip
+    return Comparison(comparison, first, folder, write_report(folder, comparison, first.data))
+
+
+def _experiment(config: Experiment | str | Path, method: str | None) -> Experiment:
+    if not isinstance(config, Experiment):
+        return load_config(str(config))(method)
+    return config if method is None else by_method(config, method)
+
+
+def _place(folder: str | Path | None, name: str) -> Path:
+    place = Path(folder or Path("runs") / name).expanduser()
+    check_place(place)
+    return place
+
+
+def _text(show: Callable[[Any], None]) -> str:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=140, highlight=False)
+    show(console)
+    return console.file.getvalue()

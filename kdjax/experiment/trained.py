@@ -1,0 +1,70 @@
+"""A finished network, to be used: its run folder is all that is needed, no data set and no step."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kdjax.experiment.artifacts import saved_experiment
+from kdjax.experiment.folder import network_folder
+from kdjax.experiment.networks import make_networks
+from kdjax.experiment.program import Builder
+from kdjax.experiment.spec import ExperimentError
+from kdjax.json_files import read_json
+from kdjax.tasks.facts import dataset_of
+from kdjax.training import Variables
+from kdjax.training.checkpoints import DAMAGED, load_network
+from kdjax.types import Network, Tree
+
+
+class Trained:
+    """A finished network as a pure function from inputs as the data set stores them to its output. Jit it like any other.
+
+    Attributes:
+      network, variables: what it is made of.
+      inputs: shapes of what it takes, with a batch axis of 1: images uint8 `[1, H, W, C]`, say.
+      seen: shapes of what the network sees of these, after normalisation.
+    """
+
+    def __init__(self, network: Network, variables: Variables, view: Callable[[Any], Any], inputs: Tree):
+        self.network, self.variables, self.inputs, self._view = network, variables, inputs, view
+        self.seen = jax.eval_shape(view, inputs)
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.network.apply(self.variables.params, self.variables.state, self._view(inputs), train=False)[0]
+
+    def __repr__(self):
+        return f"Trained({self.network.name})"
+
+
+def load_trained(folder: str | Path, phase: str | None = None, data_dir: str | None = None) -> Trained:
+    """A finished network of a run as a function from inputs to its output.
+
+    Args:
+      folder: run folder.
+      phase: which network; the last phase's, the student, if not given.
+      data_dir: folder of prepared data sets, for runs that were written before a network knew its data; else not read.
+
+    Raises:
+      ExperimentError, CheckpointError: there is no such network, or it is damaged.
+    """
+    folder = Path(folder).expanduser()
+    experiment = saved_experiment(folder)
+    chosen = experiment.phase(phase) if phase else experiment.student
+    place = network_folder(chosen, folder / chosen.name)
+    if not (place / "network.json").exists():
+        raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
+    facts = read_json(place / "network.json", ExperimentError, DAMAGED).get("data")
+    dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
+    try:
+        network = make_networks(experiment, chosen, dataset).deployment.network
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        Variables(*jax.eval_shape(network.init, jax.random.key(0))),
+    )
+    variables, _ = load_network(place, template)
+    return Trained(network, variables, experiment.data.evaluation_view, dataset.shapes(1)["inputs"])
