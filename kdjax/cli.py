@@ -166,7 +166,9 @@ def evaluate(argv):
 
 
 def export(argv):
-    parser = argparse.ArgumentParser("kdjax export", description="Writes a finished network to a file for other programs.")
+    parser = argparse.ArgumentParser(
+        "kdjax export", description="Writes a finished network to a file for other programs."
+    )
     parser.add_argument("run", help="run folder")
     parser.add_argument("--phase", default="", help="whose network; the student's if not given")
     parser.add_argument(
@@ -189,7 +191,9 @@ def export(argv):
 def methods(argv):
     parser = argparse.ArgumentParser("kdjax methods", description="Lists the methods, finds some, or explains one.")
     parser.add_argument(
-        "words", nargs="*", help="a method to explain; or words of its purpose, its paper's title, authors, venue or year"
+        "words",
+        nargs="*",
+        help="a method to explain; or words of its purpose, its paper's title, authors, venue or year",
     )
     words = parser.parse_args(argv).words
     from kdjax.objectives.catalogue import METHODS, find_methods, show_method, show_methods
@@ -205,7 +209,9 @@ def methods(argv):
 
 
 def configs(argv):
-    parser = argparse.ArgumentParser("kdjax configs", description="Lists the configs that come with kdjax, or copies one.")
+    parser = argparse.ArgumentParser(
+        "kdjax configs", description="Lists the configs that come with kdjax, or copies one."
+    )
     commands = parser.add_subparsers(dest="command")
     copy_parser = commands.add_parser("copy", help="copy one, to change it")
     copy_parser.add_argument("name", help="such as digits/smoke")

@@ -42,7 +42,9 @@ def load_reference(text: str) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {place}, which {text!r} names.") from error
     except Exception as error:
-        raise ValueError(f"{place}, which {text!r} names, cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{place}, which {text!r} names, cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -122,5 +124,7 @@ def write_options(values: dict[str, Any]) -> tuple[str, ...]:
         except (ValueError, SyntaxError):
             same = False
         if not same:
-            raise ValueError(f"{name}={value!r} is no number, text, truth value or tuple of these, so it cannot be saved.")
+            raise ValueError(
+                f"{name}={value!r} is no number, text, truth value or tuple of these, so it cannot be saved."
+            )
     return tuple(f"{name}={value!r}" for name, value in values.items())

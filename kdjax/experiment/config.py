@@ -24,9 +24,9 @@ Config = Callable[[str | None], Experiment]
 
 
 def load_config(path: str) -> Config:
-    """A function `method name or None -> Experiment` from a path.
+    """A function `method name or None -> Experiment` from a path, or from the name of a config that comes with kdjax.
 
-    The configs of kdjax are found by name, such as "digits/smoke", wherever it is installed. A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
+    A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
     as data, and nothing in it is executed.
     """
     place = Path(path).expanduser()

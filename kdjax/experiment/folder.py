@@ -53,7 +53,9 @@ def check_place(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():
-                raise ExperimentError(f"{place} is a file, so {folder} cannot be a run folder; choose another with --run.")
+                raise ExperimentError(
+                    f"{place} is a file, so {folder} cannot be a run folder; choose another with --run."
+                )
             return
 
 

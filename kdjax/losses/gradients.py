@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 
@@ -86,7 +87,7 @@ def project_conflict(auxiliary: Tree, main: Tree) -> Tree:
     )
 
 
-def scale_gradient(x: Tree, factor) -> Tree:
+def scale_gradient(x: Tree, factor: ArrayLike) -> Tree:
     r"""`x` itself, with its gradient multiplied by `factor`: whatever is computed from it pulls that much more, or back.
 
     A factor of -1 turns the gradient round, so that one optimizer descends by everything else and ascends by `x`. With

@@ -70,17 +70,23 @@ def _adapted(found: Any, inputs: Tree, name: str, taps: Mapping[str, Any]) -> Ne
 def _returned(function: Any, reference: str) -> type:
     """What a function says it returns. It is asked, for a saved run must not be able to call just anything."""
     if not callable(function):
-        raise ValueError(f"{reference} is a {type(function).__name__}; name a class of modules, or a function that makes one.")
+        raise ValueError(
+            f"{reference} is a {type(function).__name__}; name a class of modules, or a function that makes one."
+        )
     try:
         kind = typing.get_type_hints(function).get("return")
     except Exception:
         kind = None
     if not (isinstance(kind, type) and issubclass(kind, nnx.Module | nn.Module | Network)):
-        raise ValueError(f"{reference} does not say what it returns; write `-> nnx.Module`, or what it is, behind its arguments.")
+        raise ValueError(
+            f"{reference} does not say what it returns; write `-> nnx.Module`, or what it is, behind its arguments."
+        )
     return kind
 
 
-def _arguments(function: Callable, reference: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(
+    function: Callable, reference: str, known: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

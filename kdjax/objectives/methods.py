@@ -64,8 +64,12 @@ def own_method(reference: str) -> Method:
         except TypeError as error:
             raise ValueError(f"{reference} must be called without arguments to be a method: {error}.") from error
     if isinstance(found, Objective):
-        family = "logit" if any(read.startswith("teacher.") for part in found.parts for read in part.reads) else "labels"
+        family = (
+            "logit" if any(read.startswith("teacher.") for part in found.parts for read in part.reads) else "labels"
+        )
         return Method(found, family, f"of {reference}")
     if not isinstance(found, Method):
-        raise ValueError(f"{reference} is a {type(found).__name__}; a method is an Objective, a sum of them, or a Method.")
+        raise ValueError(
+            f"{reference} is a {type(found).__name__}; a method is an Objective, a sum of them, or a Method."
+        )
     return found

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses.detection import boxes
 
@@ -17,7 +18,14 @@ __all__ = ["atss_assign", "atss_threshold", "vlr_weights"]
 Array = jax.Array
 
 
-def atss_threshold(anchors, gts, level_sizes: Sequence[int], topk: int = 9, *, anchor_mask=None) -> Array:
+def atss_threshold(
+    anchors: ArrayLike,
+    gts: ArrayLike,
+    level_sizes: Sequence[int],
+    topk: int = 9,
+    *,
+    anchor_mask: ArrayLike | None = None,
+) -> Array:
     r"""The IoU from which an anchor counts as an object's own, set for each object by the anchors around it.
 
     $$\alpha_g = \mathrm{mean}(\mathrm{IoU}) + \mathrm{std}(\mathrm{IoU})$$
@@ -51,7 +59,13 @@ def atss_threshold(anchors, gts, level_sizes: Sequence[int], topk: int = 9, *, a
 
 
 def atss_assign(
-    anchors, gts, gt_mask, level_sizes: Sequence[int], *, topk: int = 9, anchor_mask=None
+    anchors: ArrayLike,
+    gts: ArrayLike,
+    gt_mask: ArrayLike,
+    level_sizes: Sequence[int],
+    *,
+    topk: int = 9,
+    anchor_mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     r"""Adaptive training sample selection: which object each anchor is trained on.
 
@@ -95,16 +109,16 @@ def atss_assign(
 
 
 def vlr_weights(
-    anchors,
-    gts,
-    gt_mask,
+    anchors: ArrayLike,
+    gts: ArrayLike,
+    gt_mask: ArrayLike,
     level_sizes: Sequence[int],
     *,
-    gamma=0.25,
+    gamma: ArrayLike = 0.25,
     overlap: Literal["iof_centre", "diou", "iou"] = "iof_centre",
     topk: int = 9,
     below_threshold: bool = True,
-    anchor_mask=None,
+    anchor_mask: ArrayLike | None = None,
 ) -> Array:
     r"""The valuable localization region: anchors around the positives whose boxes are still worth imitating.
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 
@@ -16,7 +17,7 @@ Array = jax.Array
 Overlap = Literal["iou", "iof", "giou", "diou", "ciou", "iof_centre"]
 
 
-def box_iou(boxes, others, *, kind: Overlap = "iou") -> Array:
+def box_iou(boxes: ArrayLike, others: ArrayLike, *, kind: Overlap = "iou") -> Array:
     r"""How much of two boxes is shared: intersection over union and its relatives, pair by pair.
 
     With $I$ the intersection, $U$ the union, $E$ the smallest box around both, $c$ its diagonal, $\rho$ the distance of
@@ -89,7 +90,7 @@ def box_iou(boxes, others, *, kind: Overlap = "iou") -> Array:
     return diou - jnp.where(differs, shape_gap**2 / jnp.where(differs, total, 1), 0)
 
 
-def pairwise_box_iou(boxes, others, *, kind: Overlap = "iou") -> Array:
+def pairwise_box_iou(boxes: ArrayLike, others: ArrayLike, *, kind: Overlap = "iou") -> Array:
     r"""`box_iou` of every box with every other.
 
     Args:
@@ -113,7 +114,7 @@ def pairwise_box_iou(boxes, others, *, kind: Overlap = "iou") -> Array:
     return box_iou(boxes[..., :, None, :], others[..., None, :, :], kind=kind)
 
 
-def distance2bbox(points, distances, *, max_shape: tuple[int, int] | None = None) -> Array:
+def distance2bbox(points: ArrayLike, distances: ArrayLike, *, max_shape: tuple[int, int] | None = None) -> Array:
     r"""Boxes from the distances of their edges to a point inside.
 
     $$(x - d_l,\; y - d_t,\; x + d_r,\; y + d_b)$$
@@ -142,7 +143,9 @@ def distance2bbox(points, distances, *, max_shape: tuple[int, int] | None = None
     return jnp.clip(boxes, 0, jnp.broadcast_to(jnp.array([width, height] * 2, boxes.dtype), boxes.shape))
 
 
-def bbox2distance(points, boxes, *, max_distance: float | None = None, margin: float = 0.1) -> Array:
+def bbox2distance(
+    points: ArrayLike, boxes: ArrayLike, *, max_distance: float | None = None, margin: float = 0.1
+) -> Array:
     r"""Distances from a point to the edges of a box, the inverse of `distance2bbox`.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.detection import boxes as box
@@ -19,14 +20,14 @@ Array = jax.Array
 
 
 def classifier_to_detector_kl(
-    student_logits,
-    teacher_logits,
-    mask,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    mask: ArrayLike,
     *,
-    temperature=2.0,
+    temperature: ArrayLike = 2.0,
     mode: Literal["softmax", "binary", "l1"] = "softmax",
     epsilon: float = 1e-10,
-    avg_factor=None,
+    avg_factor: ArrayLike | None = None,
 ) -> Array:
     r"""Pulls the classes of a detector's positive boxes towards those a classifier sees in the crop of their object.
 
@@ -83,7 +84,7 @@ def classifier_to_detector_kl(
     return jnp.sum(mask * temperature**2 * divergence, axis=-1) / avg_factor
 
 
-def crop_and_resize(image, boxes, size: int | tuple[int, int]) -> Array:
+def crop_and_resize(image: ArrayLike, boxes: ArrayLike, size: int | tuple[int, int]) -> Array:
     r"""Crops boxes out of an image and scales them to one size, bilinearly; differentiable by the boxes.
 
     Output column `i` of `n` samples the image at $x_1 + \frac{i + 1/2}{n} (x_2 - x_1) - \frac{1}{2}$, in pixels whose
@@ -125,16 +126,16 @@ def crop_and_resize(image, boxes, size: int | tuple[int, int]) -> Array:
 
 
 def crop_feature_l1(
-    pred_boxes,
-    target_boxes,
-    image,
+    pred_boxes: ArrayLike,
+    target_boxes: ArrayLike,
+    image: ArrayLike,
     teacher_features_fn: Callable | None,
     *,
     pool: int | None = 4,
     layers: tuple[str, ...] = ("obj", "stem"),
     size: int = 112,
-    mask=None,
-    avg_factor=None,
+    mask: ArrayLike | None = None,
+    avg_factor: ArrayLike | None = None,
 ) -> Array:
     r"""Pulls a predicted box to where a classifier sees in it what it sees in the true box.
 

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.detection import boxes as box
@@ -18,7 +19,7 @@ __all__ = ["box_regression", "distribution_focal", "gfl_terms", "integral", "qua
 Array = jax.Array
 
 
-def quality_focal(logits, labels, qualities, *, beta=2.0) -> Array:
+def quality_focal(logits: ArrayLike, labels: ArrayLike, qualities: ArrayLike, *, beta: ArrayLike = 2.0) -> Array:
     r"""Quality focal loss: pulls the score of the right class towards how well its box fits, and all others to 0.
 
     $$\sum_c \left| q_c - \sigma(z_c) \right|^{\beta} \left( -q_c \log \sigma(z_c) - (1 - q_c) \log \sigma(-z_c) \right)$$
@@ -60,7 +61,7 @@ def quality_focal(logits, labels, qualities, *, beta=2.0) -> Array:
     return jnp.sum(each, axis=-1)
 
 
-def distribution_focal(edge_logits, targets) -> Array:
+def distribution_focal(edge_logits: ArrayLike, targets: ArrayLike) -> Array:
     r"""Distribution focal loss: pulls the bins on both sides of an edge's true distance up, the nearer one more.
 
     $$-(l + 1 - t) \log p(l) - (t - l) \log p(l + 1), \qquad l = \lfloor t \rfloor$$
@@ -90,7 +91,7 @@ def distribution_focal(edge_logits, targets) -> Array:
     return jnp.where(inside, logspace.cross_entropy(shares, logspace.log_softmax(logits)), jnp.nan)
 
 
-def integral(edge_logits, *, bins=None) -> Array:
+def integral(edge_logits: ArrayLike, *, bins: ArrayLike | None = None) -> Array:
     r"""The distance that an edge's distribution stands for: its expectation.
 
     $$\sum_k b_k \, \mathrm{softmax}(z)_k$$
@@ -120,7 +121,9 @@ def integral(edge_logits, *, bins=None) -> Array:
     return jnp.sum(jnp.exp(logspace.log_softmax(logits)) * jnp.broadcast_to(bins, logits.shape), axis=-1)
 
 
-def box_regression(boxes, targets, *, kind: Literal["iou", "giou", "diou", "ciou"] = "giou") -> Array:
+def box_regression(
+    boxes: ArrayLike, targets: ArrayLike, *, kind: Literal["iou", "giou", "diou", "ciou"] = "giou"
+) -> Array:
     r"""Pulls a predicted box over its object, by how little the two overlap.
 
     $$1 - \mathrm{GIoU}(b, t), \qquad \text{or } -\log \mathrm{IoU}(b, t) \text{ for "iou"}$$
@@ -149,15 +152,15 @@ def box_regression(boxes, targets, *, kind: Literal["iou", "giou", "diou", "ciou
 
 
 def gfl_terms(
-    class_logits,
-    edge_logits,
-    labels,
-    target_boxes,
-    centres,
+    class_logits: ArrayLike,
+    edge_logits: ArrayLike,
+    labels: ArrayLike,
+    target_boxes: ArrayLike,
+    centres: ArrayLike,
     *,
-    stride,
-    label_weights=None,
-    num_positives=None,
+    stride: ArrayLike,
+    label_weights: ArrayLike | None = None,
+    num_positives: ArrayLike | None = None,
     box_weight: float = 2.0,
     edge_weight: float = 0.25,
 ) -> dict[str, Array]:

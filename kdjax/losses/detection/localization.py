@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.detection.dense import location_weights
@@ -13,7 +14,13 @@ Array = jax.Array
 
 
 def ld(
-    student_edge_logits, teacher_edge_logits, weights, *, temperature=10.0, loss_weight=0.25, avg_factor=4.0
+    student_edge_logits: ArrayLike,
+    teacher_edge_logits: ArrayLike,
+    weights: ArrayLike,
+    *,
+    temperature: ArrayLike = 10.0,
+    loss_weight: ArrayLike = 0.25,
+    avg_factor: ArrayLike = 4.0,
 ) -> Array:
     r"""Localization distillation: pulls the student's distribution over each edge's distance towards the teacher's.
 
@@ -60,7 +67,15 @@ def ld(
     return loss_weight / avg_factor * jnp.sum(weights * jnp.sum(by_edge, axis=-1), axis=-1)
 
 
-def dense_class_kd(student_cls, teacher_cls, mask, *, temperature=2.0, loss_weight=10.0, avg_factor=None) -> Array:
+def dense_class_kd(
+    student_cls: ArrayLike,
+    teacher_cls: ArrayLike,
+    mask: ArrayLike,
+    *,
+    temperature: ArrayLike = 2.0,
+    loss_weight: ArrayLike = 10.0,
+    avg_factor: ArrayLike | None = None,
+) -> Array:
     r"""Pulls the student's class probabilities at the chosen locations of a dense detector towards the teacher's.
 
     $$\frac{\lambda}{|P|} \sum_{i \in P} m_i \frac{T^2}{C} \sum_c p_t^T(c) \left( \log p_t^T(c) - \log p_s^T(c) \right)$$
@@ -101,19 +116,19 @@ def dense_class_kd(student_cls, teacher_cls, mask, *, temperature=2.0, loss_weig
 
 
 def ld_terms(
-    student_cls,
-    student_edge_logits,
-    teacher_cls,
-    teacher_edge_logits,
-    labels,
-    vlr,
+    student_cls: ArrayLike,
+    student_edge_logits: ArrayLike,
+    teacher_cls: ArrayLike,
+    teacher_edge_logits: ArrayLike,
+    labels: ArrayLike,
+    vlr: ArrayLike,
     *,
-    label_weights=None,
-    temperature=10.0,
-    class_temperature=2.0,
-    ld_weight=0.25,
-    vlr_weight=0.25,
-    class_weight=10.0,
+    label_weights: ArrayLike | None = None,
+    temperature: ArrayLike = 10.0,
+    class_temperature: ArrayLike = 2.0,
+    ld_weight: ArrayLike = 0.25,
+    vlr_weight: ArrayLike = 0.25,
+    class_weight: ArrayLike = 10.0,
 ) -> dict[str, Array]:
     r"""What localization distillation adds to the losses of a GFL head (`gfl_terms`), for the locations of one level.
 

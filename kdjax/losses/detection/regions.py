@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.detection import boxes
@@ -17,7 +18,12 @@ Array = jax.Array
 
 
 def tid_scores(
-    iou_max, cls_match_score, *, tau_pos, tau_neg, levels: tuple[float, float, float] = (2.0, 1.5, 0.4)
+    iou_max: ArrayLike,
+    cls_match_score: ArrayLike,
+    *,
+    tau_pos: ArrayLike,
+    tau_neg: ArrayLike,
+    levels: tuple[float, float, float] = (2.0, 1.5, 0.4),
 ) -> Array:
     r"""How much a location matters to both tasks of a detector, for one network: a score of its box times one of its class.
 
@@ -57,7 +63,9 @@ def tid_scores(
     return lax.stop_gradient(match * jnp.where(iou >= tau_pos, high, jnp.where(iou > tau_neg, middle, low)))
 
 
-def region_weighted_imitation(student_feat, teacher_feat, masks, weights) -> Array:
+def region_weighted_imitation(
+    student_feat: ArrayLike, teacher_feat: ArrayLike, masks: ArrayLike, weights: ArrayLike
+) -> Array:
     r"""Pulls the student's features towards the teacher's, region by region, each region with its own weight.
 
     $$\sum_m \frac{w_m}{N_m} \sum_{i \in m} \left\| f_s(i) - f_t(i) \right\|^2$$
@@ -105,7 +113,12 @@ def region_weighted_imitation(student_feat, teacher_feat, masks, weights) -> Arr
 
 
 def imitation_region(
-    anchors, gts, gt_mask, *, kind: Literal["finegrained", "inside"] = "finegrained", share=0.5
+    anchors: ArrayLike,
+    gts: ArrayLike,
+    gt_mask: ArrayLike,
+    *,
+    kind: Literal["finegrained", "inside"] = "finegrained",
+    share: ArrayLike = 0.5,
 ) -> Array:
     r"""Where the features of a detector are imitated: around its objects.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses.features import pooling
 
@@ -11,7 +12,7 @@ __all__ = ["at", "ft", "nst"]
 Array = jax.Array
 
 
-def at(student_features, teacher_features, *, p: int = 2, squared: bool = True) -> Array:
+def at(student_features: ArrayLike, teacher_features: ArrayLike, *, p: int = 2, squared: bool = True) -> Array:
     r"""Attention transfer: pulls the student's activity towards the positions where the teacher's is.
 
     With $A = \mathrm{vec}\big( \frac{1}{K} \sum_k f_k^p \big)$, one number a position:
@@ -46,7 +47,7 @@ def at(student_features, teacher_features, *, p: int = 2, squared: bool = True) 
     return jnp.mean(gap**2, axis=-1) if squared else _norm(gap)
 
 
-def ft(student_factors, teacher_factors, *, p1: int = 2, p2: int = 1) -> Array:
+def ft(student_factors: ArrayLike, teacher_factors: ArrayLike, *, p1: int = 2, p2: int = 1) -> Array:
     r"""Factor transfer: pulls the translator's factors of the student towards the paraphraser's of the teacher.
 
     With $A$ as for `at`, of the factors and with the power `p1`:
@@ -81,7 +82,7 @@ def ft(student_factors, teacher_factors, *, p1: int = 2, p2: int = 1) -> Array:
     return jnp.mean(size**p2, axis=-1)
 
 
-def nst(student_features, teacher_features) -> Array:
+def nst(student_features: ArrayLike, teacher_features: ArrayLike) -> Array:
     r"""Neuron selectivity transfer: pulls the distribution of the student's channel patterns towards the teacher's.
 
     Every channel is a sample $a$, its map divided by its L2 norm. With the kernel $k(a, b) = \langle a, b \rangle^2$ the

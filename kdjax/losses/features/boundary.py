@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses.features import pooling
 
@@ -10,7 +11,7 @@ __all__ = ["ab"]
 Array = jax.Array
 
 
-def ab(student_preactivations, teacher_preactivations, *, margin=1.0) -> Array:
+def ab(student_preactivations: ArrayLike, teacher_preactivations: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     r"""Activation boundaries: pulls each of the student's responses to the side of 0 on which the teacher's is, by a margin.
 
     $$\sum_{hwk} \begin{cases} \max(0, m + s)^2 & t \le 0 \\ \max(0, m - s)^2 & t > 0 \end{cases}$$

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.features.pooling import adaptive_average_pool
@@ -12,7 +13,7 @@ __all__ = ["simkd", "srrl"]
 Array = jax.Array
 
 
-def simkd(student_features, teacher_features) -> Array:
+def simkd(student_features: ArrayLike, teacher_features: ArrayLike) -> Array:
     r"""Reused classifier: pulls the student's last features, once projected, towards those that the teacher's classifier
     reads.
 
@@ -47,7 +48,9 @@ def simkd(student_features, teacher_features) -> Array:
     return jnp.mean((student - adaptive_average_pool(teacher, student.shape[1:3])) ** 2, axis=(1, 2, 3))
 
 
-def srrl(student_features, teacher_features, reused_logits, teacher_logits) -> Array:
+def srrl(
+    student_features: ArrayLike, teacher_features: ArrayLike, reused_logits: ArrayLike, teacher_logits: ArrayLike
+) -> Array:
     r"""Softmax regression: pulls the student's features, once connected to the teacher's channels, towards the teacher's
     pooled ones, and what the teacher's own classifier says of them towards what it says of the teacher's.
 

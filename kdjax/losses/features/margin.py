@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.features.pooling import adaptive_average_pool
@@ -17,7 +18,7 @@ Array = jax.Array
 RARE = 0.001
 
 
-def ofd(student_preactivations, teacher_preactivations, margin) -> Array:
+def ofd(student_preactivations: ArrayLike, teacher_preactivations: ArrayLike, margin: ArrayLike) -> Array:
     r"""Overhaul of feature distillation: pulls the student's features, before the activation and once projected to the
     teacher's channels, to the teacher's where those are positive, and elsewhere only down to them or to a margin.
 
@@ -64,7 +65,7 @@ def ofd(student_preactivations, teacher_preactivations, margin) -> Array:
     return jnp.sum(squares, axis=(1, 2, 3))
 
 
-def ofd_margin(scale, bias) -> Array:
+def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> Array:
     r"""The mean of a channel's negative values, as its BatchNorm's scale and bias tell: the margin of `ofd`.
 
     A BatchNorm's output is taken to be normal with mean $\mu$, the bias, and deviation $\sigma$, the scale's absolute

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 
@@ -12,7 +13,7 @@ __all__ = ["adaptive_average_pool"]
 Array = jax.Array
 
 
-def adaptive_average_pool(x, size: tuple[int, int]) -> Array:
+def adaptive_average_pool(x: ArrayLike, size: tuple[int, int]) -> Array:
     r"""Average pooling to a given size, whatever size comes in: each output cell is the mean of a window of the map.
 
     In each direction cell `i` of `n` averages rows `floor(i N / n)` to `ceil((i + 1) N / n)` of the map's `N`. Where `n`

@@ -5,6 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 
@@ -14,14 +15,14 @@ Array = jax.Array
 
 
 def srd(
-    student_feat,
-    teacher_feat,
+    student_feat: ArrayLike,
+    teacher_feat: ArrayLike,
     *,
     exponent: float = 4.0,
     mode: Literal["feature", "correlation"] = "feature",
     bn_eps: float = 1e-4,
     log_eps: float = 0.0,
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Simple recipe distillation: pulls the student's projected embedding towards the teacher's, both standardised.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.features.pooling import adaptive_average_pool
@@ -11,7 +12,7 @@ __all__ = ["hcl"]
 Array = jax.Array
 
 
-def hcl(student_features, teacher_features, *, levels: tuple[int, ...] = (4, 2, 1)) -> Array:
+def hcl(student_features: ArrayLike, teacher_features: ArrayLike, *, levels: tuple[int, ...] = (4, 2, 1)) -> Array:
     r"""Hierarchical context loss: pulls the student's map towards the teacher's, and coarser and coarser views of it.
 
     With $d_0$ the mean squared difference of the two maps, and $d_i$ that of the maps averaged to $l_i \times l_i$ cells:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.features.pooling import adaptive_average_pool
@@ -14,7 +15,9 @@ __all__ = ["batch_similarity", "semckd", "semckd_attention"]
 Array = jax.Array
 
 
-def semckd(student_features: Sequence[Sequence[Array]], teacher_features: Sequence[Array], attention) -> Array:
+def semckd(
+    student_features: Sequence[Sequence[Array]], teacher_features: Sequence[Array], attention: ArrayLike
+) -> Array:
     r"""Semantic calibration: pulls every stage of the student, through projections of its own, towards all stages of the
     teacher, each as much as an attention says.
 
@@ -59,7 +62,7 @@ def semckd(student_features: Sequence[Sequence[Array]], teacher_features: Sequen
     return value / counts[0]
 
 
-def semckd_attention(queries, keys, *, temperature=1.0) -> Array:
+def semckd_attention(queries: ArrayLike, keys: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     r"""The attention of `semckd`: for each example and stage of the student, a softmax over the stages of the teacher.
 
     $$\alpha_{ij} = \operatorname{softmax}_j \left( q_i^\top k_j / T \right)$$
@@ -92,7 +95,7 @@ def semckd_attention(queries, keys, *, temperature=1.0) -> Array:
     return jax.nn.softmax(energy / temperature[:, None, None], axis=-1)
 
 
-def batch_similarity(features, *, where=None, axis_name: str | None = None) -> Array:
+def batch_similarity(features: ArrayLike, *, where: ArrayLike | None = None, axis_name: str | None = None) -> Array:
     r"""Dot products of the features of every example with those of all examples of the batch.
 
     $$\langle f_i, f_j \rangle$$

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.features import pooling
@@ -11,7 +12,7 @@ __all__ = ["cwd", "fitnet", "mgd", "vid"]
 Array = jax.Array
 
 
-def fitnet(student_features, teacher_features) -> Array:
+def fitnet(student_features: ArrayLike, teacher_features: ArrayLike) -> Array:
     r"""Hints: pulls the student's features, once projected to the teacher's shape, towards the teacher's.
 
     $$\frac{1}{HWK} \sum_{hwk} \left( r(f_s) - f_t \right)^2$$
@@ -39,7 +40,7 @@ def fitnet(student_features, teacher_features) -> Array:
     return jnp.mean((student - teacher) ** 2, axis=tuple(range(1, student.ndim)))
 
 
-def mgd(generated_features, teacher_features) -> Array:
+def mgd(generated_features: ArrayLike, teacher_features: ArrayLike) -> Array:
     r"""Masked generative distillation: pulls what is generated from the student's masked features towards the teacher's.
 
     $$\sum_{hwk} \left( G(M \odot f_s) - f_t \right)^2$$
@@ -67,7 +68,7 @@ def mgd(generated_features, teacher_features) -> Array:
     return jnp.sum((student - teacher) ** 2, axis=tuple(range(1, student.ndim)))
 
 
-def vid(predicted_mean, teacher_features, variance) -> Array:
+def vid(predicted_mean: ArrayLike, teacher_features: ArrayLike, variance: ArrayLike) -> Array:
     r"""Variational information distillation: raises the likelihood of the teacher's features under a Gaussian.
 
     $$\frac{1}{HWK} \sum_{hwk} \tfrac{1}{2} \left( \frac{(\mu - f_t)^2}{\sigma_k^2} + \log \sigma_k^2 \right)$$
@@ -108,7 +109,7 @@ def vid(predicted_mean, teacher_features, variance) -> Array:
     return 0.5 * jnp.mean((mean - teacher) ** 2 / variance + jnp.log(variance), axis=tuple(range(1, mean.ndim)))
 
 
-def cwd(student_features, teacher_features, *, temperature=4.0) -> Array:
+def cwd(student_features: ArrayLike, teacher_features: ArrayLike, *, temperature: ArrayLike = 4.0) -> Array:
     r"""Channel-wise distillation: pulls where each of the student's channels is active towards where the teacher's is.
 
     With $\phi_k = \mathrm{softmax}_{hw}(f_k / T)$, the map of a channel as probabilities of the positions:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 
@@ -11,7 +12,7 @@ __all__ = ["binary_cross_entropy", "binary_kl", "binary_kl_norm"]
 Array = jax.Array
 
 
-def binary_cross_entropy(student_logits, targets) -> Array:
+def binary_cross_entropy(student_logits: ArrayLike, targets: ArrayLike) -> Array:
     r"""Multi-label learning: pulls the answer to "is it this class?" towards the target, for each class by itself.
 
     $$-\sum_c \left[ t(c) \log \sigma(z_s(c)) + (1 - t(c)) \log \sigma(-z_s(c)) \right]$$
@@ -49,7 +50,7 @@ def binary_cross_entropy(student_logits, targets) -> Array:
     return -jnp.sum(part(targets, student) + part(1 - targets, -student), axis=-1)
 
 
-def binary_kl(student_logits, teacher_logits, *, temperature=2.0) -> Array:
+def binary_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 2.0) -> Array:
     r"""Binary KL: pulls the student's answer to "is it this class?" towards the teacher's, for each class by itself.
 
     $$T^2 \sum_c \mathrm{KL}\left( \mathrm{Bern}(\sigma(z_t(c) / T)) \,\|\, \mathrm{Bern}(\sigma(z_s(c) / T)) \right)$$
@@ -86,7 +87,7 @@ def binary_kl(student_logits, teacher_logits, *, temperature=2.0) -> Array:
     return temperature**2 * jnp.sum(each, axis=-1)
 
 
-def binary_kl_norm(aux_student_logits, teacher_logits, *, temperature=2.0) -> Array:
+def binary_kl_norm(aux_student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 2.0) -> Array:
     r"""Binary KL of the gaps: pulls every logit of an auxiliary head to the teacher's own, whatever their size.
 
     $$T^2 \sum_c \mathrm{KL}\left( \mathrm{Bern}(\tfrac{1}{2}) \,\|\, \mathrm{Bern}(\delta(c)) \right),

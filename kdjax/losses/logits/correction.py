@@ -5,6 +5,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.logits.logit import kd, logit_mse
@@ -14,7 +15,7 @@ __all__ = ["kd_from_probs", "label_revision", "loca_calibrate", "loca_logits", "
 Array = jax.Array
 
 
-def swap_logits(teacher_logits, labels) -> Array:
+def swap_logits(teacher_logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""The teacher with the logits of its most likely class and of the label exchanged.
 
     A teacher that is right stays as it is. One that is wrong is then as sure of the label as it was of its own choice,
@@ -46,7 +47,9 @@ def swap_logits(teacher_logits, labels) -> Array:
     return jnp.where(_known(target), jnp.where(target, highest, swapped), jnp.nan)
 
 
-def rc(student_logits, teacher_logits, labels, *, temperature=4.0) -> Array:
+def rc(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, labels: ArrayLike, *, temperature: ArrayLike = 4.0
+) -> Array:
     r"""Self-correction: pulls the student towards its own prediction with the label's logit raised.
 
     $$\mathrm{kd}(z_s, \bar z), \qquad \bar z(y) = z_s(y) + \max_c z_s(c), \qquad \bar z(c) = z_s(c) \; (c \ne y)$$
@@ -84,14 +87,14 @@ def rc(student_logits, teacher_logits, labels, *, temperature=4.0) -> Array:
 
 
 def label_revision(
-    student_logits,
-    teacher_logits,
-    labels,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    lambda1=4.0,
-    lambda2=1.0,
-    eta=0.8,
-    where=None,
+    lambda1: ArrayLike = 4.0,
+    lambda2: ArrayLike = 1.0,
+    eta: ArrayLike = 0.8,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Pulls towards the teacher's logits where it is right, and towards a blend of teacher and label where it is not.
@@ -165,7 +168,7 @@ def label_revision(
     return jnp.where(kept & ~known, jnp.nan, value)
 
 
-def loca_calibrate(teacher_probs, labels, *, alpha) -> Array:
+def loca_calibrate(teacher_probs: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike) -> Array:
     r"""The teacher's probabilities with just enough of them given to the label to make it the most likely class.
 
     Where the most likely class $k$ is not the label, with $s = \alpha / (1 - p(y) + p(k))$:
@@ -203,7 +206,9 @@ def loca_calibrate(teacher_probs, labels, *, alpha) -> Array:
     return jnp.where(_known(target), jnp.where(label_prob < highest, calibrated, probs), jnp.nan)
 
 
-def loca_logits(teacher_logits, labels, *, alpha=0.95, temperature=1.0) -> Array:
+def loca_logits(
+    teacher_logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike = 0.95, temperature: ArrayLike = 1.0
+) -> Array:
     r"""Logits whose probabilities at `temperature` are `loca_calibrate`'s: those of the teacher, the label's raised.
 
     Where the most likely class $k$ is not the label, only the label's logit changes:
@@ -246,7 +251,9 @@ def loca_logits(teacher_logits, labels, *, alpha=0.95, temperature=1.0) -> Array
     return jnp.where(_known(target), jnp.where(target & wrong, raised[..., None], shifted), jnp.nan)
 
 
-def kd_from_probs(student_logits, teacher_probs, temperature=4.0, *, scale_by_t2: bool = True) -> Array:
+def kd_from_probs(
+    student_logits: ArrayLike, teacher_probs: ArrayLike, temperature: ArrayLike = 4.0, *, scale_by_t2: bool = True
+) -> Array:
     r"""Distillation from probabilities: pulls the student's softened class probabilities towards those given.
 
     $$T^2 \sum_c p(c) \left( \log p(c) - \log p_s^T(c) \right), \qquad p_s^T = \mathrm{softmax}(z_s / T)$$

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -16,13 +17,13 @@ Array = jax.Array
 
 
 def dist(
-    student_logits,
-    teacher_logits,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    beta=1.0,
-    gamma=1.0,
-    temperature=1.0,
-    where=None,
+    beta: ArrayLike = 1.0,
+    gamma: ArrayLike = 1.0,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""DIST: pulls towards the teacher's ordering of the classes, and of the examples within each class.
@@ -60,7 +61,12 @@ def dist(
 
 
 def dist_parts(
-    student_logits, teacher_logits, *, temperature=1.0, where=None, axis_name: str | None = None
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array]:
     r"""The two terms that `dist` weighs: how far rows, and columns, of the probabilities are from correlated.
 
@@ -110,12 +116,12 @@ def dist_parts(
 
 
 def clkd(
-    student_logits,
-    teacher_logits,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    beta=2.0,
+    beta: ArrayLike = 2.0,
     cc_mode: Literal["class_cov", "batch_outer", "gram"] = "class_cov",
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Array]:
     r"""CLKD: pulls the direction of the logits, example by example and class by class, and their correlations.

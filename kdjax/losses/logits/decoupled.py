@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -10,7 +11,15 @@ __all__ = ["dkd", "dkd_parts", "nkd", "rld", "rld_parts"]
 Array = jax.Array
 
 
-def dkd(student_logits, teacher_logits, labels, *, alpha=1.0, beta=8.0, temperature=4.0) -> Array:
+def dkd(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike = 1.0,
+    beta: ArrayLike = 8.0,
+    temperature: ArrayLike = 4.0,
+) -> Array:
     r"""Decoupled distillation: pulls towards the teacher's trust in the label, and towards its ranking of the rest.
 
     $$\alpha \, \mathrm{TCKD} + \beta \, \mathrm{NCKD}$$
@@ -49,7 +58,9 @@ def dkd(student_logits, teacher_logits, labels, *, alpha=1.0, beta=8.0, temperat
     return alpha * target_part + beta * other_part
 
 
-def dkd_parts(student_logits, teacher_logits, labels, *, temperature=4.0) -> tuple[Array, Array]:
+def dkd_parts(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, labels: ArrayLike, *, temperature: ArrayLike = 4.0
+) -> tuple[Array, Array]:
     r"""The two divergences that `dkd` weighs, both times `T^2`.
 
     Target class: between the two-class distributions $b = (p^T(y), 1 - p^T(y))$. Non-target classes: between the
@@ -93,7 +104,14 @@ def dkd_parts(student_logits, teacher_logits, labels, *, temperature=4.0) -> tup
 
 
 def rld(
-    student_logits, teacher_logits, labels, *, alpha=1.0, beta=8.0, temperature=4.0, alpha_temperature=None
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike = 1.0,
+    beta: ArrayLike = 8.0,
+    temperature: ArrayLike = 4.0,
+    alpha_temperature: ArrayLike | None = None,
 ) -> Array:
     r"""Refined logits: pulls the label's probability to the teacher's highest, and the classes below the label in line.
 
@@ -137,7 +155,12 @@ def rld(
 
 
 def rld_parts(
-    student_logits, teacher_logits, labels, *, temperature=4.0, alpha_temperature=None
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 4.0,
+    alpha_temperature: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     r"""The two divergences that `rld` weighs, each times its squared temperature.
 
@@ -189,7 +212,14 @@ def rld_parts(
     return jnp.where(known, confidence_part, jnp.nan), jnp.where(known, correlation_part, jnp.nan)
 
 
-def nkd(student_logits, teacher_logits, labels, *, gamma=1.5, temperature=1.0) -> Array:
+def nkd(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: ArrayLike = 1.5,
+    temperature: ArrayLike = 1.0,
+) -> Array:
     r"""Normalised distillation: pulls towards the label as much as the teacher trusts it, and to its shares of the rest.
 
     With $q$ the softmax over all classes but the label:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -12,7 +13,9 @@ __all__ = ["hard_label", "kd", "logit_mse"]
 Array = jax.Array
 
 
-def kd(student_logits, teacher_logits, *, temperature=4.0, scale_by_t2: bool = True) -> Array:
+def kd(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 4.0, scale_by_t2: bool = True
+) -> Array:
     r"""Knowledge distillation: pulls the student's softened class probabilities towards the teacher's.
 
     $$T^2 \sum_c p_t^T(c) \left( \log p_t^T(c) - \log p_s^T(c) \right), \qquad p^T = \mathrm{softmax}(z / T)$$
@@ -50,7 +53,11 @@ def kd(student_logits, teacher_logits, *, temperature=4.0, scale_by_t2: bool = T
 
 
 def logit_mse(
-    student_logits, teacher_logits, *, center: bool = False, class_reduction: Literal["sum", "mean"] = "sum"
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    center: bool = False,
+    class_reduction: Literal["sum", "mean"] = "sum",
 ) -> Array:
     r"""Logit matching: pulls the student's logits themselves towards the teacher's.
 
@@ -93,7 +100,7 @@ def logit_mse(
     return value / count if class_reduction == "mean" else value
 
 
-def hard_label(student_logits, teacher_logits) -> Array:
+def hard_label(student_logits: ArrayLike, teacher_logits: ArrayLike) -> Array:
     r"""Pulls the student towards the teacher's single most likely class.
 
     $$-\log p_s(\hat y), \qquad \hat y = \arg\max_c z_t(c)$$

@@ -1,8 +1,11 @@
 """More than one teacher, and none: several at once, an ensemble as one, and noise in a teacher's place."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -11,7 +14,13 @@ __all__ = ["ensemble_logits", "multi_teacher_kd", "random_teacher_logits"]
 Array = jax.Array
 
 
-def multi_teacher_kd(student_logits, teacher_logits, *, weights=None, temperature=4.0) -> Array:
+def multi_teacher_kd(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike | Sequence[ArrayLike],
+    *,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike = 4.0,
+) -> Array:
     r"""Distillation from M teachers: pulls towards each of them, by its weight.
 
     $$T^2 \sum_k w_k \, \mathrm{KL}(p_{t,k}^T \| p_s^T)$$
@@ -60,7 +69,7 @@ def multi_teacher_kd(student_logits, teacher_logits, *, weights=None, temperatur
     return temperature**2 * jnp.sum(weights * divergences, axis=-1)
 
 
-def ensemble_logits(logits, *, axis: int = 0) -> Array:
+def ensemble_logits(logits: ArrayLike | Sequence[ArrayLike], *, axis: int = 0) -> Array:
     r"""Several networks as one: the log-probabilities of their average, which serve as its logits.
 
     $$z = \log \left( \frac{1}{M} \sum_m \mathrm{softmax}(z_m) \right)$$
@@ -98,7 +107,7 @@ def ensemble_logits(logits, *, axis: int = 0) -> Array:
     return total - jnp.log(jnp.asarray(members.shape[-1], logits.dtype))
 
 
-def random_teacher_logits(key, shape, scale=1.0) -> Array:
+def random_teacher_logits(key: ArrayLike, shape: tuple[int, ...], scale: ArrayLike = 1.0) -> Array:
     r"""A teacher that knows nothing: Gaussian noise in the place of logits, the control for what a teacher transfers.
 
     A loss that helps as much with these as with a trained teacher's logits regularises and teaches nothing.

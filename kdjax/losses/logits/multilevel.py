@@ -1,10 +1,12 @@
 """Multi-level logit distillation: example by example, between the examples of a batch, and between the classes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -24,14 +26,14 @@ class _View(NamedTuple):
 
 
 def mlld(
-    student_logits,
-    teacher_logits,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    student_logits_strong=None,
-    teacher_logits_strong=None,
+    student_logits_strong: ArrayLike | None = None,
+    teacher_logits_strong: ArrayLike | None = None,
     official: bool = False,
-    temperatures=(4.0, 3.0, 5.0, 2.0, 6.0),
-    where=None,
+    temperatures: Sequence[ArrayLike] = (4.0, 3.0, 5.0, 2.0, 6.0),
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Array]:
     r"""Multi-level logit distillation: pulls towards the teacher's predictions, and its likeness of examples and classes.
@@ -97,7 +99,12 @@ def mlld(
 
 
 def mlld_levels(
-    student_logits, teacher_logits, *, temperature=4.0, where=None, axis_name: str | None = None
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 4.0,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
 ) -> dict[str, Array]:
     r"""The three levels of `mlld` for one view at one temperature.
 

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -14,7 +15,7 @@ __all__ = ["fisher_diag", "second_order_kd", "weighted_repr"]
 Array = jax.Array
 
 
-def second_order_kd(student_logits, teacher_logits) -> Array:
+def second_order_kd(student_logits: ArrayLike, teacher_logits: ArrayLike) -> Array:
     r"""Second-order distillation: pulls the gaps between logits towards one common value, by the teacher's weights.
 
     $$\tfrac{1}{2} \mathrm{Var}_{c \sim p_t}\left( z_s(c) - z_t(c) \right)$$
@@ -56,7 +57,7 @@ def second_order_kd(student_logits, teacher_logits) -> Array:
     return jnp.where(jnp.any(excluded, axis=-1), jnp.inf, value)
 
 
-def weighted_repr(student_z, teacher_z, weight=None) -> Array:
+def weighted_repr(student_z: ArrayLike, teacher_z: ArrayLike, weight: ArrayLike | None = None) -> Array:
     r"""Weighted matching of representations: pulls the student's towards the teacher's, where the weight says it matters.
 
     $$\sum_j W_j \left( z_s(j) - z_t(j) \right)^2$$
@@ -104,10 +105,10 @@ def weighted_repr(student_z, teacher_z, weight=None) -> Array:
 
 def fisher_diag(
     teacher_head_fn: Callable[[Array], Array],
-    z_t,
+    z_t: ArrayLike,
     *,
     mode: Literal["exact", "sampled"] = "exact",
-    key=None,
+    key: ArrayLike | None = None,
 ) -> Array:
     r"""How much a teacher's answer hangs on each entry of its representation: the diagonal of the Fisher information.
 

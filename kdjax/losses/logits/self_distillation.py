@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -12,15 +13,15 @@ Array = jax.Array
 
 
 def uskd(
-    student_logits,
-    weak_logits,
-    labels,
+    student_logits: ArrayLike,
+    weak_logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    alpha=1.0,
-    beta=0.1,
-    mu=0.005,
+    alpha: ArrayLike = 1.0,
+    beta: ArrayLike = 0.1,
+    mu: ArrayLike = 0.005,
     official: bool = True,
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""USKD: trains on the label as far as the student already trusts it, and on Zipf's law for the other classes.

@@ -6,6 +6,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.logits.logit import kd
@@ -15,7 +16,7 @@ __all__ = ["standardize", "ttm", "uda_kd", "wsld", "wttm"]
 Array = jax.Array
 
 
-def ttm(student_logits, teacher_logits, *, gamma=0.1) -> Array:
+def ttm(student_logits: ArrayLike, teacher_logits: ArrayLike, *, gamma: ArrayLike = 0.1) -> Array:
     r"""Transformed teacher matching: pulls the student, as it is, towards the teacher's probabilities made flatter.
 
     $$\sum_c q(c) \left( \log q(c) - \log p_s(c) \right), \qquad q = p_t^\gamma / \textstyle\sum_c p_t(c)^\gamma$$
@@ -46,7 +47,7 @@ def ttm(student_logits, teacher_logits, *, gamma=0.1) -> Array:
     return _power_divergence(student_logits, teacher_logits, gamma)[0]
 
 
-def wttm(student_logits, teacher_logits, *, gamma=0.1) -> Array:
+def wttm(student_logits: ArrayLike, teacher_logits: ArrayLike, *, gamma: ArrayLike = 0.1) -> Array:
     r"""Weighted transformed teacher matching: `ttm` that counts the examples more on which the teacher is in doubt.
 
     $$\left( \sum_c p_t(c)^\gamma \right) \mathrm{TTM}$$
@@ -75,7 +76,9 @@ def wttm(student_logits, teacher_logits, *, gamma=0.1) -> Array:
     return weight * divergence
 
 
-def wsld(student_logits, teacher_logits, labels, *, temperature=2.0) -> Array:
+def wsld(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, labels: ArrayLike, *, temperature: ArrayLike = 2.0
+) -> Array:
     r"""Weighted soft labels: pulls towards the teacher, most where the student is worse at the label than the teacher.
 
     $$T^2 \, w \left( -\sum_c p_t^T(c) \log p_s^T(c) \right), \qquad
@@ -121,7 +124,7 @@ def wsld(student_logits, teacher_logits, labels, *, temperature=2.0) -> Array:
     return jnp.where(known, value, jnp.nan)
 
 
-def standardize(logits, *, eps=1e-7) -> Array:
+def standardize(logits: ArrayLike, *, eps: ArrayLike = 1e-7) -> Array:
     r"""Logits by their own measure: $(z - \mathrm{mean}(z)) / (\varepsilon + \mathrm{std}(z))$ of each row.
 
     Give both networks' standardised logits to any loss between logits: it then asks for the teacher's ranking and
@@ -163,14 +166,14 @@ def standardize(logits, *, eps=1e-7) -> Array:
 
 
 def uda_kd(
-    student_logits,
-    teacher_logits,
-    student_logits_aug,
-    teacher_logits_aug,
-    labels,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    student_logits_aug: ArrayLike,
+    teacher_logits_aug: ArrayLike,
+    labels: ArrayLike,
     *,
-    alpha=0.5,
-    temperature=5.0,
+    alpha: ArrayLike = 0.5,
+    temperature: ArrayLike = 5.0,
 ) -> Array:
     r"""Distillation on two views of an example, half and half, with its one label on both.
 

@@ -5,6 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -13,7 +14,14 @@ __all__ = ["stability_metric", "tf_kd_regularizer", "tf_kd_self"]
 Array = jax.Array
 
 
-def tf_kd_self(student_logits, teacher_logits, *, temperature=20.0, multiplier=1.0, official: bool = True) -> Array:
+def tf_kd_self(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 20.0,
+    multiplier: ArrayLike = 1.0,
+    official: bool = True,
+) -> Array:
     r"""Teacher-free distillation by self-training: pulls a network towards an earlier one of its own kind.
 
     $$\frac{m \, T^2}{C} \, \mathrm{KL}(p_t^T \| p_s^T)$$
@@ -52,7 +60,13 @@ def tf_kd_self(student_logits, teacher_logits, *, temperature=20.0, multiplier=1
 
 
 def tf_kd_regularizer(
-    student_logits, labels, *, temperature=20.0, multiplier=1.0, correct_prob=0.99, official: bool = True
+    student_logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 20.0,
+    multiplier: ArrayLike = 1.0,
+    correct_prob: ArrayLike = 0.99,
+    official: bool = True,
 ) -> Array:
     r"""Teacher-free distillation by a rule: pulls towards a teacher made by hand that is nearly always right.
 
@@ -108,7 +122,9 @@ def tf_kd_regularizer(
     return jnp.where(jnp.any(target, axis=-1), multiplier * divergence, jnp.nan)
 
 
-def stability_metric(probs, labels, num_classes: int, *, entry: Literal["vector", "label"] = "vector") -> Array:
+def stability_metric(
+    probs: ArrayLike, labels: ArrayLike, num_classes: int, *, entry: Literal["vector", "label"] = "vector"
+) -> Array:
     r"""How alike a network answers the examples of one class: 1 for always the same, less the more it varies.
 
     $$S = 1 - \frac{1}{K} \sum_c \frac{1}{n_c} \sum_{i \in c} \left\| p_i - \bar p_c \right\|^2$$

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.relations import pairs
@@ -28,21 +29,21 @@ Array = jax.Array
 
 
 def affinity_kd(
-    student_features,
-    teacher_features,
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
     *,
     affinity: str = "cosine",
     normalization: str = "none",
     loss: str = "smooth_l1",
     drop_diagonal: bool = False,
-    sigma=1.0,
-    constant=1.0,
+    sigma: ArrayLike = 1.0,
+    constant: ArrayLike = 1.0,
     degree: int = 2,
-    gamma=0.4,
+    gamma: ArrayLike = 0.4,
     order: int = 2,
-    temperature=1.0,
+    temperature: ArrayLike = 1.0,
     epsilon: float = 1e-7,
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Pulls the matrix of how alike the student finds the examples of a batch towards the teacher's.

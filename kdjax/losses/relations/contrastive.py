@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.logspace import log_sum_exp
@@ -15,7 +16,15 @@ __all__ = ["candidate_scores", "nce", "nce_normalizer"]
 Array = jax.Array
 
 
-def nce(positive, negatives, *, num_examples: int, log_normalizer=0.0, where=None, epsilon: float = 1e-7) -> Array:
+def nce(
+    positive: ArrayLike,
+    negatives: ArrayLike,
+    *,
+    num_examples: int,
+    log_normalizer: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
+    epsilon: float = 1e-7,
+) -> Array:
     r"""Noise-contrastive loss: pulls a positive's score up, and the negatives' down, until each can be told from noise.
 
     With $P(a) = e^a / Z$ and $K$ negatives drawn from $N$ examples of even chance,
@@ -62,7 +71,15 @@ def nce(positive, negatives, *, num_examples: int, log_normalizer=0.0, where=Non
     return matching + jnp.sum(jnp.where(kept, others + excess, 0), axis=-1)
 
 
-def nce_normalizer(positive, negatives, *, num_examples: int, where=None, rows=None, axis_name=None) -> Array:
+def nce_normalizer(
+    positive: ArrayLike,
+    negatives: ArrayLike,
+    *,
+    num_examples: int,
+    where: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""The constant of `nce`: $\log Z$ with $Z = N \cdot \mathrm{mean}(e^a)$ over all scores of a batch.
 
     CRD takes it from the first batch, one for each side, and keeps it.
@@ -103,7 +120,7 @@ def nce_normalizer(positive, negatives, *, num_examples: int, where=None, rows=N
     return jnp.where(count == 0, 0, total - jnp.log(jnp.maximum(count, 1)) + math.log(num_examples))
 
 
-def candidate_scores(embeddings, bank, candidates) -> Array:
+def candidate_scores(embeddings: ArrayLike, bank: ArrayLike, candidates: ArrayLike) -> Array:
     r"""Inner products of embeddings with chosen rows of a memory bank.
 
     Args:

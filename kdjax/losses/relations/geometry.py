@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.relations.affinity import affinity_kd
@@ -12,13 +13,13 @@ Array = jax.Array
 
 
 def rkd(
-    student_features,
-    teacher_features,
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
     *,
-    distance=25.0,
-    angle=50.0,
+    distance: ArrayLike = 25.0,
+    angle: ArrayLike = 50.0,
     squared: bool = False,
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Relational knowledge distillation: pulls the batch's distances and angles towards the teacher's, up to scale.
@@ -60,7 +61,12 @@ def rkd(
 
 
 def rkd_distance(
-    student_features, teacher_features, *, squared: bool = False, where=None, axis_name: str | None = None
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
+    *,
+    squared: bool = False,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     r"""RKD's distances: pulls the distance between any two examples, measured by the mean distance, to the teacher's.
 
@@ -103,7 +109,13 @@ def rkd_distance(
     )  # fmt: skip
 
 
-def rkd_angle(student_features, teacher_features, *, where=None, axis_name: str | None = None) -> Array:
+def rkd_angle(
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""RKD's angles: pulls the angle that any two examples make at a third towards the teacher's.
 
     With $e_{ij} = (f_j - f_i) / \lVert f_j - f_i \rVert$,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.relations import pairs
@@ -14,7 +15,13 @@ __all__ = ["cc", "cc_neighbours", "ickd", "pkt", "sp"]
 Array = jax.Array
 
 
-def sp(student_features, teacher_features, *, where=None, axis_name: str | None = None) -> Array:
+def sp(
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""Similarity-preserving: pulls together, and apart, the pairs of examples that the teacher has near, and far.
 
     With $Q$ the features as one row an example, $\hat G = Q Q^\top$, and $G$ its rows divided by their L2 norm:
@@ -55,7 +62,12 @@ def sp(student_features, teacher_features, *, where=None, axis_name: str | None 
 
 
 def pkt(
-    student_features, teacher_features, *, epsilon: float = 1e-7, where=None, axis_name: str | None = None
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
+    *,
+    epsilon: float = 1e-7,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     r"""Probabilistic knowledge transfer: pulls each example's distribution over its neighbours towards the teacher's.
 
@@ -99,13 +111,13 @@ def pkt(
 
 
 def cc(
-    student_features,
-    teacher_features,
+    student_features: ArrayLike,
+    teacher_features: ArrayLike,
     *,
-    gamma=0.4,
+    gamma: ArrayLike = 0.4,
     order: int = 2,
     normalize: bool = True,
-    where=None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> Array:
     r"""Correlation congruence with the Gaussian kernel's series: pulls the batch's kernel matrix towards the teacher's.
@@ -152,7 +164,13 @@ def cc(
     return Entries(x.kept, axis_name, None).row_mean((kernels[0] - kernels[1]) ** 2)
 
 
-def cc_neighbours(student_embeddings, teacher_embeddings, *, where=None, axis_name: str | None = None) -> Array:
+def cc_neighbours(
+    student_embeddings: ArrayLike,
+    teacher_embeddings: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Array:
     r"""What released benchmark codes call correlation congruence: punishes gaps that neighbours in the batch have in common.
 
     With $\delta_b = |e^s_b - e^t_b|$, entry by entry,
@@ -204,7 +222,7 @@ def cc_neighbours(student_embeddings, teacher_embeddings, *, where=None, axis_na
     return jnp.sum(x.rows * after, axis=-1) * count / jnp.maximum(count - 1, 1)
 
 
-def ickd(student_features, teacher_features) -> Array:
+def ickd(student_features: ArrayLike, teacher_features: ArrayLike) -> Array:
     r"""Inter-channel correlation: pulls how alike the channels of one example's map are towards the teacher's.
 
     With $F$ an example's map as one row a channel, $\hat G = F F^\top$, and $G$ its rows divided by their L2 norm:

@@ -11,6 +11,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -22,7 +23,13 @@ Array = jax.Array
 FAR = 30.0
 
 
-def forward_kl(student_logits, teacher_logits, *, temperature=1.0, cross_entropy_form: bool = False) -> Array:
+def forward_kl(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    cross_entropy_form: bool = False,
+) -> Array:
     r"""Forward KL: pulls the student to cover all that the teacher believes in.
 
     $$\mathrm{KL}(p_t \| p_s) = \sum_v p_t(v) \left( \log p_t(v) - \log p_s(v) \right)$$
@@ -56,7 +63,7 @@ def forward_kl(student_logits, teacher_logits, *, temperature=1.0, cross_entropy
     return _sum(jnp.exp(log_t) * (-log_s if cross_entropy_form else log_t - log_s), kept)
 
 
-def reverse_kl(student_logits, teacher_logits, *, temperature=1.0) -> Array:
+def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     r"""Reverse KL: pulls the student away from what the teacher does not believe in.
 
     $$\mathrm{KL}(p_s \| p_t) = \sum_v p_s(v) \left( \log p_s(v) - \log p_t(v) \right)$$
@@ -84,7 +91,9 @@ def reverse_kl(student_logits, teacher_logits, *, temperature=1.0) -> Array:
     return _sum(jnp.exp(log_s) * (log_s - log_t), kept)
 
 
-def symmetric_kl(student_logits, teacher_logits, *, alpha=0.9, temperature=1.0) -> Array:
+def symmetric_kl(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, *, alpha: ArrayLike = 0.9, temperature: ArrayLike = 1.0
+) -> Array:
     r"""Both divergences at once: $(1 - \alpha) \, \mathrm{KL}(p_t \| p_s) + \alpha \, \mathrm{KL}(p_s \| p_t)$.
 
     Args:
@@ -111,7 +120,14 @@ def symmetric_kl(student_logits, teacher_logits, *, alpha=0.9, temperature=1.0) 
     return _both(student, teacher_logits, temperature, checks.per_example(alpha, student, "alpha", above=0, below=1))
 
 
-def jsd(student_logits, teacher_logits, *, beta=0.5, temperature=1.0, normalized: bool = False) -> Array:
+def jsd(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    beta: ArrayLike = 0.5,
+    temperature: ArrayLike = 1.0,
+    normalized: bool = False,
+) -> Array:
     r"""Generalised Jensen-Shannon divergence: pulls the student to the teacher by way of their mixture.
 
     $$\beta \, \mathrm{KL}(p_t \| m) + (1 - \beta) \, \mathrm{KL}(p_s \| m), \qquad m = \beta p_t + (1 - \beta) p_s$$
@@ -159,7 +175,14 @@ def jsd(student_logits, teacher_logits, *, beta=0.5, temperature=1.0, normalized
     return jnp.where(low | high, _both(student_logits, teacher_logits, temperature, jnp.where(high, 1, 0)), value)
 
 
-def skew_fkl(student_logits, teacher_logits, *, alpha=0.1, temperature=1.0, cross_entropy_form: bool = False) -> Array:
+def skew_fkl(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.1,
+    temperature: ArrayLike = 1.0,
+    cross_entropy_form: bool = False,
+) -> Array:
     r"""Skew forward KL: pulls like the forward KL, but never harder than a little of the teacher mixed in allows.
 
     $$\mathrm{KL}(p_t \| m), \qquad m = \alpha p_t + (1 - \alpha) p_s$$
@@ -193,7 +216,9 @@ def skew_fkl(student_logits, teacher_logits, *, alpha=0.1, temperature=1.0, cros
     return -_sum(jnp.exp(log_t) * (gap + log_t if cross_entropy_form else gap), kept)
 
 
-def skew_rkl(student_logits, teacher_logits, *, alpha=0.1, temperature=1.0) -> Array:
+def skew_rkl(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, *, alpha: ArrayLike = 0.1, temperature: ArrayLike = 1.0
+) -> Array:
     r"""Skew reverse KL: pulls like the reverse KL, but never harder than a little of the student mixed in allows.
 
     $$\mathrm{KL}(p_s \| m), \qquad m = (1 - \alpha) p_t + \alpha p_s$$
@@ -224,7 +249,7 @@ def skew_rkl(student_logits, teacher_logits, *, alpha=0.1, temperature=1.0) -> A
     return -_sum(jnp.exp(log_s) * _log_mixture(log_t - log_s, alpha, 1 - alpha), kept)
 
 
-def tvd(student_logits, teacher_logits, *, temperature=1.0) -> Array:
+def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
     r"""Total variation distance: pulls alike on every token that is wrong: $\tfrac{1}{2} \sum_v |p_t(v) - p_s(v)|$.
 
     Args:
@@ -251,7 +276,9 @@ def tvd(student_logits, teacher_logits, *, temperature=1.0) -> Array:
     return 0.5 * _sum(gap * jnp.sign(gap), kept)  # the slope of jnp.abs at 0 is 1
 
 
-def akl(student_logits, teacher_logits, *, head_mass=0.5, temperature=1.0) -> Array:
+def akl(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, *, head_mass: ArrayLike = 0.5, temperature: ArrayLike = 1.0
+) -> Array:
     r"""Adaptive KL: pulls as the forward KL where the head of the vocabulary is wrong, as the reverse where the tail is.
 
     $$w \, \mathrm{KL}(p_t \| p_s) + (1 - w) \, \mathrm{KL}(p_s \| p_t), \qquad w = \frac{g_h}{g_h + g_r}$$

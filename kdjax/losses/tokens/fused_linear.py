@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks
 from kdjax.losses.tokens.fused_linear_parts import TERMS, Network, Setting, on_the_same_axes, sums
@@ -38,21 +39,21 @@ class FusedLinearKD(NamedTuple):
 
 
 def fused_linear_kd(
-    student_hidden,
-    student_head,
-    teacher_hidden,
-    teacher_head,
-    labels=None,
+    student_hidden: ArrayLike,
+    student_head: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_head: ArrayLike,
+    labels: ArrayLike | None = None,
     *,
     divergence: str = "forward_kl",
-    temperature=1.0,
-    alpha=0.1,
-    beta=0.5,
-    kd_weight=1.0,
-    ce_weight=1.0,
-    weights=None,
-    student_bias=None,
-    teacher_bias=None,
+    temperature: ArrayLike = 1.0,
+    alpha: ArrayLike = 0.1,
+    beta: ArrayLike = 0.5,
+    kd_weight: ArrayLike = 1.0,
+    ce_weight: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    student_bias: ArrayLike | None = None,
+    teacher_bias: ArrayLike | None = None,
     ignore_index: int = -100,
     chunk_size: int = 1024,
     axis_name: Hashable = None,

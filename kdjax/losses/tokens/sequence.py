@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 from kdjax.losses.tokens.divergences import akl, forward_kl, jsd, reverse_kl, skew_fkl, skew_rkl, symmetric_kl, tvd
@@ -20,15 +21,15 @@ DIVERGENCES = {
 
 
 def lm_kd(
-    student_logits,
-    teacher_logits,
-    mask=None,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     divergence: str = "forward_kl",
-    alpha=None,
-    beta=0.5,
-    temperature=1.0,
-    num_tokens=None,
+    alpha: ArrayLike | None = None,
+    beta: ArrayLike = 0.5,
+    temperature: ArrayLike = 1.0,
+    num_tokens: ArrayLike | None = None,
 ) -> Array:
     r"""Distillation of a language model: the mean over the tokens that count of a divergence of `kdjax.losses`.
 
@@ -78,7 +79,7 @@ def lm_kd(
     return jnp.sum(weights * values) / jnp.maximum(count, 1)
 
 
-def taid_target(student_logits, teacher_logits, t) -> Array:
+def taid_target(student_logits: ArrayLike, teacher_logits: ArrayLike, t: ArrayLike) -> Array:
     r"""The distribution that TAID aims at: between the student's own and the teacher's, interpolated as logits.
 
     $$q = \mathrm{softmax}\left( (1 - t) \, z_s + t \, z_t \right)$$
@@ -109,7 +110,7 @@ def taid_target(student_logits, teacher_logits, t) -> Array:
     return lax.stop_gradient(jnp.exp(logspace.log_softmax(mixed, where=kept)))
 
 
-def taid(student_logits, teacher_logits, *, t) -> Array:
+def taid(student_logits: ArrayLike, teacher_logits: ArrayLike, *, t: ArrayLike) -> Array:
     r"""Temporally adaptive interpolated distillation: pulls towards a target that sets out from the student itself.
 
     $$-\sum_v q(v) \log p_s(v), \qquad q = \mathrm{softmax}\left( (1 - t) \, z_s + t \, z_t \right)$$
@@ -179,7 +180,17 @@ def taid_init(t_start: float = 0.4) -> TAIDState:
     return TAIDState(jnp.asarray(t_start, jnp.float32), nothing, nothing, jnp.asarray(False))
 
 
-def taid_update(state: TAIDState, loss, step, total, *, t_start=0.4, t_end=1.0, alpha=5e-4, beta=0.99) -> TAIDState:
+def taid_update(
+    state: TAIDState,
+    loss: ArrayLike,
+    step: ArrayLike,
+    total: ArrayLike,
+    *,
+    t_start: ArrayLike = 0.4,
+    t_end: ArrayLike = 1.0,
+    alpha: ArrayLike = 5e-4,
+    beta: ArrayLike = 0.99,
+) -> TAIDState:
     r"""Moves TAID's target on: at least in step with the training, and faster while the loss falls.
 
     $$\delta = \frac{\ell_{prev} - \ell}{\ell_{prev} + 10^{-15}}, \quad m \leftarrow \beta m + (1 - \beta) \delta, \quad
@@ -223,7 +234,7 @@ def taid_update(state: TAIDState, loss, step, total, *, t_start=0.4, t_end=1.0, 
     return jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(loss), a, b).astype(b.dtype), following, state)
 
 
-def uld(student_logits, teacher_logits) -> Array:
+def uld(student_logits: ArrayLike, teacher_logits: ArrayLike) -> Array:
     r"""Universal logit distillation, for two vocabularies: pulls together how probability falls off, not on which tokens.
 
     $$\sum_i \left| p_t^{\downarrow}(i) - p_s^{\downarrow}(i) \right|$$

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kdjax.losses import checks, logspace
 
@@ -19,7 +20,7 @@ LEAST_OTHER = 1e-8
 LOWEST = -1e30
 
 
-def topk_signal(teacher_logits, k: int) -> tuple[Array, Array]:
+def topk_signal(teacher_logits: ArrayLike, k: int) -> tuple[Array, Array]:
     """What to store of a teacher for `topk_kl`: its `k` most likely tokens and their log-probabilities.
 
     Args:
@@ -52,13 +53,13 @@ def topk_signal(teacher_logits, k: int) -> tuple[Array, Array]:
 
 
 def topk_kl(
-    student_logits,
-    ids,
-    logprobs,
-    mask=None,
+    student_logits: ArrayLike,
+    ids: ArrayLike,
+    logprobs: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     missing: Literal["other_bucket", "renormalize"] = "other_bucket",
-    temperature=1.0,
+    temperature: ArrayLike = 1.0,
 ) -> Array:
     r"""Forward KL to a teacher of which only the `k` most likely tokens are stored.
 
@@ -154,7 +155,7 @@ def _log_normalizer(logits: Array, temperature: Array, counted: Array | None = N
     return top, jnp.log(jnp.where(total == 0, 1, total))
 
 
-def topk_teacher(student_logits, ids, logprobs) -> Array:
+def topk_teacher(student_logits: ArrayLike, ids: ArrayLike, logprobs: ArrayLike) -> Array:
     r"""A teacher of which only the top classes are known, made whole for any loss of logits.
 
     The classes that are not known share the rest of the probability as they share it in the student,

@@ -28,7 +28,6 @@ class Classifier(Model):
     batchnorm_groups: int = 1
     """runs of the batch's rows that BatchNorm normalises each by itself, whatever the hardware; 1 for the whole batch"""
 
-
     def __post_init__(self):
         object.__setattr__(self, "name", absolute(self.name))  # a saved run is read from anywhere
 
@@ -45,7 +44,11 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
             raise ValueError(f"remat is for networks of the zoo; apply nnx.remat or nn.remat inside {model.name}.")
         facts = {"num_classes": num_classes, "in_channels": channels, "image_size": inputs.shape[1]}
         facts |= {"width": model.width} if model.width else {}
-        taps = {"features": model.features, "embedding": model.embedding or None, "preactivations": model.preactivations}
+        taps = {
+            "features": model.features,
+            "embedding": model.embedding or None,
+            "preactivations": model.preactivations,
+        }
         return from_reference(model.name, inputs, facts=facts, options=model.options, **taps)
     for field in ("options", "features", "embedding", "preactivations"):
         if getattr(model, field):
