@@ -1,12 +1,13 @@
 """kdjax: knowledge distillation in JAX and Flax.
 
-`kdjax.run`, `kdjax.compare` and `kdjax.load_trained` are imported when they are asked for, so that `import kdjax.losses` costs
-no more than jax and chex.
+`kdjax.distill`, `kdjax.run`, `kdjax.compare` and `kdjax.load_trained` are imported when they are asked for, so that `import
+kdjax.losses` costs no more than jax and chex.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kdjax.experiment.distill import distill as distill
     from kdjax.experiment.interactive import compare as compare
     from kdjax.experiment.interactive import run as run
     from kdjax.experiment.trained import load_trained as load_trained
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compare": "kdjax.experiment.interactive",
+    "distill": "kdjax.experiment.distill",
     "load_trained": "kdjax.experiment.trained",
     "run": "kdjax.experiment.interactive",
 }
@@ -25,7 +27,7 @@ def __dir__() -> list[str]:
     return sorted((*_HOMES, *_ROOMS, "__version__"))
 
 
-def __getattr__(name: str):
+def _find(name: str):
     import importlib
 
     if name in _HOMES:
@@ -33,3 +35,7 @@ def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"kdjax.{name}")
     raise AttributeError(f"kdjax has no {name!r}; it has {', '.join(__dir__()[1:])}.")
+
+
+if not TYPE_CHECKING:  # a type checker knows what there is
+    __getattr__ = _find

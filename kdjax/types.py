@@ -5,7 +5,7 @@ This is the ground floor: it imports jax only.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ Tree = Any
 Axis = str | None  # None under plain jit; the name of the mapped axis under pmap or shard_map
 
 
+@dataclass_transform(frozen_default=True)
 def pytree(cls=None, *, static: tuple[str, ...] = ()):
     """Makes a frozen dataclass a pytree; the fields named in `static` are part of its structure, not leaves."""
 

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import (
     COMPARISON,
@@ -21,6 +23,7 @@ from kdjax.tasks.facts import facts_of
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import DAMAGED, load_network, save_network
 from kdjax.training.processes import by_first
+from kdjax.training.state import content_hash
 
 
 @dataclasses.dataclass
@@ -67,15 +70,38 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
         }
         builder.networks[source, program] = Finished(network, result)
     found = builder.networks[source, program]
+    record(place, found, f"The network in {source}")
+    return found
+
+
+def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finished]) -> Finished:
+    """Takes a network that was handed over with its weights as a phase's result, and evaluates it."""
+    network = program.networks.student
+    variables = program.compiled.runner.place(Variables(*network.init(jax.random.key(0))))
+    teaching = teacher_of(phase, finished)
+    teacher = None if teaching is None else teaching.network
+    result = {
+        "phase": phase.name,
+        "network": network.name,
+        "parameters": count_parameters(variables.params),
+        "last": {"step": 0, **program.evaluate(variables, teacher)},
+        "hash": content_hash(*jax.device_get((variables.params, variables.state))),
+    }
+    found = Finished(variables, result)
+    record(place, found, f"The network {network.name!r} that was handed over")
+    return found
+
+
+def record(place: Path, found: Finished, what: str) -> None:
+    """Writes the result of a network that was not trained here; one that is not the same as before is refused."""
     before = read_result(place)
     if before is not None and before["hash"] != found.result["hash"]:
         raise ExperimentError(
-            f"The network in {source} is not the one this run began with (hash {found.result['hash']}, was "
-            f"{before['hash']}); put that one back, or start anew with --overwrite."
+            f"{what} is not the one this run began with (hash {found.result['hash']}, was {before['hash']}); put that one "
+            "back, or start anew with --overwrite."
         )
     place.mkdir(parents=True, exist_ok=True)
     by_first(lambda: write_json(place / RESULT, found.result), ExperimentError)
-    return found
 
 
 def keep(

@@ -8,7 +8,7 @@ import jax
 
 from kdjax.data import DataError
 from kdjax.experiment.accounting import costs, readable, size, step_arguments
-from kdjax.experiment.networks import make_teacher, network_inputs
+from kdjax.experiment.networks import make_network, make_teacher, network_inputs
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
@@ -48,7 +48,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
         if dataset is None:
             continue
         try:
-            student = experiment.data.network(phase.network, dataset)
+            student = make_network(experiment.data, phase.network, dataset)
             teacher = make_teacher(experiment, phase, dataset)
         except (ValueError, ExperimentError) as error:
             report.problems.append(str(error))

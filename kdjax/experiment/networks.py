@@ -8,7 +8,8 @@ import jax
 from kdjax.experiment.spec import Experiment, Phase
 from kdjax.models import Freezer, FreezeReport, ensemble, output_shapes
 from kdjax.objectives import Bound, bind
-from kdjax.tasks import Dataset
+from kdjax.tasks import Dataset, Model, Task
+from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables
 from kdjax.training.deployment import Deployment, deploy
 from kdjax.training.teacher_cache import Storage
@@ -69,7 +70,7 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     """
     task = experiment.data
     inputs = network_inputs(experiment, dataset)
-    student = task.network(phase.network, dataset, remat=phase.remat)
+    student = make_network(task, phase.network, dataset, remat=phase.remat)
     teacher = make_teacher(experiment, phase, dataset)
     objective = bind(
         phase.objective,
@@ -87,6 +88,19 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     )  # fmt: skip
 
 
+def make_network(task: Task, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
+    """A network for a task's data: the task's own, or one that was handed over.
+
+    Raises:
+      ValueError: there is no such network.
+    """
+    if isinstance(model, GivenNetwork):
+        if remat:
+            raise ValueError(f"remat is for networks by name; apply nnx.remat or nn.remat inside {model.name}.")
+        return model.build(jax.eval_shape(task.evaluation_view, dataset.shapes(2)["inputs"]))
+    return task.network(model, dataset, remat=remat)
+
+
 def network_inputs(experiment: Experiment, dataset: Dataset) -> Tree:
     """Shapes of what a network sees of a batch of the experiment."""
     return jax.eval_shape(experiment.data.evaluation_view, dataset.shapes(experiment.data.batch_size)["inputs"])
@@ -96,7 +110,7 @@ def make_teacher(experiment: Experiment, phase: Phase, dataset: Dataset) -> Netw
     """The network that teaches a phase, an ensemble of several, or None."""
     models = [experiment.phase(name).network for name in phase.teachers]
     # Equal ones are one network, for the ensemble's sake.
-    made = {model: experiment.data.network(model, dataset) for model in models}
+    made = {model: make_network(experiment.data, model, dataset) for model in models}
     networks = [made[model] for model in models]
     return ensemble(networks) if len(networks) > 1 else next(iter(networks), None)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase
+from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase, take
 from kdjax.experiment.folder import open_run, read_result
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
@@ -59,6 +59,8 @@ def run(
         place.mkdir(exist_ok=True)
         if phase.weights:
             finished[phase.name] = adopt(program, phase, place, builder, finished)
+        elif phase.network.trained:
+            finished[phase.name] = take(program, phase, place, finished)
         elif read_result(place) is not None:
             finished[phase.name] = load_phase(program, place)
         else:

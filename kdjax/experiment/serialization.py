@@ -39,7 +39,8 @@ def to_data(value: Any) -> Any:
                 f"{name} cannot be saved as data: it is not one of kdjax's own kinds; `kdjax.tasks.register` makes a "
                 "task's known."
             )
-        fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        saved = [f.name for f in dataclasses.fields(value) if f.metadata.get("saved", True)]
+        fields = {name: to_data(getattr(value, name)) for name in saved}
         return {"kind": type(value).__name__, **fields}
     return [to_data(item) for item in value] if isinstance(value, tuple | list) else value
 
@@ -67,7 +68,7 @@ def from_data(data: Any, where: str = "experiment") -> Any:
             "imported before its experiments are read.)"
         )
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls) if field.metadata.get("saved", True)]
     values = {}
     for key, item in data.items():
         if key == "kind":

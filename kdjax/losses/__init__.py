@@ -6,6 +6,7 @@ so, one of the whole batch. Every module says in its `__all__` what it adds to t
 """
 
 import types as _types
+import typing as _typing
 from difflib import get_close_matches as _get_close_matches
 
 from kdjax.losses.detection.assignment import *
@@ -65,7 +66,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str):
+def _missing(name: str):
     if name.startswith("__"):
         raise AttributeError(name)
     plain = name.lower().removesuffix("_loss").removesuffix("loss").rstrip("_")
@@ -77,6 +78,10 @@ def __getattr__(name: str):
     else:
         mend = "`dir(kdjax.losses)` lists what there is."
     raise AttributeError(f"kdjax.losses has no {name!r}; {mend}")
+
+
+if not _typing.TYPE_CHECKING:  # for a type checker knows what there is
+    __getattr__ = _missing
 
 
 __all__ = sorted(

@@ -24,10 +24,16 @@ RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network by name. Every task has its own kind of this, with the options of its networks."""
+    """A network by name. Every task has its own kind of this, with the options of its networks.
+
+    Class attributes:
+      trained: whether it brings its weights, and is taken as it is instead of being trained.
+    """
 
     name: str = ""
     """which network"""
+
+    trained: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

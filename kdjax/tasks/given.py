@@ -1,0 +1,185 @@
+"""Networks and data that a program hands over, rather than names: what `kdjax.distill` makes of its arguments."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+from kdjax.data import DataError
+from kdjax.models import from_linen, from_nnx
+from kdjax.tasks.registry import register
+from kdjax.tasks.task import Dataset, Model, Task
+from kdjax.types import Array, DataInfo, MultiView, Network, Tree
+
+UNSAVED = {"saved": False}  # metadata of fields that a saved experiment does not hold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenNetwork(Model):
+    """A network at hand. Saved experiments hold its name only."""
+
+    trained: bool = False
+    """whether it has its weights already, and is taken as it is"""
+    network: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
+    """a Network, an NNX module or what makes one of `nnx.Rngs`, or a Linen module"""
+
+    def build(self, inputs: Tree) -> Network:
+        """The network for inputs of these shapes.
+
+        Raises:
+          ValueError: it is not at hand, or none of what it may be.
+        """
+        found = self.network
+        if found is None:
+            raise ValueError(
+                f"The network {self.name!r} was handed over by a program; run that again with resume=True, or give "
+                "kdjax.load_trained the network."
+            )
+        if isinstance(found, Network):
+            return found
+        if isinstance(found, nn.Module):
+            return from_linen(found, inputs)
+        if isinstance(found, nnx.Module) or callable(found):
+            return from_nnx(found)
+        raise ValueError(
+            f"{self.name!r} is a {type(found).__name__}; give an NNX module or its constructor, a Linen module, or a Network."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """Examples in memory.
+
+    Attributes:
+      name, split: for messages.
+      inputs: pytree of NumPy arrays `[N, ...]`.
+      targets: array `[N, ...]`, or several by name, or None.
+    """
+
+    name: str
+    split: str
+    inputs: Tree
+    targets: Any
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.inputs)[0])
+
+    def read(self, indices, *, inputs: bool = True, **_: Any) -> dict[str, Any]:
+        chosen = np.asarray(indices)
+        take = lambda tree: jax.tree.map(lambda x: x[chosen], tree)
+        return {"inputs": take(self.inputs) if inputs else None, "targets": take(self.targets)}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path((self.inputs, self.targets)):
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenData(Task):
+    """Examples at hand, each with a class, or with one for each of its elements. Saved experiments hold their fingerprint."""
+
+    fingerprint: str = ""
+    """of the examples: a run is gone on with only with the same"""
+    num_classes: int = 0
+    """number of classes"""
+    train: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
+    """`Arrays` to train on"""
+    test: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
+    """`Arrays` to evaluate on"""
+    preprocess: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
+    """`inputs [B, ...] -> what the networks see`, or None"""
+    augment: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
+    """`(key, inputs of one example) -> inputs`, for training, or None"""
+
+    def load(self, data_dir: str | None = None) -> Dataset:
+        if self.train is None:
+            raise DataError(
+                f"The examples {self.name!r} were handed over by a program; run that again with resume=True."
+            )
+        labels = self.train.targets if isinstance(self.train.targets, np.ndarray) else None
+        classes = labels if labels is not None and labels.ndim == 1 else None
+        rows = np.arange(len(self.train), dtype=np.int32)
+        info = DataInfo(self.num_classes, len(self.train), labels=classes)
+        return Dataset(
+            self.train, rows, np.ones(len(rows), bool), self.test, np.arange(len(self.test), dtype=np.int32), "test", info,
+            arrays=self.train.inputs, description=f"{self.num_classes} classes",
+        )  # fmt: skip
+
+    def train_views(self, inputs: Any, index: Array, epoch: Array, key: Array, *, names: tuple[str, ...]) -> Any:
+        if names != ("main",):
+            return super().train_views(inputs, index, epoch, key, names=names)
+        if self.augment is not None:
+            key = jax.random.fold_in(key, epoch)
+            inputs = jax.vmap(lambda i, one: self.augment(jax.random.fold_in(key, i), one))(index, inputs)
+        return MultiView({"main": self.evaluation_view(inputs)})
+
+    def evaluation_view(self, inputs: Any) -> Any:
+        return inputs if self.preprocess is None else self.preprocess(inputs)
+
+    def network(self, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
+        raise ValueError(f"The network {model.name!r} is no network at hand; hand one over.")
+
+
+def given_data(
+    train: tuple[Tree, Any], test: tuple[Tree, Any], *, num_classes: int | None = None, name: str = "given",
+    preprocess: Callable[[Any], Any] | None = None, augment: Callable[[Array, Any], Any] | None = None,
+    batch_size: int = 128, eval_batch_size: int = 512,
+) -> GivenData:  # fmt: skip
+    """A task of arrays at hand.
+
+    Args:
+      train, test: `(inputs, labels)` each: a pytree of arrays `[N, ...]`, and classes `[N]` or `[N, L]` of integers.
+      num_classes: the largest label and one, if not given.
+      name: for reports.
+      preprocess, augment: see `GivenData`.
+      batch_size, eval_batch_size: examples in a step.
+
+    Raises:
+      DataError: arrays of different lengths, or labels that are no classes.
+    """
+    splits = {}
+    for split, (inputs, labels) in {"train": train, "test": test}.items():
+        inputs, labels = jax.tree.map(np.asarray, inputs), np.asarray(labels)
+        sizes = sorted({len(leaf) for leaf in jax.tree.leaves((inputs, labels))})
+        if len(sizes) != 1 or sizes[0] == 0:
+            raise DataError(
+                f"The arrays of {name}, {split}, have {' and '.join(map(str, sizes))} rows; give as many of each."
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"The labels of {name}, {split}, are {labels.dtype}; give classes as integers from 0.")
+        splits[split] = Arrays(name, split, inputs, labels.astype(np.int32))
+    largest = max(int(arrays.targets.max()) for arrays in splits.values())
+    classes = largest + 1 if num_classes is None else num_classes
+    for split, arrays in splits.items():
+        wrong = np.flatnonzero((arrays.targets < 0) | (arrays.targets >= classes))
+        if len(wrong):
+            raise DataError(
+                f"Label {arrays.targets.flat[wrong[0]]} of {name}, {split}, at {wrong[0]}, is not among the {classes} classes."
+            )
+    return GivenData(
+        name=name, batch_size=batch_size, eval_batch_size=eval_batch_size, num_classes=classes,
+        fingerprint=" ".join(arrays.fingerprint()[:16] for arrays in splits.values()),
+        preprocess=preprocess, augment=augment, **splits,
+    )  # fmt: skip
+
+
+def named(found: Any, fallback: str) -> str:
+    """What a network at hand is called."""
+    if isinstance(found, Network):
+        return found.name
+    kind = found if isinstance(found, type) or not isinstance(found, nn.Module | nnx.Module) else type(found)
+    name = getattr(kind, "__name__", fallback)
+    return fallback if name == "<lambda>" else name
+
+
+register(GivenData, GivenNetwork)
+
+__all__: Sequence[str] = ("Arrays", "GivenData", "GivenNetwork", "given_data", "named")
