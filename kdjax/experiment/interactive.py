@@ -14,7 +14,7 @@ from kdjax.experiment.program import Builder
 from kdjax.experiment.report import embedded, listed, write_report
 from kdjax.experiment.run import run as run_experiment
 from kdjax.experiment.spec import Experiment
-from kdjax.experiment.trained import Trained, load_trained
+from kdjax.experiment.trained import Trained, trained_of
 from kdjax.references import label
 from kdjax.training.progress import Progress, make_progress
 
@@ -32,7 +32,7 @@ class Results(dict):
 
     def trained(self, phase: str | None = None) -> Trained:
         """A network of the run, the student if no phase is named, as a function from inputs to its output."""
-        return load_trained(self.folder, phase)
+        return trained_of(self.experiment, self.folder, phase or self.experiment.student.name)
 
     def __repr__(self):
         return _text(lambda console: tables.show_results(self.experiment, self, self.folder, console))

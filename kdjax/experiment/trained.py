@@ -1,5 +1,6 @@
 """A finished network, to be used: its run folder is all that is needed, no data set and no step."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from kdjax.experiment.artifacts import saved_experiment
 from kdjax.experiment.folder import network_folder
 from kdjax.experiment.networks import make_networks
 from kdjax.experiment.program import Builder
-from kdjax.experiment.spec import ExperimentError
+from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.json_files import read_json
 from kdjax.tasks.facts import dataset_of
+from kdjax.tasks.given import GivenNetwork, named
 from kdjax.training import Variables
 from kdjax.training.checkpoints import DAMAGED, load_network
 from kdjax.types import Network, Tree
@@ -38,26 +40,45 @@ class Trained:
         return f"Trained({self.network.name})"
 
 
-def load_trained(folder: str | Path, phase: str | None = None, data_dir: str | None = None) -> Trained:
+def load_trained(
+    folder: str | Path,
+    phase: str | None = None,
+    data_dir: str | None = None,
+    *,
+    network: Any = None,
+    preprocess: Callable[[Any], Any] | None = None,
+) -> Trained:
     """A finished network of a run as a function from inputs to its output.
 
     Args:
       folder: run folder.
       phase: which network; the last phase's, the student, if not given.
       data_dir: folder of prepared data sets, for runs that were written before a network knew its data; else not read.
+      network, preprocess: what `kdjax.distill` was given for it, where it was.
 
     Raises:
       ExperimentError, CheckpointError: there is no such network, or it is damaged.
     """
     folder = Path(folder).expanduser()
     experiment = saved_experiment(folder)
-    chosen = experiment.phase(phase) if phase else experiment.student
-    place = network_folder(chosen, folder / chosen.name)
+    chosen = experiment.phase(phase).name if phase else experiment.student.name
+    if network is not None:
+        given = GivenNetwork(name=named(network, chosen), network=network)
+        experiment = experiment.replace_phase(chosen, network=given)
+    if preprocess is not None:
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, preprocess=preprocess))
+    return trained_of(experiment, folder, chosen, data_dir)
+
+
+def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str | None = None) -> Trained:
+    """The finished network of a phase of an experiment that was run in a folder; raises as `load_trained`."""
+    chosen = experiment.phase(phase)
+    place = network_folder(chosen, folder / phase)
     if not (place / "network.json").exists():
         raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
     facts = read_json(place / "network.json", ExperimentError, DAMAGED).get("data")
-    dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
     try:
+        dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
         network = make_networks(experiment, chosen, dataset).deployment.network
     except ValueError as error:
         raise ExperimentError(str(error)) from error

@@ -37,15 +37,15 @@ class GivenNetwork(Model):
         found = self.network
         if found is None:
             raise ValueError(
-                f"The network {self.name!r} was handed over by a program; run that again with resume=True, or give "
-                "kdjax.load_trained the network."
+                f"The network {self.name!r} was handed over by a program; run that again with resume=True, or "
+                "give kdjax.load_trained network=."
             )
         if isinstance(found, Network):
             return found
         if isinstance(found, nn.Module):
-            return from_linen(found, inputs)
+            return from_linen(found, inputs, name=self.name)
         if isinstance(found, nnx.Module) or callable(found):
-            return from_nnx(found)
+            return from_nnx(found, name=self.name)
         raise ValueError(
             f"{self.name!r} is a {type(found).__name__}; give an NNX module or its constructor, a Linen module, or a Network."
         )
@@ -90,6 +90,10 @@ class GivenData(Task):
     """of the examples: a run is gone on with only with the same"""
     num_classes: int = 0
     """number of classes"""
+    preprocessed: bool = False
+    """whether there is a `preprocess`"""
+    augmented: bool = False
+    """whether there is an `augment`"""
     train: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
     """`Arrays` to train on"""
     test: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
@@ -122,7 +126,13 @@ class GivenData(Task):
         return MultiView({"main": self.evaluation_view(inputs)})
 
     def evaluation_view(self, inputs: Any) -> Any:
-        return inputs if self.preprocess is None else self.preprocess(inputs)
+        if self.preprocess is None:
+            if self.preprocessed:
+                raise ValueError(
+                    f"The network was trained on {self.name!r} behind a preprocess=, which is not at hand; give it."
+                )
+            return inputs
+        return self.preprocess(inputs)
 
     def network(self, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
         raise ValueError(f"The network {model.name!r} is no network at hand; hand one over.")
@@ -167,7 +177,7 @@ def given_data(
     return GivenData(
         name=name, batch_size=batch_size, eval_batch_size=eval_batch_size, num_classes=classes,
         fingerprint=" ".join(arrays.fingerprint()[:16] for arrays in splits.values()),
-        preprocess=preprocess, augment=augment, **splits,
+        preprocess=preprocess, augment=augment, preprocessed=preprocess is not None, augmented=augment is not None, **splits,
     )  # fmt: skip
 
 
