@@ -90,11 +90,12 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
     from kdjax.experiment.spec import ExperimentError
 
     argv, section = help_section(argv)
-    tiny = "--tiny" in argv
+    tiny, asked = "--tiny" in argv, {"-h", "--help"} & set(argv)
     if experiment is not None and tiny:
         experiment = experiment.tiny()
     fields = [("options", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options))]
     if experiment is not None:
+        section = section if asked else "all"  # what help does not show cannot be set either
         shown = functools.partial(is_shown, section=section, student=experiment.student.name)
         kind = mirror(experiment, "Experiment", shown)
         if section and not kind.any_shown:

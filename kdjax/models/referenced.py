@@ -49,7 +49,7 @@ def from_reference(
     known = {other: value for fact, value in facts.items() for other in USUAL.get(fact, (fact,))}
     arguments = _arguments(found, reference, known, given)
     if issubclass(kind, nnx.Module):
-        takes_rngs = "rngs" in inspect.signature(found).parameters
+        takes_rngs = "rngs" in _parameters(found)
         return from_nnx(lambda rngs: found(**arguments, **({"rngs": rngs} if takes_rngs else {})), name=name, **taps)
     if issubclass(kind, nn.Module | Network):
         return _adapted(found(**arguments), inputs, name, taps)
@@ -84,10 +84,19 @@ def _returned(function: Any, reference: str) -> type:
     return kind
 
 
+def _parameters(function: Any) -> dict[str, inspect.Parameter]:
+    """What a function or class asks for; of a class its constructor is asked, for NNX's metaclass hides it."""
+    if not isinstance(function, type):
+        return dict(inspect.signature(function).parameters)
+    own = dict(inspect.signature(function.__init__).parameters)
+    own.pop(next(iter(own)))
+    return own
+
+
 def _arguments(
     function: Callable, reference: str, known: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in options:

@@ -9,6 +9,9 @@ from kdjax.tasks.task import Model
 from kdjax.types import Network, Tree
 
 
+TAPPED = ("features", "embedding", "preactivations")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier(Model):
     """A network of the zoo, or of one's own."""
@@ -44,13 +47,9 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
             raise ValueError(f"remat is for networks of the zoo; apply nnx.remat or nn.remat inside {model.name}.")
         facts = {"num_classes": num_classes, "in_channels": channels, "image_size": inputs.shape[1]}
         facts |= {"width": model.width} if model.width else {}
-        taps = {
-            "features": model.features,
-            "embedding": model.embedding or None,
-            "preactivations": model.preactivations,
-        }
+        taps = {field: getattr(model, field) for field in TAPPED if getattr(model, field)}
         return from_reference(model.name, inputs, facts=facts, options=model.options, **taps)
-    for field in ("options", "features", "embedding", "preactivations"):
+    for field in ("options", *TAPPED):
         if getattr(model, field):
             raise ValueError(f"{model.name} is of the zoo and says its features itself; leave its {field} empty.")
     options = {"num_classes": num_classes, "in_channels": channels, "width": model.width or None,
