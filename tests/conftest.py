@@ -42,6 +42,22 @@ def room_for_programs():
         jax.clear_caches()
 
 
+# The longest files, which are begun with, so that no worker is left alone with one at the end.
+LONGEST = ("tests/test_cli.py", "tests/experiment", "tests/tasks", "tests/objectives", "tests/training", "tests/models")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What shares fixtures and compiled programs stays on one worker: a file's tests, or those of one objective or method of it."""
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        shared = given.get("subject") or (given.get("name") if "objectives" in item.nodeid else None)
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(f"{file}-{shared}" if isinstance(shared, str) else file))
+    first = {place: rank for rank, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: min((first[p] for p in LONGEST if item.nodeid.startswith(p)), default=len(first)))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Where the time went: seconds of setup, call and teardown by folder, of all workers together."""
     seconds = collections.Counter()
