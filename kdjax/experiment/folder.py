@@ -1,5 +1,6 @@
 """Run folders: what is in them, and the rule that none is overwritten unasked."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -121,5 +122,5 @@ def network_folder(phase: Phase, place: Path) -> Path:
     """
     if not phase.weights:
         return place
-    beside = place.parent / phase.weights
+    beside = Path(os.path.normpath(place.parent / phase.weights))  # also where the run's own folder is not there yet
     return find_network(beside if beside.exists() else Path(phase.weights), phase.name)
