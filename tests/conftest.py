@@ -48,7 +48,7 @@ LONGEST = ("tests/test_cli.py", "tests/experiment", "tests/tasks", "tests/object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What shares fixtures and compiled programs stays on one worker: a file's tests, or those of one objective or method of it."""
+    """What shares fixtures and compiled programs stays on one worker: a file's tests, or those of one objective or method."""
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {})
         shared = given.get("subject") or (given.get("name") if "objectives" in item.nodeid else None)

@@ -9,10 +9,10 @@ import pytest
 from kdjax.experiment import ExperimentError
 from kdjax.experiment import replicas as together_module
 from kdjax.experiment.artifacts import evaluate_run
-from kdjax.experiment.trained import load_trained
 from kdjax.experiment.compare import compare
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
+from kdjax.experiment.trained import load_trained
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.training.loop import Stopped
 from tests.experiment.conftest import small

@@ -10,9 +10,9 @@ import pytest
 
 from kdjax.experiment import Phase
 from kdjax.experiment.artifacts import evaluate_run
-from kdjax.experiment.trained import load_trained
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.experiment.trained import load_trained
 from kdjax.objectives import DKD, KD, SP, CrossEntropy
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classifier

@@ -10,10 +10,10 @@ import pytest
 from kdjax.cli import main
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
-from kdjax.experiment.trained import load_trained
 from kdjax.experiment.config import load_config
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.experiment.trained import load_trained
 from kdjax.training.writers import read_metrics
 from tests.experiment.test_processes import finish, start
 from tests.experiment.test_resume import StopAt, outcome, rows

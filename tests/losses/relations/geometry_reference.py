@@ -42,7 +42,7 @@ def angle_rows(student, teacher):
     return smooth_l1(cosines(student) - cosines(teacher)).mean((1, 2))
 
 
-def rkd_gradient(student, teacher, distance=25.0, angle=50.0):
+def rkd_gradient(student, teacher, distance=25.0, angle=50.0, squared=False):
     """By the student, of the mean of `distance * distance_rows + angle * angle_rows`."""
     student, count = np.float64(student), len(student)
     gradient = np.zeros_like(student)
