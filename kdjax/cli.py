@@ -25,6 +25,7 @@ commands:
   configs [copy NAME FILE]      list the configs that come with kdjax, or copy one to change it
   data prepare NAME             make a data set ready
 
+Every command takes `--import FILE.py` first of all, for a run whose task is one's own.
 `kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists the fields of that config one needs first.
 """
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         near = get_close_matches(argv[0], commands, n=1)
         return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
     try:
+        argv = import_own(argv)
         return commands[argv[0]](argv[1:]) or 0
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,6 +87,23 @@ def abandon() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def import_own(argv: list[str]) -> list[str]:
+    """Imports the files and modules that `--import` names, and returns the command line without them."""
+    if "--import" not in argv:
+        return argv
+    from kdjax.experiment.spec import ExperimentError
+    from kdjax.references import import_place
+
+    at = argv.index("--import")
+    if at + 1 == len(argv):
+        raise ExperimentError("--import names no file; say --import my_task.py, or a module.")
+    try:
+        import_place(argv[at + 1])
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    return import_own(argv[:at] + argv[at + 2 :])
 
 
 def fail(sentence: str) -> int:

@@ -37,15 +37,8 @@ def load_reference(text: str) -> Any:
     place, colon, name = text.rpartition(":")
     if not (colon and place and name):
         raise ValueError(f"{text!r} is no reference; write FILE.py:NAME or package.module:NAME.")
-    try:
-        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no file {place}, which {text!r} names.") from error
-    except Exception as error:
-        raise ValueError(
-            f"{place}, which {text!r} names, cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    found: Any = module
+    found: Any = import_place(place)
+    module = found
     for part in name.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, public(module), n=1, cutoff=0.4)
@@ -53,6 +46,20 @@ def load_reference(text: str) -> Any:
             raise ValueError(f"{place} has no {name!r}; {there}")
         found = getattr(found, part)
     return found
+
+
+def import_place(place: str) -> ModuleType:
+    """A file `FILE.py` or a module, imported once in a process.
+
+    Raises:
+      ValueError: there is none, or it cannot be imported.
+    """
+    try:
+        return load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {place}.") from error
+    except Exception as error:
+        raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def reference_to(cls: type) -> str:

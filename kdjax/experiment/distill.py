@@ -5,6 +5,7 @@ from typing import Any
 
 from kdjax.experiment.interactive import Results, run
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.experiment.trained import Trained
 from kdjax.objectives import Objective, method
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
@@ -43,8 +44,9 @@ def distill(
 
     Args:
       student: an NNX module or its constructor `rngs -> module`, a Linen module, a `kdjax.types.Network`; or a name of the zoo.
-      teacher: the same, with its trained weights (a Linen module by `from_linen(module, inputs, variables=...)`); or the
-        folder of a finished run. None for objectives that read no teacher.
+      teacher: the same, with its trained weights (a Linen module by `from_linen(module, inputs, variables=...)`); or what
+        `load_trained` gives, which then sees what the student sees; or the folder of a finished run. None for objectives that
+        read no teacher.
       data: `((inputs, labels), (test_inputs, test_labels))`, pytrees of arrays and integer classes; or a `kdjax.tasks.Task`,
         or the name or path of an image data set.
       objective: what is minimised, or the name of a method.
@@ -131,6 +133,8 @@ def _objective(objective: Objective | str) -> Objective:
 def _model(network: Any, role: str, *, trained: bool = False) -> Model:
     if isinstance(network, Model):
         return network
+    if isinstance(network, Trained):
+        network = network.as_network()
     if isinstance(network, str):
         return Classifier(name=network)
     return GivenNetwork(name=named(network, role), trained=trained, network=network)

@@ -65,7 +65,7 @@ def from_data(data: Any, where: str = "experiment") -> Any:
     if cls is None:
         raise ExperimentError(
             f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), known)}. (A task of your own must be "
-            "imported before its experiments are read.)"
+            "imported before its experiments are read: --import its file.)"
         )
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.metadata.get("saved", True)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax.experiment.artifacts import saved_experiment
 from kdjax.experiment.folder import network_folder
@@ -35,6 +36,11 @@ class Trained:
 
     def __call__(self, inputs: Any) -> Any:
         return self.network.apply(self.variables.params, self.variables.state, self._view(inputs), train=False)[0]
+
+    def as_network(self) -> Network:
+        """The network with these weights, as a teacher: it sees what the networks of that experiment see, as `network` does."""
+        copies = lambda: jax.tree.map(jnp.array, (self.variables.params, self.variables.state))
+        return self.network._replace(init=lambda key: copies())
 
     def __repr__(self):
         return f"Trained({self.network.name})"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -133,3 +135,15 @@ def test_two_processes_are_one(distilled, tmp_path):
     assert [status for status, _ in ended] == [0, 0], ended
     found = json.loads((tmp_path / "run" / "student" / "result.json").read_text())["last"]["student"]
     assert found == pytest.approx(distilled[1]["student"]["last"]["student"], rel=1e-4)
+
+
+def test_a_command_in_another_process_imports_it(distilled):
+    """A file of one's own is executed because the command line says so, not because a run folder does."""
+    command = [sys.executable, "-m", "kdjax.cli", "evaluate", str(distilled[0])]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert (
+        refused.returncode == 1 and "unknown kind 'Tagging'" in refused.stderr and "--import its file" in refused.stderr
+    )
+    said = subprocess.run([*command, "--import", CONFIG], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert f"{100 * distilled[1]['student']['last']['student']['f1']:.2f}" in said.stdout

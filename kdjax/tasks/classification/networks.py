@@ -8,7 +8,6 @@ from kdjax.references import absolute, is_reference
 from kdjax.tasks.task import Model
 from kdjax.types import Network, Tree
 
-
 TAPPED = ("features", "embedding", "preactivations")
 
 
