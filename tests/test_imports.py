@@ -34,7 +34,7 @@ def test_the_command_starts_light(module):
 
 
 # The rooms from the ground up; each may call those below it, and no other. `tasks/task.py` is all that is known of tasks.
-GROUND = {"types", "reduction", "schedules", "__init__"}
+GROUND = {"types", "reduction", "schedules", "references", "json_files", "terminal", "__init__"}
 FLOORS = [
     GROUND, {"losses", "data", "models"}, {"objectives"}, {"training"}, {"tasks"}, {"experiment"}, {"command_line"}, {"cli"},
 ]  # fmt: skip
@@ -63,7 +63,7 @@ def room(module: str) -> str:
 def test_rooms_call_each_other_one_way():
     floor = {name: i for i, names in enumerate(FLOORS) for name in names}
     for module, theirs in imports().items():
-        for other in theirs:
+        for other in theirs if module != "kdjax" else ():  # which imports when it is asked, see above
             here, there = room(module), room(other)
             assert floor[there] <= floor[here], f"{module} imports {other}, which is above it"
             assert here == there or not {here, there} <= ALONE, f"{module} imports {other}, its neighbour"

@@ -9,7 +9,6 @@ from kdjax.experiment.trained import Trained
 from kdjax.objectives import Objective, method
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
-from kdjax.tasks.classification import Classification, Classifier
 from kdjax.tasks.given import GivenNetwork, given_data, named
 from kdjax.training.optimizers import SGD, Optimizer
 from kdjax.training.progress import Progress
@@ -43,12 +42,12 @@ def distill(
     """Trains a student, with a teacher or without.
 
     Args:
-      student: an NNX module or its constructor `rngs -> module`, a Linen module, a `kdjax.types.Network`; or a name of the zoo.
+      student: an NNX module or its constructor `rngs -> module`, a Linen module, or a `kdjax.types.Network`.
       teacher: the same, with its trained weights (a Linen module by `from_linen(module, inputs, variables=...)`); or what
         `load_trained` gives, which then sees what the student sees; or the folder of a finished run. None for objectives that
         read no teacher.
       data: `((inputs, labels), (test_inputs, test_labels))`, pytrees of arrays and integer classes; or a `kdjax.tasks.Task`,
-        or the name or path of an image data set.
+        such as `Classification(name="fashion_mnist")`, which says its own batch sizes.
       objective: what is minimised, or the name of a method.
       duration, optimizer: of the training.
       batch_size, eval_batch_size: examples in a step.
@@ -112,12 +111,10 @@ def _task(data, num_classes, preprocess, augment, batch_size, eval_batch_size) -
             tuple(train), tuple(test), num_classes=num_classes, preprocess=preprocess, augment=augment,
             batch_size=batch_size, eval_batch_size=eval_batch_size,
         )  # fmt: skip
-    if isinstance(data, str | Path):
-        return Classification(name=str(data), batch_size=batch_size, eval_batch_size=eval_batch_size)
     if isinstance(data, Task):
         return data
     raise ExperimentError(
-        f"data is a {type(data).__name__}; give ((inputs, labels), (test_inputs, test_labels)), a Task, or a data set's name."
+        f"data is a {type(data).__name__}; give ((inputs, labels), (test_inputs, test_labels)), or a Task."
     )
 
 
@@ -135,8 +132,6 @@ def _model(network: Any, role: str, *, trained: bool = False) -> Model:
         return network
     if isinstance(network, Trained):
         network = network.as_network()
-    if isinstance(network, str):
-        return Classifier(name=network)
     return GivenNetwork(name=named(network, role), trained=trained, network=network)
 
 

@@ -128,7 +128,7 @@ def test_a_wrong_value_is_an_error(capsys):
 
 def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit) as stop:
-        overridden("--help")
+        overridden("--help", "all")
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for said in (
