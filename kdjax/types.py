@@ -37,6 +37,8 @@ class ModelOutput:
       preactivations: the same before the activation.
       embedding: `[B, D]`, the pooled vector that the classifier reads.
       taps: further intermediate values by the name the user gave them.
+      losses: what the network adds to the loss by itself, such as the balance of its experts, by name: a number, the mean
+        over the batch; or `[B]`. The objective `AuxiliaryLoss` reads them.
 
     A network fills in what it can; XLA drops what nobody reads. It is one kind of output: a network that says something
     else (boxes, say) returns a pytree dataclass of its own, and objectives read its fields by name all the same.
@@ -47,6 +49,7 @@ class ModelOutput:
     preactivations: tuple[Array, ...] = ()
     embedding: Array | None = None
     taps: dict[str, Array] = dataclasses.field(default_factory=dict)
+    losses: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @pytree
@@ -262,12 +265,15 @@ class Network(NamedTuple):
         dataclass whose fields objectives read.
       parts: further entry points by name, such as "classify": `(params, state, features) -> logits`.
       name: what reports call it.
+      paths: `inputs -> {path: shapes}`, what the submodules give that may be tapped; None where that is not known. See
+        `kdjax.models.module_paths`.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
     parts: dict[str, Callable] = {}  # noqa: RUF012  read only
     name: str = "network"
+    paths: Callable[[Any], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
