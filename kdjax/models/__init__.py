@@ -9,8 +9,10 @@ from kdjax.models.nnx import from_nnx
 from kdjax.models.outputs import as_output, module_paths, output_shapes, two_heads
 from kdjax.models.plain import from_apply
 from kdjax.models.precision import in_precision
+from kdjax.models.tokens import token_maps
 
 __all__ = [
     "FreezeReport", "Freezer", "Frozen", "FunctionalModule", "as_output", "ensemble", "freeze", "from_apply", "from_linen",
-    "from_nnx", "functionalise", "in_microbatches", "in_precision", "join_members", "module_paths", "output_shapes", "two_heads",
+    "from_nnx", "functionalise", "in_microbatches", "in_precision", "join_members", "module_paths", "output_shapes", "token_maps",
+    "two_heads",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from kdjax.objectives.logits import (
     logit,
     multi_label,
     multi_teacher,
+    own,
     supervised,
     teacher_free,
     wrappers,
@@ -21,7 +22,7 @@ from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.tokens import divergences
 
 FILES = (
-    supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads,
+    supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, own, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from kdjax import losses
 from kdjax.losses.features.pooling import maps_pair
 from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.bridges import Connectors, Generator, Regressors, bridged, bridges, chosen, stage_pairs
+from kdjax.objectives.features.connectors import map_shape
 from kdjax.objectives.features.projectors import ConvRegressor
 from kdjax.objectives.logits.supervised import CrossEntropy
 from kdjax.reduction import per_example
@@ -47,7 +48,7 @@ def stage_shape(output, stage: int, role: str) -> tuple[int, ...]:
     count = len(output.features)
     if not -count <= stage < count:
         raise ValueError(f"stage={stage}, but the {role} network gives {count} stages of features (0 to {count - 1}).")
-    return output.features[stage].shape[1:]
+    return map_shape(output.features, stage, f"{role}'s features")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
