@@ -1,4 +1,4 @@
-"""Linen modules as other people write them: boxes of partitioned parameters, layers in loops, several inputs, losses noted down."""
+"""Linen modules as other people write them: partitioned parameters, layers in loops, several inputs, losses noted down."""
 
 import functools
 
@@ -53,7 +53,7 @@ def boxed():
 
 
 def test_boxes_are_opened():
-    network, (params, state) = boxed()
+    _network, (params, state) = boxed()
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params)) and state == {}
     np.testing.assert_array_equal(params["first"]["kernel"], 1)
     assert params["stack"]["dense"]["kernel"].shape == (3, 4, 4)
@@ -112,7 +112,7 @@ def test_a_loop_that_hands_nothing_out_is_refused():
             return scan(name="stack")(x, None)[0]
 
     with pytest.raises(
-        ValueError, match="features='stack/dense': the module at 'stack/dense' ran 0 times .* in a loop that"
+        ValueError, match=r"features='stack/dense': the module at 'stack/dense' ran 0 times .* in a loop that"
     ):
         output_shapes(from_linen(Looped(), X, features="stack/dense"), X)
 

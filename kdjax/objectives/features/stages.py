@@ -34,9 +34,11 @@ class FitNet(Objective):
     paper: ClassVar = Paper("FitNets: Hints for Thin Deep Nets", "Romero et al.", "ICLR", 2015, "1412.6550")
 
     def build(self, student, teacher, data, rngs):
-        return ConvRegressor(
-            stage_shape(student, self.stage, "student"), stage_shape(teacher, self.stage, "teacher"), rngs=rngs
-        )
+        shapes = []
+        for output, role in ((student, "student"), (teacher, "teacher")):
+            stage_shape(output, self.stage, role)
+            shapes.append(map_shape(output.features, self.stage, f"{role}'s features"))
+        return ConvRegressor(*shapes, rngs=rngs)
 
     def terms(self, module, ctx):
         projected = module(ctx.student.features[self.stage])
@@ -48,7 +50,7 @@ def stage_shape(output, stage: int, role: str) -> tuple[int, ...]:
     count = len(output.features)
     if not -count <= stage < count:
         raise ValueError(f"stage={stage}, but the {role} network gives {count} stages of features (0 to {count - 1}).")
-    return map_shape(output.features, stage, f"{role}'s features")
+    return output.features[stage].shape[1:]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,7 @@ class MGD(Objective):
         shape = (1, 1, teacher.shape[-1]) if self.masked == "channels" else (*teacher.shape[1:3], 1)
         share = 1 - value_at(self.mask_ratio, ctx.progress)
         draw = lambda index: jax.random.bernoulli(jax.random.fold_in(ctx.key, index), share, shape)
-        generated = module(student, jax.vmap(draw)(ctx.batch.index))
+        generated = module(student, jax.vmap(draw)(ctx.batch.numbers(ctx.axis)))
         return per_example(losses.mgd(generated, teacher), ctx.batch)
 
 
