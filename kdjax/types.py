@@ -38,6 +38,8 @@ class ModelOutput:
       preactivations: the same before the activation.
       embedding: `[B, D]`, the pooled vector that the classifier reads.
       taps: further intermediate values by the name the user gave them.
+      losses: what the network adds to the loss by itself, such as the balance of its experts, by name: a number, the mean
+        over the batch; or `[B]`. The objective `AuxiliaryLoss` reads them.
 
     A network fills in what it can; XLA drops what nobody reads. It is one kind of output: a network that says something
     else (boxes, say) returns a pytree dataclass of its own, and objectives read its fields by name all the same.
@@ -48,6 +50,7 @@ class ModelOutput:
     preactivations: tuple[Array, ...] = ()
     embedding: Array | None = None
     taps: dict[str, Array] = dataclasses.field(default_factory=dict)
+    losses: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @pytree
@@ -69,7 +72,8 @@ class Batch:
       inputs: a pytree of arrays `[B, ...]`, as the data set stores them (images: uint8 NHWC), or a `MultiView`.
       targets: what is to be learned: an array `[B, ...]`, or several by name ("labels", "boxes"). Class labels are int32
         indices, `[B]` or `[B, L]`.
-      index: `[B]` int32 position of each example in its data set. Views and memory banks are keyed by it.
+      index: `[B]` int32 position of each example in its data set, by which views and memory banks are keyed; None if that is
+        not known, and what needs it refuses the batch.
       where: `[B]` bool, False for rows that only fill up a last partial batch.
       labelled: `[B]` bool, False where the row's targets may not be used (semi-supervised distillation).
       elements: `[B, L]` (or `[B, H, W]`) bool, False for elements that are padding; None where there is none.
@@ -80,7 +84,7 @@ class Batch:
 
     inputs: Any
     targets: Any
-    index: Array
+    index: Array | None
     where: Array
     labelled: Array
     elements: Array | None = None
@@ -95,7 +99,7 @@ class Batch:
         """A batch from arrays at hand: every row and element counts and is labelled unless said otherwise.
 
         Args:
-          inputs, index: see the attributes; rows are numbered from 0 if `index` is not given.
+          inputs, index: see the attributes.
           targets, labels: the same under two names; leave both out if nothing that is learned reads them.
           where, labelled: `[B]` masks of rows, of bools or of 0 and 1.
           elements, labelled_elements: `[B, L]` masks of elements, such as `labels != -100`.
@@ -111,7 +115,7 @@ class Batch:
         rows = {name: _row_mask(mask, size, name) for name, mask in rows.items()}
         parts = {"elements": elements, "labelled_elements": labelled_elements}
         parts = {name: _element_mask(mask, size, name) for name, mask in parts.items()}
-        index = jnp.arange(size, dtype=jnp.int32) if index is None else jnp.asarray(index)
+        index = None if index is None else jnp.asarray(index)
         return cls(inputs=inputs, targets=targets, index=index, **rows, **parts)
 
     @property
@@ -131,6 +135,27 @@ class Batch:
             there = ", ".join(self.targets or ()) or "none"
             raise ValueError(f"The batch has no {name}, and they are read; its targets are: {there}.")
         return self.targets
+
+    def known_index(self, who: str) -> Array:
+        """The positions of the examples in their data set, for `who` keeps something of each.
+
+        Raises:
+          ValueError: they are not known.
+        """
+        if self.index is None:
+            raise ValueError(
+                f"{who} by the example's position in its data set, and this batch does not say it; pass "
+                "Batch.of(..., index=positions)."
+            )
+        return self.index
+
+    def numbers(self, axis: Axis = None) -> Array:
+        """`[B]` numbers that tell the rows of this batch apart: their positions in the data set, or in the batch over all
+        devices."""
+        if self.index is not None:
+            return self.index
+        first = 0 if axis is None else jax.lax.axis_index(axis) * len(self.where)
+        return first + jnp.arange(len(self.where), dtype=jnp.int32)
 
     def mask(self, shape: tuple[int, ...], *, labelled: bool = False) -> Array:
         """Which of some values count: a mask of `shape`.
@@ -263,12 +288,15 @@ class Network(NamedTuple):
         dataclass whose fields objectives read.
       parts: further entry points by name, such as "classify": `(params, state, features) -> logits`.
       name: what reports call it.
+      paths: `inputs -> {path: shapes}`, what the submodules give that may be tapped; None where that is not known. See
+        `kdjax.models.module_paths`.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
     parts: dict[str, Callable] = {}  # noqa: RUF012  read only
     name: str = "network"
+    paths: Callable[[Any], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,3 +135,47 @@ def test_multi_hot_targets_have_no_top1_also_where_there_are_as_many_rows_as_cla
     metrics = one_step(inputs, rng.integers(0, 2, (rows, 6)), 6)
     assert {"loss", "kd", "agreement"} <= set(metrics) and "top1" not in metrics
     assert "top1" in one_step(inputs, rng.integers(0, 6, rows), 6)
+
+
+def test_who_keeps_something_of_every_example_refuses_a_batch_without_positions():
+    """And nobody else: what only has to tell the rows apart numbers them, over all devices."""
+    from kdjax.objectives import CRD, MGD, RandomTeacher
+    from kdjax.tasks.classification.views import Views
+
+    said = r"by the example's position in its data set, and this batch does not say it; pass Batch.of\(\.\.\., index=positions\)"
+    x = jnp.arange(SIZE * 4.0).reshape(SIZE, 4)
+    network = from_apply(
+        lambda w, x: ModelOutput(logits=x @ w, embedding=x @ w, features=((x @ w)[:, None, None],)), jnp.ones((4, 3))
+    )
+    shapes = output_shapes(network, x)
+
+    def step(objective, batch, **options):
+        bound = bind(objective, shapes, shapes, DataInfo(3, num_examples=SIZE, labels=np.arange(SIZE) % 3))
+        made = make_step(network, network, bound, optax.sgd(0.1), **options)
+        state = init_state(network, bound, optax.sgd(0.1), seed=0)
+        return jax.eval_shape(made, state, Variables(*network.init(None)), batch)
+
+    known, unknown = Batch.of(x, index=np.arange(SIZE)), Batch.of(x)
+    crd, fixed = CRD(negatives=2, dim=2), RandomTeacher(fixed=True)
+    images = lambda x, index, *key: Views(crop_padding=1).train(jnp.ones((SIZE, 4, 4, 3), jnp.uint8), index, *key)[
+        :, 0, :, 0
+    ]
+    for objective, options in ((crd, {}), (fixed, {}), (KD(), {"mix": 1.0}), (KD(), {"views": images})):
+        step(objective, known, **options)
+        with pytest.raises(ValueError, match=said):
+            step(objective, unknown, **options)
+    for objective in (RandomTeacher(), MGD()):
+        step(objective, unknown)
+    np.testing.assert_array_equal(unknown.numbers(), np.arange(SIZE))
+    rows = jax.pmap(lambda x: Batch.of(x).numbers("data"), "data")(x.reshape(8, -1, 4))
+    np.testing.assert_array_equal(np.ravel(rows), np.arange(SIZE))
+
+
+def test_labels_are_not_asked_for_where_none_are_read():
+    x = jnp.ones((SIZE, 4))
+    network = from_apply(lambda w, x: x @ w, jnp.ones((4, 3)))
+    bound = bind(KD(), output_shapes(network, x), output_shapes(network, x), DataInfo(3))
+    step = make_step(network, network, bound, optax.sgd(0.1))
+    state = init_state(network, bound, optax.sgd(0.1), seed=0)
+    _, metrics = jax.eval_shape(step, state, Variables(*network.init(None)), Batch.of(x))
+    assert set(metrics) == {"loss", "kd", "agreement", "gradient_norm"}

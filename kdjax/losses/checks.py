@@ -124,16 +124,13 @@ def features_pair(student_features, teacher_features) -> tuple[Array, Array]:
 
 
 def row_mask(where, rows: int) -> Array:
-    """Boolean `[rows]` mask of a batch; None keeps every row."""
+    """Boolean `[rows]` mask of a batch, of bools or of 0 and 1; None keeps every row."""
     if where is None:
         return jnp.ones(rows, bool)
     where = jnp.asarray(where)
-    chex.assert_type(
-        where, bool, custom_message="where must be boolean; compare a number mask with 0", exception_type=TypeError
-    )
     if where.shape != (rows,):
         raise ValueError(f"where has shape {where.shape}, the batch {rows} examples: give one bool an example.")
-    return where
+    return where != 0
 
 
 def token_weights(mask, logits: Array) -> Array:

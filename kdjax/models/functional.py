@@ -6,6 +6,8 @@ weight files agree.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +23,13 @@ from kdjax.types import Array, Axis, Tree
 class FunctionalModule:
     """An NNX module as `init` and `call`.
 
-    `init(key) -> (params, state)`: `params` are the `nnx.Param` variables, `state` all other ones (BatchNorm statistics,
-    memory banks) but for PRNG streams, which `call` seeds from its `key`.
+    `init(key) -> (params, state)`: `params` are the variables that are trained, `state` all other ones (BatchNorm
+    statistics, memory banks, arrays that are plain attributes) but for PRNG streams, which `call` seeds from its `key`.
+    A parameter that several modules share is there once, under the first of its paths.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
+    trainable: Any
     _graph: Any
     _templates: tuple[Any, Any, Any]
 
@@ -38,6 +42,7 @@ class FunctionalModule:
         train: bool,
         key: Array | None = None,
         axis: Axis = None,
+        as_built: bool = False,
     ) -> tuple[Any, Tree]:
         """Applies `function` to the module made of `params` and `state`.
 
@@ -48,6 +53,7 @@ class FunctionalModule:
           train: False leaves the state as it is and switches dropout and batch statistics off.
           key: PRNG key for dropout; under `axis` every device draws its own numbers from it.
           axis: mapped axis over which BatchNorm takes its statistics.
+          as_built: in training leave `deterministic` and `use_running_average` as the module was built.
 
         Returns:
           The result of `function`, and the new state.
@@ -55,38 +61,90 @@ class FunctionalModule:
         params_template, rng_template, state_template = self._templates
         rng = _seed(rng_template, key, axis)
         module = nnx.merge(self._graph, _fill(params_template, params), rng, _fill(state_template, state), copy=True)
-        module.train() if train else module.eval()
+        if not train:
+            nnx.Module.eval(module)  # a model may have a field of that name
+        elif not as_built:
+            nnx.Module.train(module)
         _set_batchnorm_axis(module, axis)
         result = function(module)
         if not train:
             return result, state
-        after = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
+        after = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(self.trainable, nnx.RngState)))))
         # What the module only noted down in this call (`sow`) is no state.
         kept = [(path, after[path]) for path, _ in nnx.to_flat_state(state_template)]
         return result, to_dict(nnx.from_flat_state(kept))
 
 
-def functionalise(module: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModule:
+def functionalise(
+    module: nnx.Module | Callable[[nnx.Rngs], nnx.Module], *, trainable: Any = nnx.Param
+) -> FunctionalModule:
     """Makes a `FunctionalModule` of a constructor, or of a module at hand.
 
     Args:
       module: `rngs -> module`, from which `init` draws fresh weights; or a module, whose present weights `init` gives
         whatever the key.
+      trainable: an `nnx` filter of the variables that are trained, such as `nnx.LoRAParam` for adapters alone.
+
+    Raises:
+      ValueError: no variable passes a filter other than `nnx.Param`.
     """
-    if isinstance(module, nnx.Module):
-        values = tuple(to_dict(part) for part in _split(module)[1:])
-        graph, *templates = _split(nnx.eval_shape(lambda: module))
+    at_hand = isinstance(module, nnx.Module)
+    filters = trainable, nnx.RngState, ...
+    graphs = []
 
-        def init(key):
-            return jax.tree.map(jnp.array, (values[0], values[2]))  # copies: a step may give its state's memory up
-    else:
-        graph, *templates = _split(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
+    def shapes():
+        made = nnx.clone(module) if at_hand else _constructed(module, jax.random.key(0))
+        nnx.pop(made, nnx.Intermediate)  # what an earlier call noted down
+        graph, *states = nnx.split(made, *filters)
+        graphs.append(graph)
+        return states
 
-        def init(key):
-            _, params, _, state = _split(module(nnx.Rngs(key)))
-            return to_dict(params), to_dict(state)
+    templates = tuple(jax.eval_shape(shapes))
+    if trainable is not nnx.Param and not jax.tree.leaves(templates[0]):
+        raise ValueError(f"trainable={trainable!r} selects no variable of the model; give the type of those to train.")
+    if at_hand:
+        parts = nnx.state(module, trainable, nnx.Any(nnx.RngState, nnx.Intermediate), ...)
+        values = to_dict(parts[0]), to_dict(parts[2])
 
-    return FunctionalModule(init, graph, tuple(templates))
+    def init(key):
+        if at_hand:
+            return jax.tree.map(jnp.array, values)  # copies: a step may give its state's memory up
+        made = _constructed(module, key)
+        nnx.pop(made, nnx.Intermediate)
+        _, params, _, state = nnx.split(made, *filters)
+        return to_dict(params), jax.tree.map(jnp.asarray, to_dict(state))
+
+    return FunctionalModule(init, trainable, graphs[0], templates)
+
+
+def _constructed(constructor: Callable[[nnx.Rngs], nnx.Module], key: Array) -> nnx.Module:
+    """The module that a constructor makes; `rngs` is given by name where it has one."""
+    signature, rngs = _signature(constructor), nnx.Rngs(key)
+    by_name = "rngs" in signature.parameters
+    try:
+        signature.bind(rngs=rngs) if by_name else signature.bind(rngs)
+    except TypeError as error:
+        name = getattr(constructor, "__name__", "the constructor")
+        raise TypeError(
+            f"{name} cannot be made from rngs alone ({error}); pass lambda rngs: {name}(..., rngs=rngs)."
+        ) from None
+    with nnx.use_eager_sharding(False):  # a runner places the variables, whatever partitioning the model names
+        module = constructor(rngs=rngs) if by_name else constructor(rngs)
+    for _, node in list(nnx.iter_graph(module)):
+        if isinstance(node, nnx.Pytree):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, jax.core.Tracer):  # which Flax takes for a static field
+                    setattr(node, name, nnx.data(value))
+    return module
+
+
+def _signature(constructor: Callable) -> inspect.Signature:
+    """The signature, also of a class: for NNX's metaclass any arguments will do."""
+    made, *given = (constructor.func, constructor) if isinstance(constructor, functools.partial) else (constructor,)
+    if not isinstance(made, type):
+        return inspect.signature(constructor)
+    args, kwargs = (given[0].args, given[0].keywords) if given else ((), {})
+    return inspect.signature(functools.partial(made.__init__, None, *args, **kwargs))
 
 
 def to_dict(state: nnx.State) -> dict[str, Any]:
@@ -100,10 +158,6 @@ def to_dict(state: nnx.State) -> dict[str, Any]:
     return tree
 
 
-def _split(module):
-    return nnx.split(module, nnx.Param, nnx.RngState, ...)
-
-
 def _fill(template: nnx.State, values: Tree) -> nnx.State:
     flat = []
     for path, variable in nnx.to_flat_state(template):
@@ -111,8 +165,15 @@ def _fill(template: nnx.State, values: Tree) -> nnx.State:
         for name in path:
             node = node[str(name)]
         # NNX writes into a NumPy array in place, which would be the caller's own.
-        flat.append((path, variable.replace(jnp.asarray(node) if isinstance(node, np.ndarray) else node)))
+        value = jnp.asarray(node) if isinstance(node, np.ndarray) else node
+        flat.append((path, variable.replace(value) if isinstance(variable, nnx.Variable) else value))
     return nnx.from_flat_state(flat)
+
+
+def device_key(key: Array | None, axis: Axis) -> Array:
+    """The key of this device under a mapped axis; a fixed one where none is given."""
+    key = jax.random.key(0) if key is None else key
+    return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
 
 
 def _seed(template: nnx.State, key: Array | None, axis: Axis) -> nnx.State:
@@ -120,9 +181,7 @@ def _seed(template: nnx.State, key: Array | None, axis: Axis) -> nnx.State:
     flat_template = list(nnx.to_flat_state(template))
     if not flat_template:
         return template
-    key = jax.random.key(0) if key is None else key
-    if axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    key = device_key(key, axis)
     flat = []
     for i, (path, variable) in enumerate(flat_template):
         shape = variable.get_value().shape

@@ -21,7 +21,7 @@ def in_microbatches(network: Network, count: int) -> Network:
     is as if the batch had been run at once.
 
     Args:
-      network: of a batch on the first axis of all that it is given and gives.
+      network: of a batch on the first axis of all that it is given and gives, but for numbers, which are averaged.
       count: pieces, at least 1.
 
     Raises:
@@ -44,7 +44,8 @@ def in_microbatches(network: Network, count: int) -> Network:
             return state, output
 
         split = lambda x: jnp.swapaxes(jnp.reshape(x, (rows // count, count, *x.shape[1:])), 0, 1)
-        join = lambda x: jnp.reshape(jnp.swapaxes(x, 0, 1), (rows, *x.shape[2:]))
+        # What is one number a piece, such as a loss of the network's own, is a mean over its rows.
+        join = lambda x: jnp.reshape(jnp.swapaxes(x, 0, 1), (rows, *x.shape[2:])) if x.ndim > 1 else jnp.mean(x)
         pieces = jnp.arange(count), jax.tree.map(split, inputs)
         # A scan keeps barriers between pieces, which is all that prevent_cse is for.
         state, outputs = lax.scan(jax.checkpoint(piece, prevent_cse=False), state, pieces)

@@ -1,53 +1,106 @@
-"""Intermediate values of an NNX model by module path, without touching that model."""
+"""Intermediate values of a model by module path, and where they go in a `ModelOutput`."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
-from flax import nnx
+import jax
+
+from kdjax.types import ModelOutput
+
+Paths = str | Sequence[str]
+INPUT = ":input"  # behind a path: what the module is given, not what it returns
 
 
-def install_taps(module: nnx.Module, taps: Mapping[str, str]) -> dict[str, list]:
-    """Makes the submodules at `taps` record what they return.
+@dataclasses.dataclass(frozen=True)
+class Taps:
+    """Which values are kept, by field of the `ModelOutput`: `(field, name or "", path)` for each.
 
-    Args:
-      module: the module of this call (a merged copy: the user's own is never changed).
-      taps: name to path, such as `{"stage3": "layers/3"}`; list elements by their number.
-
-    Returns:
-      A dict from name to the list of recorded outputs, filled while the module runs.
+    A path names a submodule, "layers/3", and means what it returns; "head:input" means its first input.
     """
-    records: dict[str, list] = {name: [] for name in taps}
-    for name, path in taps.items():
-        node = _find(module, path)
-        node.__class__ = _recording(type(node), records[name])
-    return records
+
+    wanted: tuple[tuple[str, str, str], ...]
+
+    @classmethod
+    def of(
+        cls, taps: Mapping[str, str] | None, features: Paths, preactivations: Paths, embedding: str | None
+    ) -> "Taps":
+        several = lambda paths: (paths,) if isinstance(paths, str) else tuple(paths)
+        wanted = [("taps", name, path) for name, path in (taps or {}).items()]
+        wanted += [("features", "", path) for path in several(features)]
+        wanted += [("preactivations", "", path) for path in several(preactivations)]
+        wanted += [("embedding", "", embedding)] if embedding is not None else []
+        return cls(tuple(wanted))
+
+    @property
+    def modules(self) -> dict[str, tuple[bool, bool]]:
+        """`(its output is kept, its input is kept)` by path of the module."""
+        paths = [path for _, _, path in self.wanted]
+        names = dict.fromkeys(path.removesuffix(INPUT) for path in paths)
+        return {name: (name in paths, name + INPUT in paths) for name in names}
+
+    def fill(self, output: ModelOutput, records: Mapping[str, "Record"]) -> ModelOutput:
+        """The output with what was recorded, by path with its suffix; a field that is named here is replaced.
+
+        Raises:
+          ValueError: a module ran not once; or what is to be a feature or an embedding is no array.
+        """
+        fields: dict[str, Any] = {}
+        for field, name, path in self.wanted:
+            title = f"Tap {name!r}" if field == "taps" else f"{field}={path!r}"
+            values = records[path].each(title, path.removesuffix(INPUT))
+            if field == "taps":
+                fields.setdefault(field, dict(output.taps))[name] = values[0] if len(values) == 1 else tuple(values)
+                continue
+            for value in values:
+                if not hasattr(value, "shape"):
+                    raise ValueError(f"{title}: the module gives a {type(value).__name__} there, not an array; "
+                                     "name another module.")  # fmt: skip
+            if field == "embedding":
+                if len(values) > 1:
+                    raise ValueError(f"{title}: the module runs in a loop; an embedding is one array.")
+                fields[field] = values[0]
+            else:
+                fields[field] = (*fields.get(field, ()), *values)
+        return dataclasses.replace(output, **fields)
 
 
-def collect(records: Mapping[str, list], taps: Mapping[str, str]) -> dict:
-    """The recorded outputs by name; a module that ran not once, or more than once, is refused."""
-    for name, values in records.items():
-        if len(values) != 1:
+@dataclasses.dataclass
+class Record:
+    """What one module gave in a forward pass.
+
+    Attributes:
+      shapes: of the values when it gave them.
+      values: the same as they came out of the model; a loop (`nnx.scan`, `nn.scan`) has stacked them.
+    """
+
+    shapes: list = dataclasses.field(default_factory=list)
+    values: tuple = ()
+
+    def each(self, title: str, path: str) -> list:
+        """The one value, or one for each turn of a loop."""
+        if len(self.values) != 1:
+            lost = (
+                f", {len(self.shapes)} times in a loop that hands nothing out"
+                if self.shapes and not self.values
+                else ""
+            )
             raise ValueError(
-                f"Tap {name!r}: the module at {taps[name]!r} ran {len(values)} times in one forward pass; "
+                f"{title}: the module at {path!r} ran {len(self.values)} times in one forward pass{lost}; "
                 "tap a module that runs exactly once."
             )
-    return {name: values[0] for name, values in records.items()}
+        (value,) = self.values
+        inside = self.shapes[-1] if self.shapes else shapes_of(value)
+        if shapes_of(value) == inside:
+            return [value]
+        count = jax.tree.leaves(value)[0].shape[0]
+        return [jax.tree.map(lambda x, i=i: x[i], value) for i in range(count)]
 
 
-def _recording(cls: type, record: list) -> type:
-    def __call__(self, *args, **kwargs):
-        result = cls.__call__(self, *args, **kwargs)
-        record.append(result)
-        return result
-
-    return type(cls.__name__, (cls,), {"__call__": __call__})
-
-
-def _find(module: nnx.Module, path: str) -> nnx.Module:
-    modules = {"/".join(map(str, parts)): node for parts, node in nnx.iter_modules(module) if parts}
-    if path not in modules:
-        raise no_module(path, modules, type(module).__name__)
-    return modules[path]
+def shapes_of(value: Any) -> Any:
+    """The shapes of all arrays in a value."""
+    return jax.tree.map(lambda x: getattr(x, "shape", None), value)
 
 
 def no_module(path: str, paths: Iterable[str], where: str) -> ValueError:

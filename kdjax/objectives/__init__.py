@@ -22,6 +22,7 @@ from kdjax.objectives.logits.heads import *
 from kdjax.objectives.logits.logit import *
 from kdjax.objectives.logits.multi_label import *
 from kdjax.objectives.logits.multi_teacher import *
+from kdjax.objectives.logits.own import *
 from kdjax.objectives.logits.supervised import *
 from kdjax.objectives.logits.teacher_free import *
 from kdjax.objectives.logits.wrappers import *

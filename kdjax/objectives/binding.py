@@ -195,8 +195,8 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
             elif output is None:
                 problems.append(f"Objective {name!r} reads {read}, but there is no teacher; give the phase one.")
             elif read != "teacher.gradient" and not _present(getattr(output, field, None)):
-                mend = "return them in a ModelOutput, or pass output= to the adapter"
-                problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; {mend}.")
+                problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; return them in a "
+                                f"ModelOutput, or pass output= to the adapter{MENDS.get(field, '')}.")  # fmt: skip
             elif field in ("logits", "embedding") and getattr(output, field).ndim > 2 and not part.per_element:
                 problems.append(
                     f"Objective {name!r} takes {read} of whole rows, {WHOLE[field][0]}, and the {role} network gives "
@@ -219,6 +219,17 @@ def reads_teacher(parts) -> bool:
     return any(read.startswith("teacher.") for part in parts for read in part.reads)
 
 
+# What else gives a field that a network does not.
+BY_PATH = (
+    ", or name the submodules that give them, {}, by the paths that kdjax.models.module_paths(network, inputs) lists"
+)
+MENDS = {
+    "features": BY_PATH.format('features=("PATH", ...)'),
+    "preactivations": BY_PATH.format('preactivations=("PATH", ...)'),
+    "embedding": BY_PATH.format('embedding="PATH" (or "PATH:input", what a module is given)'),
+    "taps": ", such as output=two_heads, or taps={name: path}",
+    "losses": ', or name what the model notes by sow, losses=("NAME", ...)',
+}
 WHOLE = {
     "logits": ("[B, C]", "use an objective that takes each element by itself, such as kd"),
     "embedding": ("[B, D]", "pool it to one vector a row"),

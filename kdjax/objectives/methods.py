@@ -13,6 +13,7 @@ from kdjax.objectives.logits import (
     logit,
     multi_label,
     multi_teacher,
+    own,
     supervised,
     teacher_free,
     wrappers,
@@ -22,7 +23,7 @@ from kdjax.objectives.tokens import divergences
 from kdjax.references import is_reference, load_reference
 
 FILES = (
-    supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, control_variate, multi_teacher, heads,
+    supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, own, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
 )  # fmt: skip
 

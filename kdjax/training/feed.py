@@ -25,7 +25,9 @@ def from_resident(step: Step) -> Step:
 
     def resident(state, frozen, batch: Batch):
         teacher, images = frozen
-        return step(state, teacher, dataclasses.replace(batch, inputs=images[batch.index]))
+        return step(
+            state, teacher, dataclasses.replace(batch, inputs=images[batch.known_index("Images are looked up")])
+        )
 
     resident.axis = step.axis
     return resident

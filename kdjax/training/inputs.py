@@ -13,7 +13,7 @@ from kdjax.training.mixup import mixup
 from kdjax.training.state import TrainState, Variables
 from kdjax.types import Array, Axis, Batch, Clock, ModelOutput, MultiView, Network, Tree
 
-# (inputs, index, epoch, key) -> what the networks see, or a MultiView
+# (inputs, index, epoch, key) -> what the networks see, or a MultiView; index is None where the batch does not say it
 Views = Callable[[Array, Array, Array, Array], Any]
 
 
@@ -46,7 +46,8 @@ def make_views(
                          f"let it return a MultiView with {missing[0]!r}.")  # fmt: skip
     if not mix:
         return {name: shown[name] for name in names}
-    return {name: mixup(shown[name], batch.index, epoch, key, strength=mix, axis=axis) for name in names}
+    index = batch.known_index("Mixup draws its shares")
+    return {name: mixup(shown[name], index, epoch, key, strength=mix, axis=axis) for name in names}
 
 
 def whole_teacher(teacher: ModelOutput | None, student: ModelOutput) -> ModelOutput | None:

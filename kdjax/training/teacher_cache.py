@@ -256,7 +256,8 @@ def with_teacher(
             if step // steps_per_pass != current:
                 current = step // steps_per_pass
                 shown = prepare(current)
-            said = cache.get(cache.ids(batch.index, shown[batch.index]))
+            index = batch.known_index("A teacher's outputs are kept")
+            said = cache.get(cache.ids(index, shown[index]))
             yield dataclasses.replace(batch, teacher=said)
 
     return iterate

@@ -466,9 +466,13 @@ class LinenDropout(nn.Module):
         return layer()(nn.Dense(1, name="unused")(x)[:, :0].sum() + x), layer()(x)
 
 
+def pair(raw):
+    return ModelOutput(logits=raw[0], taps={"second": raw[1]})
+
+
 @pytest.mark.parametrize(
     "network",
-    [from_nnx(NnxDropout), from_linen(LinenDropout(), jax.ShapeDtypeStruct((1, 200), jnp.float32))],
+    [from_nnx(NnxDropout, output=pair), from_linen(LinenDropout(), np.ones((1, 200), np.float32), output=pair)],
     ids=["nnx", "linen"],
 )
 def test_dropout_follows_the_key(network):
@@ -477,7 +481,7 @@ def test_dropout_follows_the_key(network):
 
     def masks(**options):
         output, _ = network.apply(params, state, x, train=True, **options)
-        return np.array([output.logits, output.features[0]]) > 0
+        return np.array([output.logits, output.taps["second"]]) > 0
 
     same, again, other = masks(rngs=KEY), masks(rngs=KEY), masks(rngs=jax.random.key(1))
     np.testing.assert_array_equal(same, again)
@@ -492,7 +496,7 @@ def test_dropout_follows_the_key(network):
 
 @pytest.mark.parametrize(
     "network",
-    [from_nnx(NnxDropout), from_linen(LinenDropout(), jax.ShapeDtypeStruct((1, 200), jnp.float32))],
+    [from_nnx(NnxDropout, output=pair), from_linen(LinenDropout(), np.ones((1, 200), np.float32), output=pair)],
     ids=["nnx", "linen"],
 )
 def test_devices_drop_different_values(network):
@@ -591,28 +595,6 @@ def test_statistics_change_only_while_training(kind):
     assert all(np.all(a != b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True))
 
 
-class LinenWithoutAxis(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-        return nn.BatchNorm(use_running_average=not train)(x)
-
-
-def test_linen_batch_norm_without_the_axis_field_is_refused_under_an_axis():
-    network = from_linen(LinenWithoutAxis(), ROW_SHAPE)
-    params, state = network.init(KEY)
-
-    def run(train):
-        rows = jnp.ones((DEVICES, 4, 3))
-        return jax.pmap(lambda x: network.apply(params, state, x, train=train, axis="data")[0].logits, "data")(rows)
-
-    with pytest.raises(
-        ValueError, match=r"LinenWithoutAxis has batch statistics .* add `axis_name: str \| None = None`"
-    ):
-        run(train=True)
-    assert run(train=False).shape == (DEVICES, 4, 3), "a frozen teacher takes no statistics"
-    network.apply(params, state, ROWS, train=True)
-
-
 # --- shapes ---
 
 
@@ -624,10 +606,10 @@ def test_shapes_compute_nothing():
             self.linear = nnx.Linear(1_000_000, 1_000_000, rngs=rngs)
 
         def __call__(self, x):
-            return self.linear(x), (x[:, :7],)
+            return self.linear(x), (x[:, None, :7],)
 
     shapes = output_shapes(from_nnx(Huge), jax.ShapeDtypeStruct((2, 1_000_000), jnp.float32))
-    assert shapes.logits.shape == (2, 1_000_000) and shapes.features[0].shape == (2, 7)
+    assert shapes.logits.shape == (2, 1_000_000) and shapes.features[0].shape == (2, 1, 7)
     huge = from_linen(nn.Dense(1_000_000), jax.ShapeDtypeStruct((2, 1_000_000), jnp.bfloat16))
     assert output_shapes(huge, jax.ShapeDtypeStruct((2, 1_000_000), jnp.bfloat16)).logits.shape == (2, 1_000_000)
 

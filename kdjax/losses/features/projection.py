@@ -46,7 +46,7 @@ def srd(
         `bn_eps=0.0` and `log_eps=1e-5`.
       bn_eps: added to the variance, which is the biased one.
       log_eps: added within the logarithm.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit. Statistics are those of the global batch.
 
@@ -55,7 +55,7 @@ def srd(
       like rows has a "feature" value larger by `log n`, and the same gradient of the mean. 0 for an empty mask.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: features are not two `[B, D]` of one shape, `exponent` is not above 0, an epsilon is below 0, or `mode` is
         neither.
 

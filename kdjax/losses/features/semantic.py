@@ -102,7 +102,7 @@ def batch_similarity(features: ArrayLike, *, where: ArrayLike | None = None, axi
 
     Args:
       features: `[B, ...]`, flattened.
-      where: boolean `[B]`. The row and the column of a False one are zero, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. The row and the column of a False one are zero, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread. None where the arrays hold the
         whole batch, as under jit.
 
@@ -110,7 +110,7 @@ def batch_similarity(features: ArrayLike, *, where: ArrayLike | None = None, axi
       `[B, N]` for the rows held here and all `N` of the global batch.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: `where` has another shape than `[B]`.
 
     Paper: Chen et al., AAAI 2021, arXiv 2012.03236; see `semckd`.

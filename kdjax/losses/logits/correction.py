@@ -118,7 +118,7 @@ def label_revision(
       lambda1: weight of the distance between logits; a number, a traced scalar or one an example.
       lambda2: weight of the distance between probabilities, likewise.
       eta: share of the teacher in the blend where the label comes close to the top, at least 0 and at most 1, likewise.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds; its value is 0.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds; its value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; the groups are then counted
         over the global batch. None where the arrays hold the whole batch, as under jit.
 
@@ -127,7 +127,7 @@ def label_revision(
       added to it.
 
     Raises:
-      TypeError: logits are not floating point, labels not integers, or `where` not boolean.
+      TypeError: logits are not floating point, labels not integers.
       ValueError: logits are not `[B, C]` or differ in shape, or a hyperparameter is out of range or does not broadcast.
 
     Paper: Lan, Cheung, Xu, Liu, Hu, Li, Chen, "Improve Knowledge Distillation via Label Revision and Data Selection",

@@ -38,7 +38,7 @@ def dist(
       beta: weight of the correlation over the classes; a number or a traced scalar.
       gamma: weight of the correlation over the batch, likewise.
       temperature: a number or a traced scalar.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -46,7 +46,7 @@ def dist(
       A scalar for the whole (global) batch, alike on all devices; it is the published loss. 0 for an empty mask.
 
     Raises:
-      TypeError: logits are not floating point, or `where` not boolean.
+      TypeError: logits are not floating point.
       ValueError: logits are not two `[B, C]` of one shape, a hyperparameter is not a scalar, or `temperature` is not
         above 0.
 
@@ -83,7 +83,7 @@ def dist_parts(
       student_logits: `[B, C]`; of a segmentation network, all pixels as rows.
       teacher_logits: `[B, C]`, a constant.
       temperature: a number or a traced scalar.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -92,7 +92,7 @@ def dist_parts(
       for an empty mask.
 
     Raises:
-      TypeError: logits are not floating point, or `where` not boolean.
+      TypeError: logits are not floating point.
       ValueError: logits are not two `[B, C]` of one shape, or `temperature` is not a scalar above 0.
 
     Paper: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
@@ -145,7 +145,7 @@ def clkd(
       teacher_logits: `[B, C]`, a constant. A class at -inf is left out of that row in both networks and of the counts.
       beta: weight of `cla` in `loss`; a number or a traced scalar.
       cc_mode: which correlation.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -155,7 +155,7 @@ def clkd(
       All are 0 for an empty mask. A row or column of zeros stays zero and sends back no gradient.
 
     Raises:
-      TypeError: logits are not floating point, or `where` not boolean.
+      TypeError: logits are not floating point.
       ValueError: logits are not two `[B, C]` of one shape, `beta` is not a scalar, or `cc_mode` is unknown.
 
     Paper: Zhang, Liu, Hopcroft, He, "Class-aware Information for Logit-based Knowledge Distillation", 2022,

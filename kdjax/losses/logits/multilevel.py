@@ -52,7 +52,7 @@ def mlld(
         keeps (about one half); (2) from the fourth temperature on, the strong view's "kd" is computed on the weak
         logits; (3) the strong view has no "cc" and "bc".
       temperatures: a sequence, in which each is a number, a traced scalar or one an example.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -61,7 +61,7 @@ def mlld(
       "cc" and "bc". The published loss is their sum, times a weight, beside the cross-entropies of both views.
 
     Raises:
-      TypeError: logits are not floating point, or `where` not boolean.
+      TypeError: logits are not floating point.
       ValueError: logits are not `[B, C]` of one shape, one strong view comes without the other, `temperatures` is empty,
         or one of them is not above 0 or does not broadcast.
 
@@ -122,7 +122,7 @@ def mlld_levels(
       student_logits: `[B, C]`.
       teacher_logits: `[B, C]`, a constant. A class at -inf has no probability.
       temperature: a number, a traced scalar, or one value an example.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -131,7 +131,7 @@ def mlld_levels(
       "cc" and "bc". "kd" is inf where the student excludes (-inf) a class that the teacher believes in.
 
     Raises:
-      TypeError: logits are not floating point, or `where` not boolean.
+      TypeError: logits are not floating point.
       ValueError: logits are not two `[B, C]` of one shape, or `temperature` is not above 0 or does not broadcast.
 
     Paper: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023.

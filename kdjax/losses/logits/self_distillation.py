@@ -48,7 +48,7 @@ def uskd(
       mu: weight of the weak head's term, likewise.
       official: True ranks by the student's log-probabilities, as the released code does, whose probabilities are
         overwritten before they are used; False by its probabilities, as they are meant.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: it is left
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: it is left
         out of the mean, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; the mean in v is then over the
         global batch. None where the arrays hold the whole batch, as under jit.
@@ -59,7 +59,7 @@ def uskd(
       the weak head excludes (-inf) a class; the gradient is finite there too.
 
     Raises:
-      TypeError: logits are not floating point, labels are neither integers nor floating point, or `where` not boolean.
+      TypeError: logits are not floating point, labels are neither integers nor floating point.
       ValueError: logits are not two `[B, C]` of one shape, labels do not fit them, or a hyperparameter does not
         broadcast to `[B]`.
 

@@ -77,7 +77,7 @@ def affinity_kd(
       sigma, constant, gamma, temperature: see above; a number, a traced scalar, or one value for each row held here.
       degree, order: see above; Python integers.
       epsilon: see above; PKT's 1e-7. 0 gives the plain cosine and divergence.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out of
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out of
         columns, norms, means and counts, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; every example is then compared
         with all examples of the global batch. None where the arrays hold the whole batch, as under jit.
@@ -88,7 +88,7 @@ def affinity_kd(
       left at, or become, 0, and send back no gradient.
 
     Raises:
-      TypeError: features are not floating point, `where` not boolean, `degree` or `order` no integer.
+      TypeError: features are not floating point, or `degree` or `order` no integer.
       ValueError: the numbers of examples differ, a choice has no such name, "kl" is asked of rows that are no distributions,
         or a parameter is out of range or does not broadcast.
 

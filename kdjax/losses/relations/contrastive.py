@@ -36,7 +36,7 @@ def nce(
       negatives: `[..., K]` scores of rows that do not match.
       num_examples: N, from which negatives are drawn.
       log_normalizer: $\log Z$, a number or an array that broadcasts to the leading axes; see `nce_normalizer`.
-      where: boolean `[..., K]`. A False negative is as if it were not there, whatever it holds, nan included: $K$ is the
+      where: `[..., K]`, bool or 0/1. A False negative is as if it were not there, whatever it holds, nan included: $K$ is the
         number that is kept. Without any, the second sum is empty.
       epsilon: $\epsilon$, by which the released code keeps its quotients finite.
 
@@ -44,7 +44,7 @@ def nce(
       `[...]` losses in nats, at least 0. The published loss of one side is their mean over the batch; CRD adds two sides.
 
     Raises:
-      TypeError: scores are not floating point, or `where` not boolean.
+      TypeError: scores are not floating point.
       ValueError: shapes that do not fit, or a number out of range.
 
     Paper: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. As the released
@@ -88,7 +88,7 @@ def nce_normalizer(
       positive: `[B]` scores of the matching rows, as for `nce`.
       negatives: `[B, K]`.
       num_examples: N.
-      where: boolean `[B, K]`; a False negative does not count.
+      where: `[B, K]`, bool or 0/1; a False negative does not count.
       rows: boolean `[B]`; of a False row nothing counts, whatever it holds, nan included.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; the mean is then over the scores
         of all devices. None where the arrays hold the whole batch, as under jit.
@@ -97,7 +97,7 @@ def nce_normalizer(
       A scalar, a constant to the gradient, bit for bit the same on every device; 0 if no row counts.
 
     Raises:
-      TypeError: scores are not floating point, or a mask not boolean.
+      TypeError: scores are not floating point.
       ValueError: shapes that do not fit, or `num_examples` below 1.
 
     Paper: as `nce`; the constant is that of the released code.
@@ -189,10 +189,7 @@ def _scores(positive, negatives, where) -> tuple[Array, Array, Array]:
     positive, negatives = positive.astype(dtype), negatives.astype(dtype)
     if where is None:
         return positive, negatives, jnp.ones(negatives.shape, bool)
-    where = jnp.asarray(where)
-    chex.assert_type(
-        where, bool, custom_message="where must be boolean; compare a number mask with 0", exception_type=TypeError
-    )
+    where = jnp.asarray(where) != 0
     if where.shape != negatives.shape:
         raise ValueError(f"where has shape {where.shape}, negatives {negatives.shape}: give one bool a negative.")
     return positive, jnp.where(where, negatives, 0), where

@@ -34,7 +34,8 @@ def rkd(
       distance: weight of the distances; a number, a traced scalar, or one value for each row held here.
       angle: weight of the angles, likewise.
       squared: compare squared distances.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included; its own value is 0.
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included; its own value
+        is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
 
@@ -42,7 +43,7 @@ def rkd(
       `[B]` for the rows held here. The published loss is their mean over the kept rows of all devices.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: the numbers of examples differ, or a weight does not broadcast.
 
     Paper: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. As in the released benchmark
@@ -80,7 +81,7 @@ def rkd_distance(
       student_features: `[B, ...]`, flattened to a vector an example.
       teacher_features: `[B, ...]`, a constant. Only the first axis must be alike in both.
       squared: compare squared distances.
-      where: boolean `[B]`; False rows count for nothing, see `rkd`.
+      where: `[B]`, bool or 0/1; False rows count for nothing, see `rkd`.
       axis_name: the mapped axis over which the batch is spread, or None, see `rkd`.
 
     Returns:
@@ -88,7 +89,7 @@ def rkd_distance(
       0). The published loss is their mean over the kept rows of all devices.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: the numbers of examples differ.
 
     As released, a distance between two examples is at least 1e-6 (its square 1e-12), so points that coincide count in the
@@ -125,7 +126,7 @@ def rkd_angle(
     Args:
       student_features: `[B, ...]`, flattened to a vector an example.
       teacher_features: `[B, ...]`, a constant. Only the first axis must be alike in both.
-      where: boolean `[B]`; False rows count for nothing, see `rkd`.
+      where: `[B]`, bool or 0/1; False rows count for nothing, see `rkd`.
       axis_name: the mapped axis over which the batch is spread, or None, see `rkd`.
 
     Returns:
@@ -133,7 +134,7 @@ def rkd_angle(
       repeat count, as released). The published loss is their mean over the kept rows of all devices.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: the numbers of examples differ.
 
     Takes memory for the `[b, B, B]` angles at the b vertices held here, and time in proportion: they are taken from the

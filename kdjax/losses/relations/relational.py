@@ -31,7 +31,7 @@ def sp(
     Args:
       student_features: `[B, ...]`.
       teacher_features: `[B, ...]`, a constant. Only the first axis must be alike in both.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: it is left
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: it is left
         out of the columns, the norms and the count, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; every example is then compared
         with all examples of the global batch. None where the arrays hold the whole batch, as under jit.
@@ -41,7 +41,7 @@ def sp(
       `||G_t - G_s||_F^2 / B^2`, is their mean over the kept rows of all devices. An empty mask gives zeros.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: the numbers of examples differ.
 
     The Gram matrix is computed in float32 at least, at the highest matmul precision. A norm below 1e-12 counts as
@@ -81,7 +81,7 @@ def pkt(
       student_features: `[B, ...]`, flattened to a vector an example. The pooled embeddings, as released.
       teacher_features: `[B, ...]`, a constant. Only the first axis must be alike in both.
       epsilon: added under the logarithm, and to the norms in the cosine.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out
         of the columns, the sums and the count, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
@@ -91,7 +91,7 @@ def pkt(
       their mean over the kept rows of all devices.
 
     Raises:
-      TypeError: features are not floating point, or `where` not boolean.
+      TypeError: features are not floating point.
       ValueError: the numbers of examples differ.
 
     The diagonal is kept, as released. An example without any activation has cosine 0 to all, itself included, and sends back
@@ -133,7 +133,7 @@ def cc(
       gamma: width of the kernel, above 0; a number, a traced scalar, or one value for each row held here.
       order: P, the power at which the series ends.
       normalize: divide every feature by its norm first. One released port does not; its dot products may be anything.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: it is left out
         of the columns and the count, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread; None where the arrays hold the
         whole batch, as under jit.
@@ -144,7 +144,7 @@ def cc(
       which is the square root of that mean over B.
 
     Raises:
-      TypeError: features are not floating point, `where` not boolean, or `order` no integer.
+      TypeError: features are not floating point or `order` is no integer.
       ValueError: the numbers of examples differ, `gamma` is not above 0, or `order` is below 0.
 
     Released benchmark codes call another loss by this name, see `cc_neighbours`. The bilinear kernel of the paper is
@@ -183,7 +183,7 @@ def cc_neighbours(
       student_embeddings: `[B, D]`, of a learned linear layer on the student's features.
       teacher_embeddings: `[B, D]`, of another on the teacher's. Unlike elsewhere this is no constant, since that layer
         learns too; the teacher's features under it should be one.
-      where: boolean `[B]`. A False row is as if it were not in the batch, whatever it holds, nan included: its neighbours
+      where: `[B]`, bool or 0/1. A False row is as if it were not in the batch, whatever it holds, nan included: its neighbours
         are then each other's, and its own value is 0.
       axis_name: the mapped axis under pmap or shard_map, over which the batch is spread in order; neighbours may then be on
         different devices. None where the arrays hold the whole batch, as under jit.
@@ -193,7 +193,7 @@ def cc_neighbours(
       is their mean over the kept rows of all devices. A single row gives 0.
 
     Raises:
-      TypeError: embeddings are not floating point, or `where` not boolean.
+      TypeError: embeddings are not floating point.
       ValueError: the two shapes differ, or are not `[B, D]`.
 
     Paper: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, arXiv 1904.01802, from which it

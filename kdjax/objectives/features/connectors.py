@@ -57,7 +57,8 @@ def map_shape(maps: tuple[Array, ...], stage: int, of: str) -> tuple[int, int, i
         )
     shape = tuple(maps[stage].shape[1:])
     if len(shape) != 3:
-        raise ValueError(f"Stage {stage} of the {of} is {shape} without the batch; it must be a map [H, W, K].")
+        raise ValueError(f"Stage {stage} of the {of} is {shape} without the batch; it must be a map [H, W, K]; of tokens "
+                         "kdjax.models.token_maps(network) makes one.")  # fmt: skip
     return shape
 
 

@@ -97,7 +97,7 @@ class WeightedFeatures(Objective):
             key = jax.random.fold_in(ctx.key, index)
             return losses.fisher_diag(classify, z[None], mode="sampled", key=key)[0]
 
-        return jax.vmap(of_one)(ctx.batch.index, ctx.teacher.embedding)
+        return jax.vmap(of_one)(ctx.batch.numbers(ctx.axis), ctx.teacher.embedding)
 
 
 def projector(student, teacher, rngs: nnx.Rngs) -> nnx.Linear:

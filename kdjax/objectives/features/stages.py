@@ -9,6 +9,7 @@ from kdjax import losses
 from kdjax.losses.features.pooling import maps_pair
 from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.bridges import Connectors, Generator, Regressors, bridged, bridges, chosen, stage_pairs
+from kdjax.objectives.features.connectors import map_shape
 from kdjax.objectives.features.projectors import ConvRegressor
 from kdjax.objectives.logits.supervised import CrossEntropy
 from kdjax.reduction import per_example
@@ -33,9 +34,11 @@ class FitNet(Objective):
     paper: ClassVar = Paper("FitNets: Hints for Thin Deep Nets", "Romero et al.", "ICLR", 2015, "1412.6550")
 
     def build(self, student, teacher, data, rngs):
-        return ConvRegressor(
-            stage_shape(student, self.stage, "student"), stage_shape(teacher, self.stage, "teacher"), rngs=rngs
-        )
+        shapes = []
+        for output, role in ((student, "student"), (teacher, "teacher")):
+            stage_shape(output, self.stage, role)
+            shapes.append(map_shape(output.features, self.stage, f"{role}'s features"))
+        return ConvRegressor(*shapes, rngs=rngs)
 
     def terms(self, module, ctx):
         projected = module(ctx.student.features[self.stage])
@@ -202,7 +205,7 @@ class MGD(Objective):
         shape = (1, 1, teacher.shape[-1]) if self.masked == "channels" else (*teacher.shape[1:3], 1)
         share = 1 - value_at(self.mask_ratio, ctx.progress)
         draw = lambda index: jax.random.bernoulli(jax.random.fold_in(ctx.key, index), share, shape)
-        generated = module(student, jax.vmap(draw)(ctx.batch.index))
+        generated = module(student, jax.vmap(draw)(ctx.batch.numbers(ctx.axis)))
         return per_example(losses.mgd(generated, teacher), ctx.batch)
 
 

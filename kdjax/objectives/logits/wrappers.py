@@ -161,8 +161,10 @@ class RandomTeacher(Wrapper):
         teacher = ctx.teacher.logits
         key = jax.random.key(0) if self.fixed else ctx.key
         draw = lambda i: losses.random_teacher_logits(jax.random.fold_in(key, i), teacher.shape[1:], self.scale)
+        batch = ctx.batch
+        rows = batch.known_index("The fixed noise is drawn") if self.fixed else batch.numbers(ctx.axis)
         # A half type would round the noise.
-        return ctx.student.logits, jax.vmap(draw)(ctx.batch.index).astype(jnp.promote_types(teacher.dtype, jnp.float32))
+        return ctx.student.logits, jax.vmap(draw)(rows).astype(jnp.promote_types(teacher.dtype, jnp.float32))
 
 
 def only_labelled(changed: Array, teacher: Array, ctx: Context) -> Array:

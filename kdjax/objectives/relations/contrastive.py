@@ -170,7 +170,7 @@ class CRD(Objective):
 
     def terms(self, module, ctx):
         where = ctx.batch.where
-        index = jnp.where(where, ctx.batch.index, 0)
+        index = jnp.where(where, ctx.batch.known_index("CRD keeps an embedding of every example"), 0)
         inside = jnp.clip(index, 0, module.num_examples - 1)
         key = jax.random.key(0) if ctx.key is None else ctx.key
         positive, allowed = index, None

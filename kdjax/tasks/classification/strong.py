@@ -65,7 +65,7 @@ class Strong:
           TypeError: a key of another generator.
         """
         key = jax.random.fold_in(threefry(key), epoch)
-        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (9,)))(index)
+        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (9,)))(positions(index))
 
     def show(self, images: Array, draws: Array) -> Array:
         """Images `[B, H, W, C]` float32 in 0..255, as the given ones of uint8 or float, distorted by `draws`."""
@@ -134,6 +134,16 @@ def _square(shape: tuple[int, int], fraction: float, row: Array, column: Array) 
         return (places >= first) & (places < first + side)
 
     return within(shape[0], row)[:, None] & within(shape[1], column)[None, :]
+
+
+def positions(index: Array | None) -> Array:
+    """The index; a batch that has none is refused."""
+    if index is None:
+        raise ValueError(
+            "Views are drawn by the example's position in its data set, and this batch does not say it; pass "
+            "Batch.of(..., index=positions)."
+        )
+    return index
 
 
 def threefry(key: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kdjax.tasks.classification.strong import Strong, threefry
+from kdjax.tasks.classification.strong import Strong, positions, threefry
 from kdjax.types import Array, MultiView
 
 
@@ -60,7 +60,7 @@ class Views:
           TypeError: a key of another generator.
         """
         key = jax.random.fold_in(threefry(key), epoch)
-        words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(index)
+        words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(positions(index))
         return (words % np.uint32(self.num_views())).astype(jnp.int32)  # uneven by less than one part in 10 million
 
     def show(self, images: Array, numbers: Array) -> Array:

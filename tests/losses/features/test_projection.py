@@ -234,5 +234,3 @@ def test_what_does_not_fit_is_refused():
         srd(STUDENT, TEACHER, mode="both")
     with pytest.raises(ValueError, match="exponent=0"):
         srd(STUDENT, TEACHER, exponent=0)
-    with pytest.raises(TypeError, match="where must be boolean"):
-        srd(STUDENT, TEACHER, where=np.ones(ROWS, np.float32))

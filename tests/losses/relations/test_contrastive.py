@@ -117,13 +117,16 @@ def test_half_types_are_computed_in_float32(dtype):
     np.testing.assert_allclose(values, formula(positive, negatives, 9), rtol=1e-5)
 
 
+def test_a_mask_may_be_of_0_and_1():
+    values = [losses.nce(POSITIVE, NEGATIVES, num_examples=9, where=KEPT.astype(kind)) for kind in (bool, np.float32)]
+    np.testing.assert_array_equal(*values)
+
+
 def test_nce_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"negatives has shape \(5, 5\), positive \(6,\)"):
         losses.nce(POSITIVE, NEGATIVES[:5], num_examples=9)
     with pytest.raises(ValueError, match=r"where has shape \(6,\), negatives \(6, 5\)"):
         losses.nce(POSITIVE, NEGATIVES, num_examples=9, where=KEPT[:, 0])
-    with pytest.raises(TypeError, match="where must be boolean"):
-        losses.nce(POSITIVE, NEGATIVES, num_examples=9, where=KEPT.astype(int))
     with pytest.raises(ValueError, match="num_examples is 0"):
         losses.nce(POSITIVE, NEGATIVES, num_examples=0)
     with pytest.raises(ValueError, match="epsilon is -1"):

@@ -156,11 +156,15 @@ def test_sp_spread_over_devices_is_sp_of_the_whole_batch(how):
         np.testing.assert_allclose(gradient.reshape(8, 6), expected_gradient, **EXACT)
 
 
+def test_a_mask_may_be_of_0_and_1():
+    values = [losses.sp(STUDENT, TEACHER, where=KEPT.astype(kind)) for kind in (bool, np.float32, int)]
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[0], values[2])
+
+
 def test_sp_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="teacher_features has 7 examples, student_features 8"):
         losses.sp(STUDENT, TEACHER[:7])
-    with pytest.raises(TypeError, match="where must be boolean"):
-        losses.sp(STUDENT, TEACHER, where=np.ones(8, np.float32))
     with pytest.raises(ValueError, match=r"where has shape \(7,\), the batch 8 examples"):
         losses.sp(STUDENT, TEACHER, where=np.ones(7, bool))
     with pytest.raises(TypeError, match="teacher_features must be floating point"):

@@ -1,0 +1,77 @@
+"""How a model is told whether it trains: the usual names of that argument, and whether it listened."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+# Name: its value in training; in evaluation it has the other one.
+WHILE_TRAINING = {
+    **dict.fromkeys(("train", "training", "is_training", "is_train", "train_mode", "training_mode"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "is_inference", "inference_mode"), False),
+    **dict.fromkeys(("eval", "evaluate", "is_eval", "eval_mode", "test", "is_test", "test_mode"), False),
+}
+
+
+def named(mode: Mapping[str, bool] | None) -> Mapping[str, bool]:
+    """The names that stand for the mode, with their value in training: those of a user, or the usual ones."""
+    return WHILE_TRAINING if mode is None else mode
+
+
+def call_arguments(function: Callable, mode: Mapping[str, bool] | None, train: bool) -> dict[str, bool]:
+    """What a model's call is to be told.
+
+    Args:
+      function: its `__call__`.
+      mode: the argument's name and its value in training, `{"is_train": True}`; None for the usual names.
+      train: whether it trains.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_any = mode is not None and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {
+        name: value == train
+        for name, value in named(mode).items()
+        if takes_any or (name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY)
+    }
+
+
+def check_known(mode: Mapping[str, bool] | None, call: Callable, fields: Iterable[str], model: str) -> None:
+    """Raises where a name in `mode` is neither an argument of the call nor a field."""
+    parameters = inspect.signature(call).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in mode or ():
+        if name not in parameters and name not in set(fields):
+            takes = ", ".join(n for n in parameters if n != "self")
+            raise ValueError(f"mode= names {name!r}, and {model} has no such field and its __call__ takes {takes}.")
+
+
+def unheard(model: str, what: str, call: Callable, told: Mapping[str, Any], flags: Iterable[str]) -> ValueError:
+    """The error for a model that does in training what it does in evaluation.
+
+    Args:
+      model: its name.
+      what: what does not change, such as "batch statistics that a training step leaves as they are".
+      call: its `__call__`.
+      told: the arguments by which it was told the mode.
+      flags: boolean fields that might be the mode.
+    """
+    parameters = inspect.signature(call).parameters
+    guesses = [n for n, p in parameters.items() if isinstance(p.default, bool) or p.annotation in (bool, "bool")]
+    guesses = [name for name in [*guesses, *flags] if name not in told]
+    defaults = {name: parameters[name].default for name in guesses if name in parameters}
+    if told:
+        given = ", ".join(f"{name}={value}" for name, value in told.items())
+        problem = f"it was called with {given}, which does not reach all of it"
+    else:
+        takes = ", ".join(n for n in parameters if n != "self")
+        problem = f"none of its arguments ({takes}) has a name known to mean the mode"
+    if guesses:
+        value = defaults.get(guesses[0]) is not True
+        mend = f"pass mode={{{guesses[0]!r}: {value}}}, the argument's name and its value in training"
+    else:
+        mend = "give it an argument train, and hand it on to BatchNorm (use_running_average=not train) and Dropout"
+    return ValueError(f"{model} has {what}: {problem}; {mend}, or mode={{}} if this is meant.")
+
+
+STATISTICS = "batch statistics that training leaves as they are"
+DROPOUT = "dropout that drops nothing in training"

@@ -1,0 +1,241 @@
+"""A network from anybody's Flax NNX model."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen, nnx
+
+from kdjax.models import modes
+from kdjax.models.functional import device_key, functionalise
+from kdjax.models.outputs import add_losses, as_output, of_model
+from kdjax.models.taps import INPUT, Paths, Record, Taps, no_module, shapes_of
+from kdjax.types import Network
+
+ModelCall = Callable[..., Any]  # (module, inputs, **mode) -> what the model returns
+
+
+def from_nnx(
+    model: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    *,
+    features: Paths = (),
+    preactivations: Paths = (),
+    embedding: str | None = None,
+    taps: Mapping[str, str] | None = None,
+    losses: Sequence[str] = (),
+    mode: Mapping[str, bool] | None = None,
+    call: ModelCall | None = None,
+    output: Callable[[Any], Any] = as_output,
+    trainable: Any = nnx.Param,
+    parts: Sequence[str] | Mapping[str, str] = (),
+    name: str | None = None,
+) -> Network:
+    """A network from a Flax NNX model.
+
+    Args:
+      model: a module, whose weights `init` then gives (a trained teacher); or `rngs -> module`, a class too, for fresh ones.
+      features, preactivations: paths of submodules, such as `("layers/0", "layers/1")`, whose outputs are the stages of these
+        fields of the `ModelOutput`; "layers/0:input" is what that module is given. One path of layers under `nnx.scan` is a
+        stage for each. `kdjax.models.module_paths` lists the paths.
+      embedding: the same for the vector that the classifier reads, such as "head:input".
+      taps: further intermediate values to keep, `{name: path}`.
+      losses: names under which the model notes numbers that are to be added to the loss, `self.sow(..., name, value)`:
+        means over the batch, summed over the modules.
+      mode: for a model that is told by an unusual argument or attribute whether it trains: its name and its value in
+        training, such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `inference`, ...)
+        are known. `{}`: it is the same in training and evaluation.
+      call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given.
+      output: makes a `ModelOutput` of what the module returns.
+      trainable: an nnx filter of the variables that are trained, such as `nnx.LoRAParam`; all others are state.
+      parts: entry points to offer as `Network.parts`, run in evaluation mode: names of methods, or `{name: path}` of methods
+        or submodules.
+      name: for reports; the class name if not given.
+
+    An argument `rngs` of the model's call is given the step's key, and None in evaluation. Dropout draws its numbers by the
+    shape of the batch a device holds: equal under jit on any number of devices, but not between jit and pmap.
+
+    Raises:
+      TypeError: it is no NNX model.
+      ValueError: when it runs: a path is unknown or its module runs not once; or, in training, if the model has batch
+        statistics, or dropout, that do not heed it.
+    """
+    if (
+        isinstance(model, linen.Module)
+        or isinstance(getattr(model, "module", None), linen.Module)
+        or not callable(model)
+    ):
+        raise TypeError(f"from_nnx takes an nnx.Module or `rngs -> module`, not a {type(model).__name__}; a Linen module is for "
+                        "from_linen.")  # fmt: skip
+    kind = type(model).__name__ if isinstance(model, nnx.Module) else getattr(model, "__name__", "nnx model")
+    kept = Taps.of(taps, features, preactivations, embedding)
+    functional = functionalise(model, trainable=trainable)
+
+    def apply(params, state, inputs, *, train, rngs=None, axis=None):
+        def run(module):
+            forward, title = module.__call__, type(module).__name__
+            told = modes.call_arguments(forward, mode, train)
+            flags = _set_flags(module, modes.named(mode), train)
+            modes.check_known(mode, forward, flags, title)
+            if "rngs" in inspect.signature(forward).parameters:
+                key = jax.random.fold_in(device_key(rngs, axis), 0x726E6773)
+                told["rngs"] = nnx.Rngs(key) if train else None
+            notes = _install(module, kept)
+            before = _Before(module, told.get("rngs"))
+            raw = (call or _plain_call)(module, inputs, **told)
+            if train and mode != {}:
+                told.pop("rngs", None)
+                own = {name: value for name, value in flags.items() if name in vars(module)}
+                if what := before.unheard(module):
+                    raise modes.unheard(title, what, forward, {**told, **own}, _boolean_fields(module))
+            result = of_model(raw, output)
+            result = kept.fill(result, _read(notes)) if kept.wanted else result
+            return add_losses(result, _noted(module, losses), title)
+
+        return functional.call(params, state, run, train=train, key=rngs, axis=axis, as_built=mode == {})
+
+    def part(path: str):
+        def run(params, state, *arrays):
+            return functional.call(params, state, lambda module: _follow(module, path)(*arrays), train=False)[0]
+
+        return run
+
+    def paths(inputs):
+        given = {}
+
+        def run(key, x):
+            def watch(module):
+                for path, node in _modules(module).items():
+                    if callable(node):
+                        node.__class__ = _watched(type(node), path, given)
+                told = modes.call_arguments(module.__call__, mode, False)
+                return (call or _plain_call)(module, x, **told, **_no_rngs(module))
+
+            return functional.call(*functional.init(key), watch, train=False)[0]
+
+        jax.eval_shape(run, jax.random.key(0), inputs)
+        return given
+
+    entries = parts if isinstance(parts, Mapping) else {method: method for method in parts}
+    return Network(functional.init, apply, {n: part(path) for n, path in entries.items()}, name or kind, paths)
+
+
+def _plain_call(module, inputs, **told):
+    return module(inputs, **told)
+
+
+def _no_rngs(module) -> dict:
+    return {"rngs": None} if "rngs" in inspect.signature(module.__call__).parameters else {}
+
+
+def _set_flags(module: nnx.Module, named: Mapping[str, bool], train: bool) -> dict[str, bool]:
+    """Sets the attributes, of any submodule, that stand for the mode, and returns them."""
+    told = {}
+    for _, node in nnx.iter_modules(module):
+        for name, value in named.items():
+            if isinstance(vars(node).get(name, getattr(type(node), name, None)), bool):
+                setattr(node, name, value == train)
+                told[name] = value == train
+    return told
+
+
+def _boolean_fields(module: nnx.Module) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, bool)]
+
+
+class _Before:
+    """What a training call is to change: batch statistics, and the counters of PRNG streams."""
+
+    def __init__(self, module: nnx.Module, rngs: nnx.Rngs | None):
+        self.rngs = rngs
+        self.statistics = _values(module, nnx.BatchStat)
+        self.counts = _values(module, nnx.RngCount) + _values(rngs, nnx.RngCount)
+
+    def unheard(self, module: nnx.Module) -> str:
+        """What did not change, or ""; a value that is the very same object was not written."""
+        if self.statistics and _same(self.statistics, _values(module, nnx.BatchStat)):
+            return modes.STATISTICS
+        drops = any(isinstance(node, nnx.Dropout) and node.rate > 0 for _, node in nnx.iter_modules(module))
+        after = _values(module, nnx.RngCount) + _values(self.rngs, nnx.RngCount)
+        return modes.DROPOUT if drops and _same(self.counts, after) else ""
+
+
+def _values(node: Any, kind: type) -> list:
+    return [] if node is None else [v.get_value() for _, v in nnx.to_flat_state(nnx.state(node, kind))]
+
+
+def _same(before: list, after: list) -> bool:
+    return all(a is b for a, b in zip(before, after, strict=True))
+
+
+# --- taps ---
+
+
+GIVES, GIVEN = "tapped", "tapped_input"  # attributes of a module that is tapped
+
+
+def _modules(module: nnx.Module) -> dict[str, nnx.Module]:
+    return {"/".join(map(str, parts)): node for parts, node in nnx.iter_modules(module) if parts}
+
+
+def _install(module: nnx.Module, kept: Taps) -> dict[str, tuple[nnx.Module, str, Record]]:
+    """Makes the submodules note what goes in and out: in variables, which loops and recomputation hand on.
+
+    The module is the merged copy of this call: the user's own is never changed.
+    """
+    modules, notes = _modules(module) if kept.wanted else {}, {}
+    for path, (gives, given) in kept.modules.items():
+        if path not in modules:
+            raise no_module(path, modules, type(module).__name__)
+        places = [place for place, wished in ((GIVES, gives), (GIVEN, given)) if wished]
+        records = {place: Record() for place in places}
+        for place, record in records.items():
+            setattr(modules[path], place, nnx.Intermediate(()))
+            notes[path + (INPUT if place == GIVEN else "")] = modules[path], place, record
+        modules[path].__class__ = _recording(type(modules[path]), records)
+    return notes
+
+
+def _recording(cls: type, records: Mapping[str, Record]) -> type:
+    def __call__(self, *args, **kwargs):
+        result = cls.__call__(self, *args, **kwargs)
+        for place, record in records.items():
+            value = result if place == GIVES else (*args, *kwargs.values())[0]
+            record.shapes.append(shapes_of(value))
+            note = getattr(self, place)
+            note.set_value((*note.get_value(), value))
+        return result
+
+    return type(cls.__name__, (cls,), {"__call__": __call__})
+
+
+def _read(notes: Mapping[str, tuple[nnx.Module, str, Record]]) -> dict[str, Record]:
+    for node, place, record in notes.values():
+        record.values = getattr(node, place).get_value()
+    return {path: record for path, (_, _, record) in notes.items()}
+
+
+def _watched(cls: type, path: str, given: dict) -> type:
+    def __call__(self, *args, **kwargs):
+        result = cls.__call__(self, *args, **kwargs)
+        given[path] = shapes_of(result)
+        return result
+
+    return type(cls.__name__, (cls,), {"__call__": __call__})
+
+
+def _follow(module: nnx.Module, path: str) -> Callable:
+    node: Any = module
+    for name in path.split("/"):
+        node = node[int(name)] if name.isdigit() else node[name] if isinstance(node, dict) else getattr(node, name)
+    return node
+
+
+def _noted(module: nnx.Module, names: Sequence[str]) -> dict[str, list]:
+    """The numbers that the submodules noted in this call, by name."""
+    noted: dict[str, list] = {name: [] for name in names}
+    for _, node in nnx.iter_modules(module) if names else ():
+        for name in names:
+            if isinstance(value := vars(node).get(name), nnx.Variable):
+                noted[name] += jax.tree.leaves(value.get_value())
+    return noted
