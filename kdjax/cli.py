@@ -20,6 +20,7 @@ commands:
   evaluate RUN                  evaluate the networks of a run
   methods [NAME]                list the methods, or explain one
   data prepare NAME             make a data set ready
+  data check NAME               read a whole data set, also pictures of one's own, and name what is wrong
 
 `kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists every field of that config.
 """
@@ -174,7 +175,14 @@ def data(argv):
     prepare_parser = commands.add_parser("prepare", help="download or build a data set, once")
     prepare_parser.add_argument("name", help="fashion_mnist/subset, fashion_mnist/full, digits, cifar10, cifar100, ...")
     prepare_parser.add_argument("--data-dir", default="", help="where to; the TFDS folder if not given")
+    check_parser = commands.add_parser("check", help="read a whole data set, and name what cannot be read")
+    check_parser.add_argument("name", help="a folder of pictures, an .npz file, or a prepared set")
+    check_parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
     options = parser.parse_args(argv)
+    if options.command == "check":
+        from kdjax.data.check import check
+
+        return 1 if check(options.name, options.data_dir or None) else 0
     from kdjax.data.prepare import prepare
 
     prepare(options.name, options.data_dir or None)

@@ -1,7 +1,7 @@
 """Puts a data set into the TFDS folder, once: our own ones from local files, TFDS's ones with TensorFlow's help."""
 
 import contextlib
-import fcntl
+import errno
 import importlib.util
 import os
 import shutil
@@ -111,5 +111,23 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock)
         yield
+
+
+def _lock(file) -> None:
+    """Waits until this process alone has the file. Where there are no locks it goes on: TFDS renames when it is done."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except ImportError:  # Windows locks bytes, and gives up after ten seconds
+        with contextlib.suppress(ImportError):
+            import msvcrt
+
+            while True:
+                try:
+                    return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                except OSError as error:
+                    if error.errno != errno.EDEADLK:
+                        raise

@@ -6,13 +6,14 @@ one example and mapped over the batch, which keeps a sharded batch where it is: 
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kdjax.tasks.classification.strong import Strong, threefry
+from kdjax.tasks.classification.strong import WHITE, Strong, threefry
 from kdjax.types import Array, MultiView
 
 
@@ -33,6 +34,8 @@ class Views:
     mixup: float = 0.0
     """strength of mixing each input with its neighbour's in the batch, Beta(a, a); 0 for none. Only for objectives that
     read no labels"""
+
+    white: ClassVar[float] = WHITE
 
     def __post_init__(self):
         if self.crop_padding < 0:
@@ -65,7 +68,7 @@ class Views:
 
     def show(self, images: Array, numbers: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 of the numbered views `[B]`: flipped, then cropped, then normalised."""
-        _check_images(images)
+        self._check(images)
         return self.normalise(jax.vmap(self._view)(images, numbers))
 
     def train(self, images: Array, index: Array, epoch, key: Array) -> Array:
@@ -88,7 +91,7 @@ class Views:
 
     def evaluate(self, images: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for evaluation: normalised and nothing else."""
-        _check_images(images)
+        self._check(images)
         return self.normalise(images)
 
     def normalise(self, images: Array) -> Array:
@@ -103,12 +106,12 @@ class Views:
                 raise ValueError(f"The images have {channels} channels, Views.{name} has {len(values)}.")
         mean = np.asarray(self.mean or (0.0,) * channels)
         std = np.asarray(self.std or (1.0,) * channels)
-        scale, shift = 1 / (255 * std), -mean / std  # in float64, so that one rounding remains
+        scale, shift = 1 / (self.white * std), -mean / std  # in float64, so that one rounding remains
         scale, shift = (x.astype(np.float32).reshape((1,) * (images.ndim - 1) + (channels,)) for x in (scale, shift))
         return images.astype(jnp.float32) * scale + shift
 
     def _train_strong(self, images: Array, index: Array, epoch, key: Array) -> Array:
-        _check_images(images)
+        self._check(images)
         key = jax.random.fold_in(threefry(key), 0x7374726F)  # apart from the draws of the main view
         crops, distortions = jax.random.split(key)
         images = jax.vmap(self._view)(images, self.numbers(index, epoch, crops))
@@ -125,7 +128,24 @@ class Views:
             image = lax.dynamic_slice(padded, (number // side, number % side, 0), image.shape)
         return image
 
+    def spread(self, channels: int) -> "Views":
+        """Views whose mean and std, where they are one number, are that of every channel."""
+        alike = {name: getattr(self, name) * channels for name in ("mean", "std") if len(getattr(self, name)) == 1}
+        return dataclasses.replace(self, **alike)
 
-def _check_images(images) -> None:
-    if images.ndim != 4 or images.dtype != jnp.uint8:
-        raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
+    def _check(self, images) -> None:
+        if images.ndim != 4 or images.dtype != jnp.uint8:
+            raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
+
+
+class FloatViews(Views):
+    """Views of images of floats, which are normalised as they are: not divided by 255."""
+
+    white: ClassVar[float] = 1.0
+
+    def _check(self, images) -> None:
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise TypeError(f"FloatViews take images [B, H, W, C] of floats; these are {images.dtype} {list(images.shape)}.")
+
+    def _train_strong(self, images, index, epoch, key):
+        raise ValueError("The view 'strong' is made of images of uint8; these are floats.")
