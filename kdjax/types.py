@@ -57,6 +57,20 @@ class MultiView:
 
 
 @pytree
+class Mixed:
+    """Targets of inputs that were mixed in pairs: `share` of `first`, the rest of `second`.
+
+    Attributes:
+      first, second: targets `[B, ...]` of the two.
+      share: `[B]` floats, 0 to 1.
+    """
+
+    first: Array
+    second: Array
+    share: Array
+
+
+@pytree
 class Batch:
     """One batch of `B` rows, alike on every device but for its sharding.
 
@@ -67,7 +81,8 @@ class Batch:
     Attributes:
       inputs: a pytree of arrays `[B, ...]`, as the data set stores them (images: uint8 NHWC), or a `MultiView`.
       targets: what is to be learned: an array `[B, ...]`, or several by name ("labels", "boxes"). Class labels are int32
-        indices, `[B]` or `[B, L]`.
+        indices, `[B]` or `[B, L]`; or soft labels, floats `[B, C]` or `[B, L, C]` that add up to 1. In a step that mixes its
+        inputs they are `Mixed`.
       index: `[B]` int32 position of each example in its data set. Views and memory banks are keyed by it.
       where: `[B]` bool, False for rows that only fill up a last partial batch.
       labelled: `[B]` bool, False where the row's targets may not be used (semi-supervised distillation).

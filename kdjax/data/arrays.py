@@ -94,7 +94,9 @@ def read_arrays(path: Path) -> Parts:
             with np.load(path, allow_pickle=False) as file:
                 keys = {key: (lambda key=key: np.load(path, allow_pickle=False)[key]) for key in file.files}
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise DataError(f"{path} cannot be read as .npz; write it with numpy.savez(path, x_train=..., y_train=...).") from error
+            raise DataError(
+                f"{path} cannot be read as .npz; write it with numpy.savez(path, x_train=..., y_train=...)."
+            ) from error
     else:
         folder = path if path.is_dir() else path.parent
         keys = {file.stem: (lambda file=file: np.load(file, mmap_mode="r", allow_pickle=False))
@@ -123,7 +125,9 @@ def check_split(name: str, parts: Parts, split: str, split_seed: int) -> Arrays:
     if held:
         test = test_part(labels, share=HELD_OUT, split_seed=split_seed)
         rows = ~test if split == "train" else test
-        note(f"{name} has no test part: {test.sum():,} of {len(test):,} examples, a fifth of each class, are held out for it")
+        note(
+            f"{name} has no test part: {test.sum():,} of {len(test):,} examples, a fifth of each class, are held out for it"
+        )
         x, labels, soft = x[rows], labels[rows], None if soft is None else soft[rows]
     names = parts.class_names or tuple(map(str, range(classes)))
     return Arrays(x, labels, soft, names)
@@ -147,7 +151,9 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
                 continue
             place = (split.pop(), role.pop())
             if place in found:
-                raise DataError(f"{path} has both {found[place]!r} and {key!r}, either of which could be what is read; keep one.")
+                raise DataError(
+                    f"{path} has both {found[place]!r} and {key!r}, either of which could be what is read; keep one."
+                )
             found[place] = key
         pairs = {split for split, _ in found}
         if "train" not in pairs or any((split, role) not in found for split in pairs for role in "xy"):
@@ -155,7 +161,9 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
                             "x and y; images, labels and the like will do.")  # fmt: skip
         return Parts({s: tuple(keys[found[s, role]]() for role in "xy") for s in sorted(pairs)}, names)
     except ValueError as error:  # numpy's word for objects, and for cut-off files
-        raise DataError(f"{path} holds arrays that cannot be read ({str(error).splitlines()[0]}); save plain numbers.") from error
+        raise DataError(
+            f"{path} holds arrays that cannot be read ({str(error).splitlines()[0]}); save plain numbers."
+        ) from error
 
 
 def _images(where: str, x: Any) -> np.ndarray:
@@ -172,7 +180,9 @@ def _images(where: str, x: Any) -> np.ndarray:
     if x.ndim != 4 or 0 in x.shape:
         raise DataError(f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C].")
     if x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
-        raise DataError(f"The inputs of {where} have the shape {list(x.shape)}, channels first; give numpy.moveaxis(x, 1, -1).")
+        raise DataError(
+            f"The inputs of {where} have the shape {list(x.shape)}, channels first; give numpy.moveaxis(x, 1, -1)."
+        )
     if kind == "f":
         x = x.astype(np.float32, copy=False)
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
@@ -187,7 +197,9 @@ def _labels(where: str, y: Any, classes: int) -> tuple[np.ndarray, np.ndarray | 
     y = _plain_labels(where, y)
     if y.ndim == 1:
         if y.size and not 0 <= y.min() <= y.max() < classes:
-            raise DataError(f"The labels of {where} go from {y.min()} to {y.max()}; number the {classes} classes from 0 on.")
+            raise DataError(
+                f"The labels of {where} go from {y.min()} to {y.max()}; number the {classes} classes from 0 on."
+            )
         return y.astype(np.int32), None
     y = y.astype(np.float32)
     if not np.isfinite(y).all() or (y < 0).any() or (np.abs(y.sum(axis=1) - 1) > 1e-3).any():
@@ -201,7 +213,9 @@ def _plain_labels(where: str, y: Any) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim not in (1, 2):
-        raise DataError(f"The labels of {where} have the shape {list(y.shape)}; give classes [N], or soft labels [N, C].")
+        raise DataError(
+            f"The labels of {where} have the shape {list(y.shape)}; give classes [N], or soft labels [N, C]."
+        )
     if y.dtype.kind not in "iufb" or (y.ndim == 1 and y.dtype.kind == "f" and not (y == np.floor(y)).all()):
         raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on.")
     return y

@@ -41,7 +41,11 @@ def check(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[s
         for row, what in wrong.items():
             log(f"{files.said(row)} {what}")
         kinds = collections.Counter(sizes.values()).most_common()
-        size = f"all {kinds[0][0][0]} x {kinds[0][0][1]} pixels" if len(kinds) == 1 else f"{len(kinds):,} sizes; set data.image_size"
+        size = (
+            f"all {kinds[0][0][0]} x {kinds[0][0][1]} pixels"
+            if len(kinds) == 1
+            else f"{len(kinds):,} sizes; set data.image_size"
+        )
         log(f"{name} ({split}): {len(files):,} pictures, {len(wrong):,} of them unreadable, {size}")
         count += len(wrong)
     return count

@@ -134,7 +134,9 @@ def scan(root: Path) -> Folder:
     names = tuple(_class_name(path) for path in folders)
     if len(names) < 2:
         inside = f"only {names[0]!r}" if names else "no folders"
-        raise DataError(f"{root} has {inside}; pictures are read from a folder a class, such as {root}/cat and {root}/dog.")
+        raise DataError(
+            f"{root} has {inside}; pictures are read from a folder a class, such as {root}/cat and {root}/dog."
+        )
     if len(set(names)) < len(names):
         raise DataError(f"{root} has the class {_twice(names)!r} twice, in two spellings of Unicode; rename one.")
     paths, labels = [], []
@@ -155,7 +157,9 @@ def _held_out(name: str, root: Path, split: str, split_seed: int) -> Folder:
     everything = scan(root)
     test = test_part(everything.labels, share=HELD_OUT, split_seed=split_seed)
     part = everything.take(np.flatnonzero(~test if split == "train" else test))
-    held = f"{name} has no test part: {test.sum():,} of {len(test):,} pictures, a fifth of each class, are held out for it"
+    held = (
+        f"{name} has no test part: {test.sum():,} of {len(test):,} pictures, a fifth of each class, are held out for it"
+    )
     return dataclasses.replace(part, note="; ".join(filter(None, (held, everything.note))))
 
 

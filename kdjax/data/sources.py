@@ -105,7 +105,12 @@ class Source:
 
 
 def load(
-    name: str, *, split: str, data_dir: str | os.PathLike | None = None, reading: Reading = Reading(), split_seed: int = 0
+    name: str,
+    *,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    reading: Reading = Reading(),
+    split_seed: int = 0,
 ) -> Source:
     """Reads one split of a data set, into memory where the decoded images take less than 2 GiB.
 
@@ -155,7 +160,9 @@ def own_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | Non
     path = Path(name).expanduser()
     can_only_be = name.startswith(("/", "./", "../", "~", ".\\")) or path.suffix in (".npz", ".npy")
     if can_only_be and not path.exists():
-        raise DataError(f"There is no file or folder {path}; give the path of pictures (a folder a class) or of an .npz file.")
+        raise DataError(
+            f"There is no file or folder {path}; give the path of pictures (a folder a class) or of an .npz file."
+        )
     if can_only_be:
         if path.is_file() and path.suffix not in (".npz", ".npy"):
             raise DataError(f"{path} is a file; give a folder of pictures, or an .npz or .npy file.")
@@ -192,7 +199,9 @@ def _from_folder(name: str, split: str, folder: Folder, reading: Reading) -> Sou
         folder = folder.take(rows)
         if len(np.unique(folder.labels)) < len(folder.class_names):
             lost = next(n for i, n in enumerate(folder.class_names) if i not in folder.labels)
-            raise DataError(f"No picture of the class {lost!r} of {name} ({split}) can be read; mend them, or delete the class.")
+            raise DataError(
+                f"No picture of the class {lost!r} of {name} ({split}) can be read; mend them, or delete the class."
+            )
     files = FolderFiles(folder)
     height, width = check_headers(name, files, one_size=not reading.size)
     records = Encoded(files, reading, "mend or delete it, or set data.skip_unreadable")
@@ -216,7 +225,9 @@ def _from_tfds(name: str, builder, split: str, image_key: str, label_key: str, r
         note(f"{name} has no labels in its split test; its split validation is evaluated")
         return _from_tfds(name, builder, "validation", image_key, label_key, reading)
     if labels.min() < 0:
-        raise DataError(f"{name} has no labels in the split {split!r}, so nothing can be evaluated on it; use another set.")
+        raise DataError(
+            f"{name} has no labels in the split {split!r}, so nothing can be evaluated on it; use another set."
+        )
     classes = info.features[label_key]
     source = Source(
         name, split, _frozen(labels), classes.num_classes, tuple(classes.names), origin=info.full_name,

@@ -92,7 +92,9 @@ def open_records(
     records, encoded = records_of(name, builder, split, image_key, label_key)
     feature = builder.info.features[image_key]
     if not encoded and reading.size:
-        raise DataError(f"The images of {name} are stored as arrays, which are not cropped on the host; set data.image_size to 0.")
+        raise DataError(
+            f"The images of {name} are stored as arrays, which are not cropped on the host; set data.image_size to 0."
+        )
     if encoded:
         reading = dataclasses.replace(reading, channels=feature.shape[-1] if not reading.size else reading.channels)
         reader = Encoded(records, reading, "prepare the set anew without it, or with a picture that can")

@@ -147,6 +147,11 @@ class Task:
         """Strength of mixing each input with its neighbour's, see `kdjax.training.mixup`; 0 for none."""
         return 0.0
 
+    @property
+    def cutmix(self) -> float:
+        """Strength of cutting a part of its neighbour's into each input, of images alone; 0 for none."""
+        return 0.0
+
     def train_views(self, inputs: Any, index: Array, epoch: Array, key: Array, *, names: tuple[str, ...]) -> Any:
         """What a network sees of a training batch: one view, or a `MultiView` of those named.
 

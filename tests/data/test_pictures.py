@@ -220,7 +220,12 @@ def test_resize_crops_are_squares_anywhere():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"scale": (0.5, 0.1)}, "scale"), ({"scale": (0.0, 1.0)}, "scale"), ({"ratio": (1.0,)}, "ratio"), ({"share": 0.0}, "share")],
+    [
+        ({"scale": (0.5, 0.1)}, "scale"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"ratio": (1.0,)}, "ratio"),
+        ({"share": 0.0}, "share"),
+    ],
 )
 def test_errors_of_crops(options, message):
     with pytest.raises(ValueError, match=f"Crop.{message} is"):

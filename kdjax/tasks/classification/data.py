@@ -93,6 +93,10 @@ class Classification(Task):
     def mixup(self) -> float:
         return self.views.mixup
 
+    @property
+    def cutmix(self) -> float:
+        return self.views.cutmix
+
     def train_views(self, inputs, index, epoch, key, *, names):
         return self._views(inputs).train_views(inputs, index, epoch, key, names=names)
 
@@ -101,11 +105,12 @@ class Classification(Task):
 
     def numbered_views(self) -> NumberedViews:
         views = self.views
-        if views.mixup:
-            raise ValueError(
-                f"data.views.mixup={views.mixup} mixes each view with a neighbour's in the batch, so that none comes twice; "
-                "set mixup to 0, or teacher_cache to empty."
-            )
+        for name in ("mixup", "cutmix"):
+            if getattr(views, name):
+                raise ValueError(
+                    f"data.views.{name}={getattr(views, name)} mixes each view with a neighbour's in the batch, so that none comes "
+                    f"twice; set {name} to 0, or teacher_cache to empty."
+                )
         if self.image_size and self.crop.varies:
             raise ValueError(
                 f"data.crop.train={self.crop.train} crops every picture anew in every pass, so that no view comes twice; set it to "

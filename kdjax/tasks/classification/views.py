@@ -32,8 +32,11 @@ class Views:
     strong: Strong = Strong()
     """what the view "strong" adds to crop and flip; only for objectives that compare two views"""
     mixup: float = 0.0
-    """strength of mixing each input with its neighbour's in the batch, Beta(a, a); 0 for none. Only for objectives that
-    read no labels"""
+    """strength of mixing each input with its neighbour's in the batch, Beta(a, a), and its label with it; 0 for none. Only for
+    objectives that take mixed labels (cross_entropy, label_smoothing) or read none"""
+    cutmix: float = 0.0
+    """strength of cutting a rectangle of its neighbour's into each input, Beta(a, a), and its label with it; 0 for none. With
+    mixup too, each input gets one of the two"""
 
     white: ClassVar[float] = WHITE
 
@@ -44,8 +47,9 @@ class Views:
             raise ValueError(f"Views.std is {self.std}; every channel's must be above 0.")
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ValueError(f"Views.mean has {len(self.mean)} values, std {len(self.std)}; give one a channel.")
-        if not 0 <= self.mixup < np.inf:
-            raise ValueError(f"Views.mixup is {self.mixup}; use a finite number, 0 or more.")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"Views.{name} is {getattr(self, name)}; use a finite number, 0 or more.")
 
     def num_views(self) -> int:
         """How many distinct views an example has: a crop for every offset, times two if it may be flipped."""
@@ -78,7 +82,7 @@ class Views:
     def train_views(self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]) -> MultiView:
         """Inputs for training by the view's name, the named ones only; the other arguments are those of `train`.
 
-        "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup is left to the step.
+        "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup and CutMix are left to the step.
 
         Raises:
           ValueError: a name that is neither.
@@ -145,7 +149,9 @@ class FloatViews(Views):
 
     def _check(self, images) -> None:
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"FloatViews take images [B, H, W, C] of floats; these are {images.dtype} {list(images.shape)}.")
+            raise TypeError(
+                f"FloatViews take images [B, H, W, C] of floats; these are {images.dtype} {list(images.shape)}."
+            )
 
     def _train_strong(self, images, index, epoch, key):
         raise ValueError("The view 'strong' is made of images of uint8; these are floats.")
