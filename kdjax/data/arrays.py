@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def read_arrays(path: Path) -> Parts:
         try:
             with np.load(path, allow_pickle=False) as file:
                 keys = {key: (lambda key=key: np.load(path, allow_pickle=False)[key]) for key in file.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path} cannot be read as .npz; write it with numpy.savez(path, x_train=..., y_train=...)."
             ) from error
@@ -157,13 +159,18 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
             found[place] = key
         pairs = {split for split, _ in found}
         if "train" not in pairs or any((split, role) not in found for split in pairs for role in "xy"):
-            raise DataError(f"{path} has {', '.join(keys) or 'no arrays'}, and needs x_train and y_train (and x_test, y_test), or "
-                            "x and y; images, labels and the like will do.")  # fmt: skip
+            raise DataError(f"{path} has {', '.join(keys) or 'no arrays'}, and needs x_train and y_train (and x_test, y_test), "
+                            "or x and y; images, labels and the like will do.")  # fmt: skip
         return Parts({s: tuple(keys[found[s, role]]() for role in "xy") for s in sorted(pairs)}, names)
-    except ValueError as error:  # numpy's word for objects, and for cut-off files
-        raise DataError(
-            f"{path} holds arrays that cannot be read ({str(error).splitlines()[0]}); save plain numbers."
-        ) from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # a ValueError: objects, a cut-off file
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} holds arrays that cannot be read ({why}); save plain numbers.") from error
 
 
 def _images(where: str, x: Any) -> np.ndarray:

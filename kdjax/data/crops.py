@@ -67,7 +67,7 @@ class Crop:
         across = shorter if width <= height else int(shorter * width / height)
         down = shorter if height <= width else int(shorter * height / width)
         if draws is None:
-            left, top = (int(round((side - size) / 2.0)) for side in (across, down))
+            left, top = (round((side - size) / 2.0) for side in (across, down))
         else:
             left, top = (int(draw * (side - size + 1)) for draw, side in zip(draws[:2], (across, down), strict=True))
         x, y = width / across, height / down

@@ -166,8 +166,8 @@ def unreadable_files(name: str, files: Files, wrong: dict[int, str]) -> str:
     """A sentence about files that cannot be read; three are named."""
     shown = "; ".join(f"{files.said(row)} {what}" for row, what in list(wrong.items())[:3])
     return (
-        f"{len(wrong):,} of {len(files):,} pictures of {name} cannot be read: {shown}{'; ...' if len(wrong) > 3 else ''}. Mend or "
-        f"delete them (`kdjax data check {name}` names all), or set data.skip_unreadable."
+        f"{len(wrong):,} of {len(files):,} pictures of {name} cannot be read: {shown}{'; ...' if len(wrong) > 3 else ''}. Mend "
+        f"or delete them (`kdjax data check {name}` names all), or set data.skip_unreadable."
     )
 
 

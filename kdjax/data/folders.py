@@ -141,7 +141,7 @@ def scan(root: Path) -> Folder:
         raise DataError(f"{root} has the class {_twice(names)!r} twice, in two spellings of Unicode; rename one.")
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        files = _files(str(folder), "", [])
+        files = _files(str(folder), "", [os.path.realpath(root)])
         if not files:
             raise DataError(f"{folder} holds no pictures; put some there, or delete the folder.")
         paths += [f"{folder.name}/{file}" for file in sorted(files)]

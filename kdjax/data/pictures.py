@@ -18,6 +18,7 @@ _ORIENTATION = 0x0112
 _UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file have
 
 
@@ -124,12 +125,19 @@ def _reason(file: str | bytes, error: Exception) -> str:
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
         return "is empty"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "is no image (of a format that is read)"
+        return "is cut off" if _head(file).startswith(_BEGINNINGS) else "is no image (of a format that is read)"
     if "truncated" in str(error) or "Truncated" in str(error):
         return "is cut off"
     if type(error).__name__ == "DecompressionBombError":
         return "is larger than Pillow reads"
     return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def _head(file: str | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:16]
+    with open(file, "rb") as stream:
+        return stream.read(16)
 
 
 def _tail(file: str | bytes) -> bytes:

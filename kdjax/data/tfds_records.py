@@ -110,8 +110,8 @@ def open_records(
             found = list(readers().map(lambda file, row: _decoded(reader, file, row), found, part))
         for row, image in zip(part, found, strict=True):
             if np.shape(image) != shape:
-                raise DataError(f"{records.said(row)} has the shape {list(np.shape(image))}, and the set says {list(shape)}; prepare "
-                                "it anew with pictures of one size.")  # fmt: skip
+                raise DataError(f"{records.said(row)} has the shape {list(np.shape(image))}, and the set says {list(shape)}; "
+                                "prepare it anew with pictures of one size.")  # fmt: skip
             images[row] = image
     return records, labels, images
 

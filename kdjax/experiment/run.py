@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
-from kdjax.experiment.folder import open_run, read_result
+from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
@@ -51,6 +51,7 @@ def run(
     # Everything is built before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
+    by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
     finished: dict[str, Finished] = {}
     for phase in experiment.phases:
         program = programs[phase.name]

@@ -166,9 +166,9 @@ class Experiment:
         if data.mixup or data.cutmix:
             for phase in self.phases:
                 found += [
-                    f"data.views mixes inputs (mixup, cutmix), but the objective {name!r} of phase {phase.name!r} reads {read}, which "
-                    "are not mixed for it; use one that takes mixed labels (cross_entropy, label_smoothing) or reads the teacher "
-                    "only, or set mixup and cutmix to 0."
+                    f"data.views mixes inputs (mixup, cutmix), but the objective {name!r} of phase {phase.name!r} reads {read}, "
+                    "which are not mixed for it; use one that takes mixed labels (cross_entropy, label_smoothing) or reads the "
+                    "teacher only, or set mixup and cutmix to 0."
                     for name, read in unmixed(part_names(phase.objective)).items() if not phase.weights
                 ][:1]  # fmt: skip
         for field in ("batch_size", "eval_batch_size"):

@@ -6,6 +6,7 @@ import no task; no task imports another.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,6 +74,12 @@ class Dataset:
         An objective that reads no teacher learns nothing from an unlabelled example, which would only thin its batches.
         """
         return self.train_index if taught else self.train_index[self.usable(labels)[self.train_index]]
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these examples from others of the same name: hashes of what is trained on and of what is evaluated."""
+        trained = self.train.fingerprint()
+        return {"train": trained, "evaluated": trained if self.held is self.train else self.held.fingerprint()}
 
     @property
     def resident(self) -> bool:

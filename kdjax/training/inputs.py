@@ -54,8 +54,8 @@ def check_mixable(objective: Bound) -> None:
     if objective.unmixed:
         name, read = next(iter(objective.unmixed.items()))
         raise ValueError(
-            f"Inputs are mixed, but the objective {name!r} reads {read}, which are not mixed for it; use one that takes mixed labels "
-            "(cross_entropy, label_smoothing) or reads the teacher only, or set mix and cut to 0."
+            f"Inputs are mixed, but the objective {name!r} reads {read}, which are not mixed for it; use one that takes mixed "
+            "labels (cross_entropy, label_smoothing) or reads the teacher only, or set mix and cut to 0."
         )
 
 

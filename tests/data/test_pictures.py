@@ -133,6 +133,7 @@ def big_upright():
         (b"", "is empty"),
         (b"some text", "is no image"),
         (half(saved(gradient(), "PNG")), "is cut off"),
+        (PLAIN["png"][:30], "is cut off"),
         (half(saved(gradient(400, 300), "JPEG")), "is cut off"),
         ("nowhere.png", "is not there"),
     ],
@@ -152,7 +153,7 @@ def by_torchvision(image, size, share):
     width, height = image.size
     wide = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     image = image.resize(wide, Image.Resampling.BILINEAR)
-    left, top = int(round((image.width - size) / 2.0)), int(round((image.height - size) / 2.0))
+    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

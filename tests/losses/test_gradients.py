@@ -163,9 +163,7 @@ def test_factor_of_the_reversal_golden(case):
     }
     for name, schedule in expressed.items():
         factors = [schedule(clock.at(3 * epoch)) for epoch in case.inputs["epoch"]]
-        np.testing.assert_allclose(
-            factors, case.outputs["f64"][name], rtol=2e-6, atol=2e-7 * max(abs(first), abs(last), 1)
-        )
+        np.testing.assert_allclose(factors, case.outputs["f64"][name], rtol=2e-6, atol=2e-7 * max(abs(first), abs(last), 1))
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 0.3, 2])

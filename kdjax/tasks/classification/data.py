@@ -108,13 +108,13 @@ class Classification(Task):
         for name in ("mixup", "cutmix"):
             if getattr(views, name):
                 raise ValueError(
-                    f"data.views.{name}={getattr(views, name)} mixes each view with a neighbour's in the batch, so that none comes "
-                    f"twice; set {name} to 0, or teacher_cache to empty."
+                    f"data.views.{name}={getattr(views, name)} mixes each view with a neighbour's in the batch, so that none "
+                    f"comes twice; set {name} to 0, or teacher_cache to empty."
                 )
         if self.image_size and self.crop.varies:
             raise ValueError(
-                f"data.crop.train={self.crop.train} crops every picture anew in every pass, so that no view comes twice; set it to "
-                "center, or teacher_cache to empty."
+                f"data.crop.train={self.crop.train} crops every picture anew in every pass, so that no view comes twice; set it "
+                "to center, or teacher_cache to empty."
             )
         facts = {name: getattr(views, name) for name in ("crop_padding", "flip", "mean", "std")}
         facts |= {"reading": self.reading.facts()} if self.image_size else {}
