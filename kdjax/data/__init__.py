@@ -15,10 +15,10 @@ from kdjax.data.crops import Crop
 from kdjax.data.errors import DataError
 from kdjax.data.pictures import Reading
 from kdjax.data.pipeline import Examples, Pipeline, evaluation_batches
-from kdjax.data.sources import Source, load
+from kdjax.data.sources import Source, load, stand_in
 from kdjax.data.splits import Splits, make_splits
 
 __all__ = [
     "Crop", "DataError", "Examples", "Pipeline", "Reading", "Source", "Splits", "evaluation_batches", "from_arrays", "load",
-    "make_splits",
+    "make_splits", "stand_in",
 ]  # fmt: skip

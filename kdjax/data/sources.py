@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.arrays import Arrays, at_hand, check_split, read_arrays
-from kdjax.data.catalogue import OWN, data_folder, open_builder, resolve
+from kdjax.data.catalogue import COUNTS, OWN, data_folder, open_builder, resolve
 from kdjax.data.encoded import Encoded, FolderFiles, check_headers, differing, readable, unreadable_files
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import Folder, open_folder
@@ -148,6 +148,24 @@ def load(
         if explanation is None:
             raise
         raise DataError(explanation) from error
+
+
+def stand_in(
+    name: str, *, split: str, data_dir: str | os.PathLike | None = None, reading: Reading = Reading()
+) -> Source | None:
+    """A black data set with the shapes and classes of one of TFDS's that is not prepared, or None where they are not known."""
+    if name.partition("/")[0] not in COUNTS:
+        return None
+    builder = open_builder(name, data_dir)
+    image_key, label_key = image_and_label(name, builder.info)
+    shape, classes = builder.info.features[image_key].shape, builder.info.features[label_key]
+    shape = (reading.size, reading.size, reading.channels) if reading.size else shape
+    if None in shape:
+        return None
+    count = COUNTS[name.partition("/")[0]][split != "train"]
+    images = np.broadcast_to(np.zeros((1,) * 4, np.uint8), (count, *shape))
+    labels = np.arange(count, dtype=np.int32) % classes.num_classes
+    return Source(name, split, labels, classes.num_classes, tuple(classes.names), images, varies=varies(split, reading))
 
 
 def own_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:

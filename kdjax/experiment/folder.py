@@ -59,13 +59,15 @@ def check_data(folder: Path, dataset: Dataset) -> None:
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
-        raise ExperimentError(f"{path} is damaged; delete it if the data are those the run was started with.") from error
+        raise ExperimentError(
+            f"{path} is damaged; delete it if the data are those the run was started with."
+        ) from error
     for part, now in dataset.fingerprints.items():
         if before.get(part, now) != now:
             examples = dataset.train if part == "train" else dataset.held
             raise ExperimentError(
-                f"{examples.name} ({examples.split}) has other examples than when the run in {folder} was started; put those back, "
-                "or use another folder with --run."
+                f"{examples.name} ({examples.split}) has other examples than when the run in {folder} was started; put those "
+                "back, or use another folder with --run."
             )
 
 

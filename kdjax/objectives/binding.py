@@ -189,6 +189,11 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
         for read in part.reads:
             role, _, field = read.partition(".")
             if role in targets:
+                if data is not None and data.soft and not part.mixes:
+                    problems.append(
+                        f"Objective {name!r} reads {role} as class indices, and the data has soft ones; use one that takes them "
+                        "(cross_entropy, label_smoothing) or reads the teacher only."
+                    )
                 continue
             output = teacher if role == "teacher" else student  # a peer is another student
             if role not in ROLES and not field:

@@ -20,6 +20,7 @@ from kdjax.training.evaluation import Sums
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, Batch, DataInfo, MultiView, Network, Term, Tree
 
+NOT_HERE = "not here: shapes alone"  # end of the description of a stand-in
 RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
 
 
@@ -138,6 +139,10 @@ class Task:
     def load(self, data_dir: str | None = None) -> Dataset:
         """Reads and splits the examples that the fields ask for."""
         raise TypeError(f"{type(self).__name__} does not say where its examples are; define load(data_dir).")
+
+    def stand_in(self, data_dir: str | None = None) -> Dataset | None:
+        """Examples of the right shapes with nothing in them, for a dry run where the data is not there; None if not known."""
+        return None
 
     def problems(self) -> list[str]:
         """What is wrong with the fields, a sentence each."""

@@ -108,7 +108,8 @@ def by_labels(labels: Any, hard: Callable[[Array], Array], soft: Callable[[Array
         first, second = by_labels(labels.first, hard, soft), by_labels(labels.second, hard, soft)
         share = jnp.reshape(labels.share, labels.share.shape + (1,) * (first.ndim - 1))
         return share * first + (1 - share) * second
-    return soft(labels) if jnp.issubdtype(jnp.result_type(labels), jnp.floating) else hard(labels)
+    labels = jnp.asarray(labels)
+    return soft(labels) if jnp.issubdtype(labels.dtype, jnp.floating) else hard(labels)
 
 
 METHODS = {

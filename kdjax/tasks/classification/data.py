@@ -1,14 +1,15 @@
 """How a config names images and their classes, and how they become batches, views and a table."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from kdjax.data import Crop, Reading, load, make_splits
+from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
 from kdjax.tasks.classification.networks import Classifier, make_classifier
 from kdjax.tasks.classification.views import FloatViews, Views
-from kdjax.tasks.task import Dataset, NumberedViews, Task
+from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
 
@@ -55,6 +56,18 @@ class Classification(Task):
         def split(name):
             return load(self.name, split=name, data_dir=data_dir, reading=self.reading, split_seed=self.split_seed)
 
+        return self._dataset(split)
+
+    def stand_in(self, data_dir: str | None = None) -> Dataset | None:
+        def split(name):
+            return stand_in(self.name, split=name, data_dir=data_dir, reading=self.reading)
+
+        if split("train") is None:
+            return None
+        dataset = self._dataset(split)
+        return dataclasses.replace(dataset, description=f"{self.name}, {dataset.description}, is {NOT_HERE}")
+
+    def _dataset(self, split: Callable[[str], Source]) -> Dataset:
         train = split("train")
         splits = make_splits(
             train.labels, validation=self.validation, labelled=self.labelled, split_seed=self.split_seed
@@ -64,12 +77,23 @@ class Classification(Task):
         else:
             held = split("test")
             rows = np.arange(len(held))
+        if held.soft is not None:  # evaluated by the likeliest class
+            held = dataclasses.replace(held, soft=None)
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
+        info = DataInfo(train.num_classes, len(train), labels=train.labels, soft=train.soft is not None)
+        arrays = None if train.varies else train.images
         return Dataset(
-            train, splits.train, splits.labelled, held, rows, self.evaluate_on,
-            DataInfo(train.num_classes, len(train), labels=train.labels), train.images, f"{train.num_classes} classes",
-        )  # fmt: skip
+            train,
+            splits.train,
+            splits.labelled,
+            held,
+            rows,
+            self.evaluate_on,
+            info,
+            arrays,
+            f"{train.num_classes} classes",
+        )
 
     @property
     def reading(self) -> Reading:
