@@ -24,6 +24,7 @@ commands:
   methods [WORDS]               list the methods, find some by any word, or explain one
   configs [copy NAME FILE]      list the configs that come with kdjax, or copy one to change it
   data prepare NAME             make a data set ready
+  data check NAME               read a whole data set, also pictures of one's own, and name what is wrong
 
 Every command takes `--import FILE.py` first of all, for a run whose task is one's own.
 `kdjax COMMAND --help` says more; `kdjax distill CONFIG --help` lists the fields of that config one needs first.
@@ -254,7 +255,14 @@ def data(argv):
     prepare_parser = commands.add_parser("prepare", help="download or build a data set, once")
     prepare_parser.add_argument("name", help="fashion_mnist/subset, fashion_mnist/full, digits, cifar10, cifar100, ...")
     prepare_parser.add_argument("--data-dir", default="", help="where to; the TFDS folder if not given")
+    check_parser = commands.add_parser("check", help="read a whole data set, and name what cannot be read")
+    check_parser.add_argument("name", help="a folder of pictures, an .npz file, or a prepared set")
+    check_parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
     options = parser.parse_args(argv)
+    if options.command == "check":
+        from kdjax.data.check import check
+
+        return 1 if check(options.name, options.data_dir or None) else 0
     from kdjax.data.prepare import prepare
 
     prepare(options.name, options.data_dir or None)

@@ -61,6 +61,20 @@ class MultiView:
 
 
 @pytree
+class Mixed:
+    """Targets of inputs that were mixed in pairs: `share` of `first`, the rest of `second`.
+
+    Attributes:
+      first, second: targets `[B, ...]` of the two.
+      share: `[B]` floats, 0 to 1.
+    """
+
+    first: Array
+    second: Array
+    share: Array
+
+
+@pytree
 class Batch:
     """One batch of `B` rows, alike on every device but for its sharding.
 
@@ -71,7 +85,8 @@ class Batch:
     Attributes:
       inputs: a pytree of arrays `[B, ...]`, as the data set stores them (images: uint8 NHWC), or a `MultiView`.
       targets: what is to be learned: an array `[B, ...]`, or several by name ("labels", "boxes"). Class labels are int32
-        indices, `[B]` or `[B, L]`.
+        indices, `[B]` or `[B, L]`; or soft labels, floats `[B, C]` or `[B, L, C]` that add up to 1. In a step that mixes its
+        inputs they are `Mixed`.
       index: `[B]` int32 position of each example in its data set, by which views and memory banks are keyed; None if that is
         not known, and what needs it refuses the batch.
       where: `[B]` bool, False for rows that only fill up a last partial batch.
@@ -309,12 +324,14 @@ class DataInfo:
       labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
         classes), -1 where it may not be used, -2 where the example is not trained on; None if they are not known.
       targets: names of the targets that a batch has: "labels", class indices; or a task's own.
+      soft: whether the labels of a batch are probabilities of the classes, `[B, C]`, instead of indices.
     """
 
     num_classes: int
     num_examples: int = 0
     labels: Any = dataclasses.field(default=None, repr=False, compare=False)
     targets: tuple[str, ...] = ("labels",)
+    soft: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """kdjax distill configs/fashion_mnist/function_matching.py
 
-Function matching: no labels, teacher and student see the same crop mixed with the same neighbour (mixup), at T = 1, for long.
+Function matching: the student learns without labels; teacher and student see the same crop mixed with the same neighbour (mixup),
+at T = 1, for long. The teacher was trained with mixup too, its labels mixed with the pictures.
 The published recipe trains for hundreds of epochs; this one shows the scheme. Minutes on two CPU cores; no setting was looked
 for.
 """

@@ -10,6 +10,14 @@ from kdjax.data.errors import DataError
 OWN = ("fashion_mnist/subset", "fashion_mnist/full", "digits")
 
 
+# Examples of TFDS's sets by split, so that a dry run knows them before they are prepared.
+COUNTS = {
+    "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "mnist": (60_000, 10_000), "fashion_mnist": (60_000, 10_000),
+    "svhn_cropped": (73_257, 26_032), "stl10": (5_000, 8_000), "imagenet2012": (1_281_167, 50_000),
+    "food101": (75_750, 25_250), "oxford_iiit_pet": (3_680, 3_669),
+}  # fmt: skip
+
+
 def resolve(name: str) -> str:
     """The full name: "fashion_mnist" is "fashion_mnist/full" where Debian's package is installed, else the subset."""
     if name == "fashion_mnist":
@@ -101,7 +109,8 @@ def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(
         name, ["fashion_mnist", *OWN, *(each for each in known if not each.startswith("kdjax_"))], n=1, cutoff=0.5
     )
-    return f"; did you mean {close[0]!r}" if close else f"; there are {', '.join(OWN)} and TFDS's, such as cifar100"
+    there = f"; did you mean {close[0]!r}" if close else f"; there are {', '.join(OWN)} and TFDS's, such as cifar100"
+    return there + "; pictures and arrays of your own are given by their path"
 
 
 def _tfds():

@@ -1,5 +1,14 @@
-"""What is wrong with data."""
+"""What is wrong with data, and what is worth knowing of it."""
+
+import functools
+import sys
 
 
 class DataError(Exception):
     """Data is missing, unknown or unfit; the message is one sentence that names the mend."""
+
+
+@functools.cache
+def note(sentence: str) -> None:
+    """Says once, on stderr, how data was read where that is not what everybody expects."""
+    print(f"kdjax: {sentence}.", file=sys.stderr)

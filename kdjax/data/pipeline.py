@@ -16,6 +16,10 @@ class Examples(Protocol):
 
     Attributes:
       name, split: for messages.
+
+    A split whose inputs differ from pass to pass (random crops that are made here, on the host) has an attribute `varies`
+    that is true, and `read` takes `view=(data seed, pass)` for training. What it gives then is a function of these and of the
+    position of the example, and of nothing else.
     """
 
     name: str
@@ -98,7 +102,8 @@ class Pipeline:
         order = _order(len(self.indices), self.data_seed, epoch)
         places = step * self.batch_size + self._rows
         chosen = self.indices[order[places % len(order)]]
-        read = self.source.read(chosen, inputs=self.inputs)
+        view = {"view": (self.data_seed, epoch)} if getattr(self.source, "varies", False) else {}
+        read = self.source.read(chosen, inputs=self.inputs, **view)
         return Batch(**read, index=chosen, where=places < len(order), labelled=self._labelled[chosen])
 
     def iterate(

@@ -1,8 +1,9 @@
 """Puts a data set into the TFDS folder, once: our own ones from local files, TFDS's ones with TensorFlow's help."""
 
 import contextlib
-import fcntl
+import errno
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -88,8 +89,41 @@ def _with_tensorflow(name: str, builder, log) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(f"Preparing {name} needs TensorFlow, this once; run `pip install 'kdjax[prepare]'`.")
     log(f"{name}: downloading and preparing into {builder.data_path}")
-    with _alone(builder.data_path.parent):
-        builder.download_and_prepare(file_format="array_record")  # does nothing where another has just done it
+    with _alone(builder.data_path.parent), _impatient():
+        try:
+            builder.download_and_prepare(file_format="array_record")  # does nothing where another has just done it
+        except Exception as error:
+            if not _no_network(error):
+                raise
+            raise DataError(
+                f"{name} cannot be downloaded: there is no network, or its server does not answer; prepare it on another machine "
+                f"and copy the folder {builder.data_path} here."
+            ) from error
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """One repetition of a download that fails instead of ten, and no warning of each."""
+    from tensorflow_datasets.core.download import downloader
+
+    logger, before = logging.getLogger("urllib3.connectionpool"), downloader.MAX_RETRIES
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    downloader.MAX_RETRIES = 1
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
+        logger.setLevel(level)
+
+
+def _no_network(error: BaseException | None) -> bool:
+    """Whether an error came of a server that could not be reached."""
+    while error is not None:
+        if type(error).__name__ in ("ConnectionError", "ConnectTimeout", "ProxyError", "SSLError", "gaierror"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _quietly(builder) -> None:
@@ -111,5 +145,23 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock)
         yield
+
+
+def _lock(file) -> None:
+    """Waits until this process alone has the file. Where there are no locks it goes on: TFDS renames when it is done."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except ImportError:  # Windows locks bytes, and gives up after ten seconds
+        with contextlib.suppress(ImportError):
+            import msvcrt
+
+            while True:
+                try:
+                    return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                except OSError as error:
+                    if error.errno != errno.EDEADLK:
+                        raise

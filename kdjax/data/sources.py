@@ -1,15 +1,21 @@
-"""A data set as arrays: every image and label of one split, in a fixed order, read through TFDS without TensorFlow."""
+"""A data set as one split of images and classes in a fixed order: arrays, pictures in folders, or sets of TFDS."""
 
 import dataclasses
 import hashlib
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdjax.data.catalogue import OWN, open_builder, resolve
-from kdjax.data.errors import DataError
-from kdjax.data.prepare import build, unreadable
+from kdjax.data.arrays import Arrays, at_hand, check_split, read_arrays
+from kdjax.data.catalogue import COUNTS, OWN, data_folder, open_builder, resolve
+from kdjax.data.encoded import Encoded, FolderFiles, check_headers, differing, readable, unreadable_files
+from kdjax.data.errors import DataError, note
+from kdjax.data.folders import Folder, open_folder
+from kdjax.data.pictures import Reading
+from kdjax.data.prepare import build
+from kdjax.data.tfds_records import explain, image_and_label, open_records
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read from disk as it goes
 
@@ -24,9 +30,11 @@ class Source:
       labels: `[N]` int32 classes.
       num_classes: number of classes.
       class_names: one name a class.
-      images: `[N, H, W, C]` uint8, or None where the decoded set has 2 GiB and more.
+      images: `[N, H, W, C]` uint8 (or float32, of arrays), or None where the decoded set has 2 GiB and more, or varies.
       origin: TFDS's name of the set with its version.
-      records: what reads single examples, where `images` is None.
+      records: what reads single examples, where there is such a thing.
+      soft: `[N, C]` float32 probabilities of the classes, which are then the targets; None where each example has one class.
+      varies: whether an example's image differs from pass to pass: a random crop of a picture.
     """
 
     name: str
@@ -37,43 +45,59 @@ class Source:
     images: np.ndarray | None = None
     origin: str = ""
     records: Any = dataclasses.field(default=None, repr=False)
+    soft: np.ndarray | None = None
+    varies: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """Images `[B, H, W, C]` uint8 and labels `[B]` int32 at these positions `[B]`, in this order, as copies.
+    def fetch(self, indices, view: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images `[B, H, W, C]` and labels `[B]` int32 at these positions `[B]`, in this order, as copies.
+
+        Args:
+          indices: the positions.
+          view: `(data seed, pass)` for the crops of training; None for those of evaluation.
 
         Raises:
-          DataError: the images differ in size (only where they are not in memory).
+          DataError: an image cannot be read, or they differ in size (only where they are not in memory).
         """
         indices = np.asarray(indices)
         if self.images is not None:
             return self.images[indices], self.labels[indices]
-        images, _ = self.records.read(indices)
-        if len({image.shape for image in images}) > 1:
-            raise DataError(f"The images of {self.name} differ in size; use a set whose images are all alike.")
+        images = self.records.read(indices, view)
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = {f"example {i}": x.shape[:2] for i, x in ((indices[0], images[0]), (index, image))}
+                raise DataError(differing(f"{self.name} ({self.split})", sizes))
         return np.stack(images), self.labels[indices]
 
-    def read(self, indices, *, inputs: bool = True) -> dict[str, Any]:
+    def read(self, indices, *, inputs: bool = True, view: tuple[int, int] | None = None) -> dict[str, Any]:
         """Images and labels as the inputs and targets of a `kdjax.types.Batch`."""
+        indices = np.asarray(indices)
+        targets = (self.labels if self.soft is None else self.soft)[indices]
         if not inputs:
-            return {"inputs": None, "targets": self.labels[np.asarray(indices)]}
-        images, labels = self.fetch(indices)
-        return {"inputs": images, "targets": labels}
+            return {"inputs": None, "targets": targets}
+        images, _ = self.fetch(indices) if view is None else self.fetch(indices, view)
+        return {"inputs": images, "targets": targets}
 
     def fingerprint(self) -> str:
         """SHA-256 of images and labels, so that what was computed from them is never used with others.
 
-        Of a set that is not in memory, it covers the labels and TFDS's name, version and split instead of the pixels.
+        Of pictures in a folder, it covers names, sizes and the content of a thousand files instead of the pixels; of a set of
+        TFDS that is not in memory, TFDS's name, version and split.
         """
         digest = hashlib.sha256()
-        if self.images is None:
+        if isinstance(self.records, Encoded):
+            digest.update(self.records.fingerprint())
+        elif self.images is None:
             digest.update(f"{self.origin} {self.split}".encode())
         else:
             digest.update(f"{self.images.dtype} {self.images.shape}".encode())
-            digest.update(np.ascontiguousarray(self.images))
+            every = -(-self.images.nbytes // MEMORY_LIMIT)  # of arrays that stay on disk some rows, evenly spaced
+            digest.update(np.ascontiguousarray(self.images[::every]))
         digest.update(np.ascontiguousarray(self.labels, dtype="<i4"))
+        if self.soft is not None:
+            digest.update(np.ascontiguousarray(self.soft, dtype="<f4"))
         return digest.hexdigest()
 
     def __repr__(self):
@@ -81,117 +105,170 @@ class Source:
         return f"Source({self.name}, {self.split}: {len(self):,} examples, {self.num_classes} classes, {where})"
 
 
-def load(name: str, *, split: str, data_dir: str | os.PathLike | None = None) -> Source:
+def load(
+    name: str,
+    *,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    reading: Reading = Reading(),
+    split_seed: int = 0,
+) -> Source:
     """Reads one split of a data set, into memory where the decoded images take less than 2 GiB.
 
     Args:
       name: "fashion_mnist/subset" (12,000 training images, in the package), "fashion_mnist/full" (60,000, from Debian's
         package dataset-fashion-mnist), "fashion_mnist" (the whole where it is installed, else the subset), "digits"
         (1,437 of 8 x 8, from scikit-learn); or an image-classification set of TFDS, such as "cifar10" or "cifar100".
-        Our own are prepared on first use; TFDS's once by `kdjax data prepare`.
-      split: "train", "test", or a part of one as TFDS writes it, such as "train[:50%]".
+        Our own are prepared on first use; TFDS's once by `kdjax data prepare`. Or the path of a folder of pictures, of an .npz
+        or .npy file, or of a folder of .npy files; or what `kdjax.data.from_arrays` returned.
+      split: "train", "test" or "validation", or of a set of TFDS a part as TFDS writes it, such as "train[:50%]".
       data_dir: TFDS folder; by default `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+      reading: how pictures become arrays.
+      split_seed: of the choice of a test part, where the set has none.
 
     Raises:
       DataError: no such set or split, an empty split, not prepared, broken, or no image classification.
     """
+    if name.startswith("arrays:"):
+        return _from_arrays(name, split, check_split(name, at_hand(name), split, split_seed), reading)
+    path = own_path(name, data_dir)
+    if path is not None and is_arrays(path):
+        return _from_arrays(name, split, check_split(name, read_arrays(path), split, split_seed), reading)
+    if path is not None:
+        return _from_folder(name, split, open_folder(name, path, split, split_seed), reading)
     name = resolve(name)
     builder = build(name, data_dir) if name in OWN else open_builder(name, data_dir)
-    image_key, label_key = _keys(name, builder.info)
+    image_key, label_key = image_and_label(name, builder.info)
     try:
-        return _read(name, builder, split, image_key, label_key)
+        return _from_tfds(name, builder, split, image_key, label_key, reading)
+    except DataError:
+        raise
     except Exception as error:  # TFDS and its readers raise many kinds
-        explanation = _explain(name, builder, split)
+        explanation = explain(name, builder, split)
         if explanation is None:
             raise
         raise DataError(explanation) from error
 
 
-def _read(name: str, builder, split: str, image_key: str, label_key: str) -> Source:
-    info = builder.info
-    records = _Records(builder.as_data_source(split=split), image_key, label_key)
-    source = Source(
-        name=name,
-        split=split,
-        labels=np.zeros(0, np.int32),
-        num_classes=info.features[label_key].num_classes,
-        class_names=tuple(info.features[label_key].names),
-        origin=info.full_name,
-    )
-    shape = info.features[image_key].shape
-    if None in shape or len(records) * np.prod(shape) >= MEMORY_LIMIT:
-        import tensorflow_datasets as tfds
-
-        undecoded = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-        labels = _Records(undecoded, image_key, label_key).all_labels()
-        return dataclasses.replace(source, labels=_frozen(labels), records=records)
-    images, labels = records.all(shape)
-    return dataclasses.replace(source, images=_frozen(images), labels=_frozen(labels))
+def stand_in(
+    name: str, *, split: str, data_dir: str | os.PathLike | None = None, reading: Reading = Reading()
+) -> Source | None:
+    """A black data set with the shapes and classes of one of TFDS's that is not prepared, or None where they are not known."""
+    if name.partition("/")[0] not in COUNTS:
+        return None
+    builder = open_builder(name, data_dir)
+    image_key, label_key = image_and_label(name, builder.info)
+    shape, classes = builder.info.features[image_key].shape, builder.info.features[label_key]
+    shape = (reading.size, reading.size, reading.channels) if reading.size else shape
+    if None in shape:
+        return None
+    count = COUNTS[name.partition("/")[0]][split != "train"]
+    images = np.broadcast_to(np.zeros((1,) * 4, np.uint8), (count, *shape))
+    labels = np.arange(count, dtype=np.int32) % classes.num_classes
+    return Source(name, split, labels, classes.num_classes, tuple(classes.names), images, varies=varies(split, reading))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Records:
-    """Random access to the examples that TFDS stores."""
+def own_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The file or folder that a name means, or None for the name of a set.
 
-    source: Any
-    image_key: str
-    label_key: str
+    A name of a set comes before a folder in the working directory; ./NAME means the folder.
 
-    def __len__(self):
-        return len(self.source)
-
-    def read(self, indices) -> tuple[list[np.ndarray], np.ndarray]:
-        examples = self._examples([int(index) for index in indices])
-        images = [example[self.image_key] for example in examples]
-        return images, np.asarray([int(example[self.label_key]) for example in examples], np.int32)
-
-    def all(self, shape) -> tuple[np.ndarray, np.ndarray]:
-        """Every image `[N, *shape]` and label `[N]`, read by the thousand: six times as fast as one by one."""
-        images = np.empty((len(self), *shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), 1000):
-            part = slice(start, min(start + 1000, len(self)))
-            images[part], labels[part] = self.read(range(part.start, part.stop))
-        return images, labels
-
-    def all_labels(self) -> np.ndarray:
-        parts = [self.read(range(i, min(i + 1000, len(self))))[1] for i in range(0, len(self), 1000)]
-        return np.concatenate(parts)
-
-    def _examples(self, indices: list[int]) -> list[dict]:
-        try:
-            return self.source.__getitems__(indices)
-        except TypeError:  # the sources of tfds.testing.mock_data read one by one only
-            return [self.source[index] for index in indices]
-
-
-def _keys(name: str, info) -> tuple[str, str]:
-    """Names of the image and the label among a set's features."""
+    Raises:
+      DataError: it can only mean a path, and there is nothing.
+    """
+    path = Path(name).expanduser()
+    can_only_be = name.startswith(("/", "./", "../", "~", ".\\")) or path.suffix in (".npz", ".npy")
+    if can_only_be and not path.exists():
+        raise DataError(
+            f"There is no file or folder {path}; give the path of pictures (a folder a class) or of an .npz file."
+        )
+    if can_only_be:
+        if path.is_file() and path.suffix not in (".npz", ".npy"):
+            raise DataError(f"{path} is a file; give a folder of pictures, or an .npz or .npy file.")
+        return path
+    if not name or name in (*OWN, "fashion_mnist") or not path.is_dir():
+        return None
+    folder = data_folder(data_dir)
+    if "://" not in folder and Path(folder, name).exists():
+        return None
     import tensorflow_datasets as tfds
 
-    keys = info.supervised_keys
-    if isinstance(keys, tuple) and len(keys) == 2 and all(key in info.features for key in keys):
-        image, label = (info.features[key] for key in keys)
-        is_image = isinstance(image, tfds.features.Tensor | tfds.features.Image) and len(image.shape) == 3
-        if is_image and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel):
-            return keys
-    raise DataError(f"{name} is no set of uint8 images with one class each; use one that is, such as cifar100.")
+    return None if name.partition("/")[0] in tfds.list_builders(with_community_datasets=False) else path
 
 
-def _explain(name: str, builder, split: str) -> str | None:
-    """Why a split cannot be read, in a sentence, or None where nobody knows."""
-    if not builder.data_path.exists():
-        return f"{name} is not in {builder.data_path}; run `kdjax data prepare {name}`, which needs TensorFlow once."
-    fault = unreadable(name, builder)
-    if fault:
-        return fault
-    try:
-        count = builder.info.splits[split].num_examples
-    except (KeyError, ValueError):
-        return f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}, and parts such as train[:50%]."
-    return None if count else f"{name} has no examples in the split {split!r}; ask for more of it."
+def is_arrays(path: Path) -> bool:
+    """Whether a file, or a folder of files, holds arrays and no pictures."""
+    return path.suffix in (".npz", ".npy") or any(path.glob("*.npy"))
+
+
+def _from_arrays(name: str, split: str, arrays: Arrays, reading: Reading) -> Source:
+    if reading.size:
+        raise DataError(f"{name} are arrays, which are not cropped on the host; set data.image_size to 0.")
+    classes = arrays.class_names
+    return Source(name, split, _frozen(arrays.labels), len(classes), classes, _frozen(arrays.inputs), soft=arrays.soft)
+
+
+def _from_folder(name: str, split: str, folder: Folder, reading: Reading) -> Source:
+    if folder.note:
+        note(folder.note)
+    if reading.skip_unreadable:
+        rows, wrong = readable(folder, reading)
+        if wrong:
+            note(unreadable_files(name, FolderFiles(folder), wrong).partition(". Mend")[0] + "; they are left out")
+        folder = folder.take(rows)
+        if len(np.unique(folder.labels)) < len(folder.class_names):
+            lost = next(n for i, n in enumerate(folder.class_names) if i not in folder.labels)
+            raise DataError(
+                f"No picture of the class {lost!r} of {name} ({split}) can be read; mend them, or delete the class."
+            )
+    files = FolderFiles(folder)
+    height, width = check_headers(name, files, one_size=not reading.size)
+    records = Encoded(files, reading, "mend or delete it, or set data.skip_unreadable")
+    source = Source(
+        name, split, _frozen(folder.labels), len(folder.class_names), folder.class_names, records=records,
+        varies=varies(split, reading),
+    )  # fmt: skip
+    return _in_memory(source, (reading.size or height, reading.size or width, reading.channels))
+
+
+def _from_tfds(name: str, builder, split: str, image_key: str, label_key: str, reading: Reading) -> Source:
+    info = builder.info
+    if reading.skip_unreadable:
+        raise DataError(f"data.skip_unreadable is for folders of pictures, and {name} is a set of TFDS; leave it out.")
+    if split == "test" and "test" not in info.splits and "validation" in info.splits:
+        split = "validation"
+    records, labels, images = open_records(name, builder, split, image_key, label_key, reading, MEMORY_LIMIT)
+    if not len(records):
+        raise DataError(f"{name} has no examples in the split {split!r}; ask for more of it.")
+    if labels.min() < 0 and split == "test" and "validation" in info.splits:  # ImageNet's test labels are kept secret
+        note(f"{name} has no labels in its split test; its split validation is evaluated")
+        return _from_tfds(name, builder, "validation", image_key, label_key, reading)
+    if labels.min() < 0:
+        raise DataError(
+            f"{name} has no labels in the split {split!r}, so nothing can be evaluated on it; use another set."
+        )
+    classes = info.features[label_key]
+    source = Source(
+        name, split, _frozen(labels), classes.num_classes, tuple(classes.names), origin=info.full_name,
+        records=records if images is None else None, images=None if images is None else _frozen(images),
+        varies=varies(split, reading),
+    )  # fmt: skip
+    return _in_memory(source, (reading.size, reading.size, reading.channels)) if reading.size else source
+
+
+def varies(split: str, reading: Reading) -> bool:
+    return bool(reading.size) and reading.crop.varies and split.startswith("train")
+
+
+def _in_memory(source: Source, shape: tuple[int, int, int]) -> Source:
+    """The source with its images in memory, if they are the same in every pass and small."""
+    if source.varies or len(source) * int(np.prod(shape)) >= MEMORY_LIMIT:
+        return source
+    return dataclasses.replace(source, images=_frozen(source.records.all(shape)))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to."""
+    array = array.view()
     array.setflags(write=False)
     return array

@@ -7,7 +7,7 @@ import numpy as np
 from kdjax.data.errors import DataError
 
 # Streams of Philox under one seed: the two choices are independent, and far from the pipeline's, which are epochs.
-_VALIDATION, _LABELLED = 2**63, 2**63 + 1
+_VALIDATION, _LABELLED, _TEST = 2**63, 2**63 + 1, 2**63 + 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +60,25 @@ def make_splits(labels, *, validation: int = 0, labelled: int | None = None, spl
             raise DataError(f"labelled={labelled} leaves a class without a label: there are {classes} classes.")
         mask[_balanced(labels, train, labelled, split_seed, _LABELLED)] = True
     return Splits(train=train.astype(np.int32), validation=held_out.astype(np.int32), labelled=mask)
+
+
+def test_part(labels, *, share: float = 0.2, split_seed: int = 0) -> np.ndarray:
+    """A test part of a set that has none: `[N]` bool, the same share of every class, at least one of two examples.
+
+    The same for the same labels and seed on every machine and NumPy.
+
+    Args:
+      labels: `[N]` classes.
+      share: of each class, rounded to whole examples.
+      split_seed: which choice.
+    """
+    labels, chosen = np.asarray(labels), np.zeros(len(labels), bool)
+    scores = np.random.Philox(key=np.array([split_seed, _TEST], np.uint64)).random_raw(len(labels))
+    for cls in np.unique(labels):
+        rows = np.flatnonzero(labels == cls)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        chosen[rows[np.argsort(scores[rows], kind="stable")[:count]]] = True
+    return chosen
 
 
 def _balanced(labels, candidates, count: int, seed: int, stream: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from kdjax.experiment.folder import (
     EXPERIMENT,
     OBJECTIVE,
     RESULT,
+    check_data,
     network_folder,
     read_result,
 )
@@ -179,6 +180,7 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
     """Metrics of every finished network of a run, by phase; each beside its teacher."""
     experiment = saved_experiment(folder)
     builder = Builder(data_dir)
+    check_data(folder, builder.dataset(experiment.data))
     networks: dict[str, Variables] = {}
     results = {}
     for phase in experiment.phases:

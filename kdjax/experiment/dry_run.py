@@ -14,6 +14,7 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
 from kdjax.objectives.catalogue import written
+from kdjax.tasks.task import NOT_HERE
 from kdjax.training import count_parameters
 from kdjax.types import Tree
 
@@ -35,7 +36,7 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
     builder = builder or Builder()
     problems = experiment.problems()
     try:
-        dataset = builder.dataset(experiment.data)
+        dataset = builder.dataset(experiment.data, stand_in=True)
         inputs = network_inputs(experiment, dataset)
     except (DataError, ValueError) as error:
         problems.append(str(error))
@@ -58,6 +59,8 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
         report.shapes = shape_table(student_output, teacher_output)
         report.problems += check(phase.objective, student_output, teacher_output, dataset.info)
         visited = dataset.visited(phase.taught, phase.labels)
+        if dataset.description.endswith(NOT_HERE):
+            report.numbers["data"] = dataset.description
         report.numbers["examples visited"] = f"{len(visited):,} of {len(dataset.train_index):,}"
         if report.problems:
             continue

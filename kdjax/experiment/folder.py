@@ -8,9 +8,11 @@ from typing import Any
 
 from kdjax.experiment import serialization
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.json_files import read_json
+from kdjax.json_files import read_json, write_json
+from kdjax.tasks import Dataset
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
+DATA = "data.json"  # what tells a run's data from others of the same name
 OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
 
 
@@ -69,6 +71,28 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
             f"{f', and {len(differing) - 1} more' if len(differing) > 1 else ''}); "
             "resume with the same one, or use another folder with --run."
         )
+
+
+def check_data(folder: Path, dataset: Dataset) -> None:
+    """Refuses other data than those a run was started with. (Runs of before this was written down are taken as they are.)"""
+    path = folder / DATA
+    if not path.exists():
+        return
+    before = read_json(path, ExperimentError, "delete it if the data are those the run was started with")
+    for part, now in dataset.fingerprints.items():
+        if before.get(part, now) != now:
+            examples = dataset.train if part == "train" else dataset.held
+            raise ExperimentError(
+                f"{examples.name} ({examples.split}) has other examples than when the run in {folder} was started; put those "
+                "back, or use another folder with --run."
+            )
+
+
+def keep_data(folder: Path, dataset: Dataset) -> None:
+    """Writes down which data a run is started with, or refuses others."""
+    check_data(folder, dataset)
+    if not (folder / DATA).exists():
+        write_json(folder / DATA, dataset.fingerprints)
 
 
 def _remove(folder: Path, experiment: Experiment) -> None:

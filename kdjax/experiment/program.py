@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.data import DataError
 from kdjax.experiment.compiled import Compiled, compile_phase
 from kdjax.experiment.feeding import Feeding, Resident
 from kdjax.experiment.networks import Networks, make_networks
@@ -52,13 +53,19 @@ class Builder:
         self._resident: dict[tuple[Task, str], Resident] = {}
         self._programs: dict[tuple[Experiment, str], Program] = {}
 
-    def dataset(self, task: Task) -> Dataset:
-        """The examples of a task; read once."""
+    def dataset(self, task: Task, *, stand_in: bool = False) -> Dataset:
+        """The examples of a task; read once. With `stand_in`, others of the same shapes where they are not there."""
         key = dataclasses.replace(task, batch_size=1, eval_batch_size=1)
         if key not in self._datasets:
             if jax.process_count() > 1:  # a data set that is not there yet is made by one of them
                 by_first(lambda: task.load(self.data_dir), ExperimentError)
-            self._datasets[key] = task.load(self.data_dir)
+            try:
+                self._datasets[key] = task.load(self.data_dir)
+            except DataError:
+                made = task.stand_in(self.data_dir) if stand_in else None
+                if made is None:
+                    raise
+                self._datasets[key] = made
         return self._datasets[key]
 
     def program(self, experiment: Experiment, phase: Phase) -> Program:

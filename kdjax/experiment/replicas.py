@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
-from kdjax.experiment.folder import open_run, read_result
+from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.phase import (
     conclude,
     describe,
@@ -68,6 +68,7 @@ def run_together(
     programs = {phase.name: builder.program(first, phase) for phase in first.phases}
     for experiment, folder in zip(experiments, folders, strict=True):
         by_first(lambda e=experiment, f=folder: open_run(f, e, resume=True), ExperimentError)
+        by_first(lambda f=folder: keep_data(f, builder.dataset(first.data)), ExperimentError)
     finished: list[dict[str, Finished]] = [{} for _ in experiments]
     for phase in first.phases:
         program, places = programs[phase.name], [folder / phase.name for folder in folders]

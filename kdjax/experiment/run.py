@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase, take
-from kdjax.experiment.folder import open_run, read_result
+from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
@@ -52,6 +52,7 @@ def run(
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     check_sources(experiment, programs, folder)
     by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
+    by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
     finished: dict[str, Finished] = {}
     for phase in experiment.phases:
         program = programs[phase.name]

@@ -7,7 +7,7 @@ same student again with another objective. Warm-ups, chains of assistants and bo
 import dataclasses
 from typing import Literal
 
-from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher
+from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher, unmixed
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
 from kdjax.training.optimizers import SGD, Optimizer
@@ -163,14 +163,14 @@ class Experiment:
                 )
             seen.append(phase.name)
         data = self.data
-        if data.mixup:
+        if data.mixup or data.cutmix:
             for phase in self.phases:
-                reading = [n for n, part in part_names(phase.objective).items() if "labels" in part.reads]
-                if reading and phase.taught:
-                    found.append(
-                        f"data.views.mixup mixes inputs, but the objective {reading[0]!r} of phase {phase.name!r} reads "
-                        "labels, which are not mixed; use one that reads the teacher only, or set mixup to 0."
-                    )
+                found += [
+                    f"data.views mixes inputs (mixup, cutmix), but the objective {name!r} of phase {phase.name!r} reads {read}, "
+                    "which are not mixed for it; use one that takes mixed labels (cross_entropy, label_smoothing) or reads the "
+                    "teacher only, or set mixup and cutmix to 0."
+                    for name, read in unmixed(part_names(phase.objective)).items() if not phase.weights
+                ][:1]  # fmt: skip
         for field in ("seed", "data_seed"):
             if not -(2**63) <= (getattr(self, field) or 0) < 2**63:
                 found.append(f"{field}={getattr(self, field)} has more than 64 bits; use a smaller one.")

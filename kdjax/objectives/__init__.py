@@ -4,7 +4,7 @@ Every file says in its `__all__` what it adds to this namespace, and in its `MET
 """
 
 from kdjax.objectives.base import Method, Objective, Paper, Sum, part_names
-from kdjax.objectives.binding import Bound, bind, check, reads_teacher
+from kdjax.objectives.binding import Bound, bind, check, reads_teacher, unmixed
 from kdjax.objectives.by_reference import ByReference
 from kdjax.objectives.features.classifier_reuse import *
 from kdjax.objectives.features.factor import *
@@ -44,5 +44,6 @@ __all__ = [
     "method",
     "part_names",
     "reads_teacher",
+    "unmixed",
 ]
 __all__ += [name for file in FILES for name in file.__all__]

@@ -45,6 +45,7 @@ class Objective:
       group: which gradient group its terms belong to, "task" or "distill", unless a term says otherwise.
       trains: what module of its own it trains, in a word or two.
       decays: whether weight decay applies to the parameters of its own modules.
+      mixes: whether it takes the targets of mixed inputs, `kdjax.types.Mixed`, and soft labels.
       any_classes: whether the two networks may know different classes.
       formula: the loss in a line of plain text.
       paper: where it comes from.
@@ -61,6 +62,7 @@ class Objective:
     group: ClassVar[str] = "distill"
     trains: ClassVar[str] = ""
     decays: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
     any_classes: ClassVar[bool] = False
     formula: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None

@@ -97,6 +97,11 @@ class Bound:
         return reads_teacher(self.parts.values())
 
     @property
+    def unmixed(self) -> dict[str, str]:
+        """Parts that read targets and do not take those of mixed inputs, and which targets."""
+        return unmixed(self.parts)
+
+    @property
     def teacher_mode(self) -> str:
         """ "train" if a part wants the teacher to normalise by the batch and to keep updating its statistics."""
         return "train" if any(part.teacher_mode == "train" for part in self.parts.values()) else "eval"
@@ -184,6 +189,11 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
         for read in part.reads:
             role, _, field = read.partition(".")
             if role in targets:
+                if data is not None and data.soft and not part.mixes:
+                    problems.append(
+                        f"Objective {name!r} reads {role} as class indices, and the data has soft ones; use one that takes them "
+                        "(cross_entropy, label_smoothing) or reads the teacher only."
+                    )
                 continue
             output = teacher if role == "teacher" else student  # a peer is another student
             if role not in ROLES and not field:
@@ -217,6 +227,12 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
 def reads_teacher(parts) -> bool:
     """Whether any of the objectives looks at the teacher."""
     return any(read.startswith("teacher.") for part in parts for read in part.reads)
+
+
+def unmixed(parts: dict[str, Objective]) -> dict[str, str]:
+    """Those of the named objectives that read targets and do not take those of mixed inputs, and the target."""
+    targets = {name: [read for read in part.reads if "." not in read] for name, part in parts.items() if not part.mixes}
+    return {name: reads[0] for name, reads in targets.items() if reads}
 
 
 # What else gives a field that a network does not.

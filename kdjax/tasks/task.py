@@ -6,6 +6,7 @@ import no task; no task imports another.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from kdjax.training.evaluation import Sums
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, Batch, DataInfo, MultiView, Network, Term, Tree
 
+NOT_HERE = "not here: shapes alone"  # end of the description of a stand-in
 RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
 
 
@@ -80,6 +82,12 @@ class Dataset:
         """
         return self.train_index if taught else self.train_index[self.usable(labels)[self.train_index]]
 
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these examples from others of the same name: hashes of what is trained on and of what is evaluated."""
+        trained = self.train.fingerprint()
+        return {"train": trained, "evaluated": trained if self.held is self.train else self.held.fingerprint()}
+
     @property
     def resident(self) -> bool:
         """Whether the training inputs are small enough to stay on every device."""
@@ -138,6 +146,10 @@ class Task:
         """Reads and splits the examples that the fields ask for."""
         raise TypeError(f"{type(self).__name__} does not say where its examples are; define load(data_dir).")
 
+    def stand_in(self, data_dir: str | None = None) -> Dataset | None:
+        """Examples of the right shapes with nothing in them, for a dry run where the data is not there; None if not known."""
+        return None
+
     def problems(self) -> list[str]:
         """What is wrong with the fields, a sentence each."""
         return []
@@ -151,6 +163,11 @@ class Task:
     @property
     def mixup(self) -> float:
         """Strength of mixing each input with its neighbour's, see `kdjax.training.mixup`; 0 for none."""
+        return 0.0
+
+    @property
+    def cutmix(self) -> float:
+        """Strength of cutting a part of its neighbour's into each input, of images alone; 0 for none."""
         return 0.0
 
     def train_views(self, inputs: Any, index: Array, epoch: Array, key: Array, *, names: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ from jax import lax
 
 from kdjax.losses import topk_teacher
 from kdjax.objectives import Bound
-from kdjax.training.mixup import mixup
+from kdjax.training.mixup import mix_batch
 from kdjax.training.state import TrainState, Variables
 from kdjax.types import Array, Axis, Batch, Clock, ModelOutput, MultiView, Network, Tree
 
@@ -34,9 +34,10 @@ class StepInputs:
 
 
 def make_views(
-    state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, mix: float, axis: Axis
-):
-    """The views of a batch by name."""
+    state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, axis: Axis, mix: float = 0.0,
+    cut: float = 0.0,
+) -> tuple[dict[str, Any], Batch]:  # fmt: skip
+    """The views of a batch by name, and the batch with the targets of what they show."""
     epoch, key = clock.pass_index(state.step), state.keys["data"]
     shown = views(batch.inputs, batch.index, epoch, key)
     shown = shown.views if isinstance(shown, MultiView) else {"main": shown}
@@ -44,10 +45,18 @@ def make_views(
     if missing:
         raise ValueError(f"The objective compares the views {', '.join(names)}, and views= gives {', '.join(shown)} only; "
                          f"let it return a MultiView with {missing[0]!r}.")  # fmt: skip
-    if not mix:
-        return {name: shown[name] for name in names}
-    index = batch.known_index("Mixup draws its shares")
-    return {name: mixup(shown[name], index, epoch, key, strength=mix, axis=axis) for name in names}
+    shown = {name: shown[name] for name in names}
+    return mix_batch(shown, batch, epoch, key, mixup=mix, cutmix=cut, axis=axis) if mix or cut else (shown, batch)
+
+
+def check_mixable(objective: Bound) -> None:
+    """Raises unless every part that learns from targets takes those of mixed inputs."""
+    if objective.unmixed:
+        name, read = next(iter(objective.unmixed.items()))
+        raise ValueError(
+            f"Inputs are mixed, but the objective {name!r} reads {read}, which are not mixed for it; use one that takes mixed "
+            "labels (cross_entropy, label_smoothing) or reads the teacher only, or set mix and cut to 0."
+        )
 
 
 def whole_teacher(teacher: ModelOutput | None, student: ModelOutput) -> ModelOutput | None:

@@ -23,6 +23,7 @@ from kdjax.training.inputs import (
     Views,
     as_given,
     check_cacheable,
+    check_mixable,
     make_views,
     run_peer,
     run_teacher,
@@ -49,6 +50,7 @@ def make_step(
     clock: Clock = Clock(),
     views: Views = as_given,
     mix: float = 0.0,
+    cut: float = 0.0,
     fit: Fit = metrics.fit,
     axis: Axis = None,
     ema_decay: float | None = None,
@@ -65,7 +67,9 @@ def make_step(
       clock: total steps, steps an epoch and batch size, for schedules.
       views: augmentation and normalisation on the device; what it returns is the main view, or a `MultiView` of several.
       fit: `(student output, teacher output or None, batch) -> {name: Term}`, measured for the log at every step.
-      mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none.
+      mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none. Labels are mixed
+        with the inputs, see `kdjax.training.mixup`.
+      cut: strength of CutMix, Beta(cut, cut); with both, each example is mixed one way or the other.
       axis: name of the mapped axis if the step will run under pmap or shard_map; None under jit.
       ema_decay: decay of the moving average of the student, if the state has one.
       cached: whether batches bring what the teacher says, `Batch.teacher`, so that it need not run: for objectives that read
@@ -76,9 +80,11 @@ def make_step(
       of mutual learning, see `kdjax.training.mutual`.
 
     Raises:
-      ValueError: if the objective needs a teacher that is not there or not of the student's architecture, or if the
-        objective and the optimizer both want the gradients of the groups.
+      ValueError: if the objective needs a teacher that is not there or not of the student's architecture, if it reads targets
+        that are not mixed with the inputs, or if it and the optimizer both want the gradients of the groups.
     """
+    if mix or cut:
+        check_mixable(objective)
     if cached:
         check_cacheable(objective)
     elif teacher is None and objective.needs_teacher:
@@ -93,7 +99,7 @@ def make_step(
     losses_of = make_losses(student, objective, clock, axis)
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
-        shown = make_views(state, batch, views, objective.views, clock, mix, axis)
+        shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut)
         if cached:
             said, teacher_call, goes_on = lax.stop_gradient({"main": batch.teacher}), None, None
         else:
@@ -155,7 +161,7 @@ def make_teacher_gradient(
     losses_of = make_losses(student, objective, clock, axis)
 
     def gradient(state: TrainState, teacher: Variables, batch: Batch):
-        shown = make_views(state, batch, views, objective.views, clock, 0.0, axis)
+        shown, _ = make_views(state, batch, views, objective.views, clock, axis)
         inputs = StepInputs(batch, shown, *run_teacher(student, teacher, shown, axis)[:2], {})
         there = {"student": teacher.state, "objective": state.state["objective"]}
 

@@ -1,12 +1,15 @@
 """Preparing: once, whole or not at all, also when killed in between or done twice at once."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 from kdjax.data import DataError, builders, load
 from kdjax.data.catalogue import own_folder
@@ -124,6 +127,32 @@ def test_stock_sets_are_prepared_as_array_record(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="is broken"):  # nothing was written here
         prepare("cifar100", tmp_path, log=lambda line: None)
     assert asked == [("cifar100", {"file_format": "array_record"})]
+
+
+def test_no_network_is_one_sentence(tmp_path, monkeypatch):
+    """Whatever TFDS makes of it, and after one repetition instead of ten."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+    def download_and_prepare(self, **options):
+        assert downloader.MAX_RETRIES == 1 and not logging.getLogger("urllib3.connectionpool").isEnabledFor(
+            logging.WARNING
+        )
+        try:
+            raise requests.exceptions.ConnectionError("Max retries exceeded")
+        except requests.exceptions.ConnectionError as error:
+            raise RuntimeError("Failed to get url") from error
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+    with pytest.raises(
+        DataError, match=r"cifar100 cannot be downloaded: there is no network.*copy the folder .*cifar100"
+    ):
+        prepare("cifar100", tmp_path, log=lambda line: None)
+    assert downloader.MAX_RETRIES == 10 and logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
+
+
+def test_without_the_locks_of_unix_it_is_prepared_all_the_same(tmp_path, monkeypatch, digits):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    assert load("digits", split="train", data_dir=tmp_path).fingerprint() == digits.fingerprint()
 
 
 def test_a_prepared_stock_set_needs_no_tensorflow(squares, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from kdjax.data import DataError, fashion_mnist, load, sources
+from kdjax.data import Crop, DataError, Reading, fashion_mnist, load, sources
+from kdjax.data.check import check
 
 
 def test_digits_are_scaled_and_split_alike_for_ever(digits, data_dir):
@@ -116,6 +117,40 @@ def test_images_of_different_sizes_are_refused_when_batched(squares, tmp_path):
     assert image.shape[0] == 1 and image[0].reshape(-1, 3).max(axis=0).argmax() == label[0]
     with pytest.raises(DataError, match="differ in size"):
         source.fetch(np.arange(40))
+
+
+def test_odd_pictures_of_a_prepared_set_are_read_right_or_named(odd, tmp_path):
+    """Eight pictures, the fourth of them odd: as it should look, or by its number."""
+    red = {"palette": (250, 10, 10), "clear": (255, 255, 255), "sixteen": (0x80,) * 3}
+    for kind, colour in red.items():
+        source = load(odd(kind), split="train", data_dir=tmp_path)
+        assert (source.images[3] == colour).all() and (source.images[2] == 2).all()
+    with pytest.raises(DataError, match=r"^Example 3 of kdjax_test_odd/cut \(train\) is cut off; prepare the set anew"):
+        load(odd("cut"), split="train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=r"^Example 3 of .* has the shape \[8, 5, 3\], and the set says \[6, 6, 3\]"):
+        load(odd("size"), split="train", data_dir=tmp_path)
+    lines = []
+    assert check("kdjax_test_odd/cut", tmp_path, log=lines.append) == 2  # both splits have it
+    assert lines[0] == "Example 3 of kdjax_test_odd/cut (train) is cut off"
+
+
+def test_pictures_of_a_prepared_set_are_cropped_as_they_are_read(squares, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    squares("uneven")
+    name, crop = "kdjax_test_squares/uneven", Crop(train="center")
+    source = load(name, split="train", data_dir=tmp_path, reading=Reading(size=4))
+    assert source.varies and source.images is None
+    batch = source.read([3, 0], view=(0, 0))
+    assert batch["inputs"].shape == (2, 4, 4, 3)
+    assert (batch["inputs"].max((1, 2)).argmax(1) == batch["targets"]).all()
+    fixed = load(name, split="train", data_dir=tmp_path, reading=Reading(size=4, crop=crop))
+    np.testing.assert_array_equal(fixed.images, source.read(np.arange(40))["inputs"])
+    (kept,) = (tmp_path / "cache/kdjax/labels").iterdir()  # the labels were read once
+    np.testing.assert_array_equal(np.load(kept), source.labels)
+    np.save(kept, source.labels[::-1])
+    assert load(name, split="train", data_dir=tmp_path, reading=Reading(size=4)).labels[0] == source.labels[-1]
+    with pytest.raises(DataError, match="stored as arrays, which are not cropped"):
+        load("digits", split="train", data_dir=tmp_path, reading=Reading(size=4))
 
 
 def test_errors_name_the_mend(squares, data_dir, tmp_path, digits):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from kdjax.cli import main
 from kdjax.data import DataError
 from kdjax.experiment import ExperimentError
+from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
@@ -83,6 +85,32 @@ def test_overwrite_works_through_a_link(copy, tmp_path, builder):
     (tmp_path / "link").symlink_to(copy)
     run(small(), tmp_path / "link", overwrite=True, builder=builder)
     assert (tmp_path / "link").is_symlink() and (copy / "student/result.json").exists()
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path, builder):
+    """By resuming and evaluating; nothing is changed. A run that does not say which data it had is taken as it is."""
+    rng = np.random.default_rng(0)
+    pictures = {split: rng.integers(0, 255, (64, 8, 8, 1), np.uint8) for split in ("train", "test")}
+
+    def save(**changed):
+        arrays = {f"x_{split}": x for split, x in (pictures | changed).items()}
+        np.savez(tmp_path / "set.npz", **arrays, y_train=np.arange(64) % 10, y_test=np.arange(64) % 10)
+
+    save()
+    experiment, folder = small(data={"name": str(tmp_path / "set.npz")}), tmp_path / "run"
+    run(experiment, folder, builder=builder)
+    run(experiment, folder, resume=True, builder=Builder(builder.data_dir, devices=builder.devices))
+    before = contents(folder)
+    for split in pictures:
+        save(**{split: 255 - pictures[split]})
+        what = rf"\({split}\) has other examples than when the run in .*run was started; put those back"
+        with pytest.raises(ExperimentError, match=what):
+            run(experiment, folder, resume=True, builder=Builder(builder.data_dir, devices=builder.devices))
+        with pytest.raises(ExperimentError, match=what):
+            evaluate_run(folder, builder.data_dir)
+    assert contents(folder) == before
+    (folder / "data.json").unlink()
+    evaluate_run(folder, builder.data_dir)
 
 
 def largest(folder):

@@ -11,7 +11,18 @@ from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.run import run
 from kdjax.experiment.schemes import chain, generations
-from kdjax.objectives import CTKD, DHKD, DML, KD, TAID, ControlVariate, CrossEntropy, MultiTeacherKD
+from kdjax.objectives import (
+    CTKD,
+    DHKD,
+    DKD,
+    DML,
+    KD,
+    TAID,
+    ControlVariate,
+    CrossEntropy,
+    MultiTeacherKD,
+    TfKDRegularizer,
+)
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classifier, Views
 from kdjax.training.checkpoints import load_network
@@ -75,10 +86,13 @@ def test_wrong_weights_and_unknown_teachers_are_said(builder):
     assert "from 'zzz', not an earlier phase (a)" in experiment.problems()[0]
 
 
-def test_mixed_inputs_need_an_objective_without_labels():
-    mixed = {"views": Views(mixup=1.0)}
-    assert "reads labels, which are not mixed" in small(data=mixed).problems()[0]
-    assert small(KD(), data=mixed).problems() == []
+def test_mixed_inputs_need_an_objective_that_takes_their_labels():
+    """In a phase that is taught as in one that is not."""
+    for mixed in ({"views": Views(mixup=1.0)}, {"views": Views(cutmix=1.0)}):
+        assert small(data=mixed).problems() == small(KD(), data=mixed).problems() == []
+        assert "'dkd' of phase 'student' reads labels, which are not mixed" in small(DKD(), data=mixed).problems()[0]
+        alone = (phase("a", objective=TfKDRegularizer()), phase("student", objective=KD(), teacher="a"))
+        assert "of phase 'a' reads labels, which are not mixed" in small(phases=alone, data=mixed).problems()[0]
 
 
 TRAINED = {

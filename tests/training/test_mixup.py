@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax.training.mixup import mixup
+from kdjax.models import from_apply
+from kdjax.objectives import DKD, KD, CrossEntropy, LabelSmoothing, TfKDRegularizer, bind
+from kdjax.training import make_step
+from kdjax.training.mixup import cuts, mix_batch, mixup
+from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
 
 INPUTS = np.random.default_rng(0).normal(size=(32, 3, 2)).astype(np.float32)
 INDEX = np.arange(500, 532, dtype=np.int32)
@@ -77,3 +81,92 @@ def test_a_sharded_batch_gives_the_same():
     rows = NamedSharding(mesh(), PartitionSpec("data"))
     got = mixed(jax.device_put(INPUTS, rows), jax.device_put(INDEX, rows), jnp.int32(2), KEY)
     np.testing.assert_allclose(got, mixed(INPUTS, INDEX, 2, KEY), atol=1e-6)
+
+
+# --- labels, and CutMix ---
+
+LABELS = np.arange(32, dtype=np.int32) % 5
+PIXELS = np.random.default_rng(1).random((32, 6, 8, 1)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("mix", "cut"))
+def batch_of(pixels, labels, labelled, mix=0.0, cut=0.0):
+    batch = Batch.of(pixels, labels, index=INDEX, labelled=labelled)
+    return mix_batch({"main": pixels}, batch, 2, KEY, mixup=mix, cutmix=cut)
+
+
+def onehot(labels, share):
+    """`share * onehot(y_i) + (1 - share) * onehot(y_(i-1))`."""
+    own = np.eye(5)[labels]
+    return share[:, None] * own + (1 - share[:, None]) * np.roll(own, 1, axis=0)
+
+
+@pytest.mark.parametrize("smoothing", [None, True, False])
+@pytest.mark.parametrize("soft", [False, True])
+def test_labels_are_mixed_with_their_inputs(smoothing, soft):
+    """The loss is that of the mixed distribution, by hand; a pair with an unlabelled input has no label."""
+    labelled = np.arange(32) != 7
+    given = np.eye(5, dtype=np.float32)[LABELS] if soft else LABELS
+    views, batch = batch_of(PIXELS, given, labelled, mix=0.5)
+    share = shares_of(INDEX, epoch=2, strength=0.5)
+    np.testing.assert_allclose(views["main"], mixed(PIXELS, INDEX, 2, KEY), atol=1e-6)
+    logits = np.random.default_rng(2).normal(size=(32, 5)).astype(np.float32)
+    q = onehot(LABELS, share)
+    objective = CrossEntropy() if smoothing is None else LabelSmoothing(smoothing=0.2, over_all_classes=smoothing)
+    if smoothing is not None:
+        q = 0.8 * q + (0.2 / 5 if smoothing else 0.2 * (1 - q) / 4)
+    ctx = Context(ModelOutput(logits=jnp.asarray(logits)), None, batch, Clock().at(0))
+    term = objective.terms(None, ctx)
+    values = -(q * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
+    counted = labelled & np.roll(labelled, 1)
+    assert counted.sum() == 30 == term.count
+    np.testing.assert_allclose(term.sum, values[counted].sum(), rtol=1e-5)
+
+
+def test_cutmix_shows_a_rectangle_of_the_neighbour_and_its_share_of_the_label():
+    views, batch = batch_of(PIXELS, LABELS, np.ones(32, bool), cut=1.0)
+    shown, before = np.asarray(views["main"]), np.roll(PIXELS, 1, axis=0)
+    theirs = (shown == before)[..., 0]
+    assert ((shown == PIXELS)[..., 0] | theirs).all()
+    np.testing.assert_allclose(batch.targets.share, 1 - theirs.mean((1, 2)), atol=1e-6)
+    np.testing.assert_array_equal(batch.targets.second, np.roll(LABELS, 1))
+    for own in theirs:
+        rows, columns = own.any(1), own.any(0)
+        assert (own == rows[:, None] & columns[None]).all() and np.abs(np.diff(rows.astype(int))).sum() <= 2
+    assert len(np.unique(np.asarray(batch.targets.share))) > 5
+
+
+def test_the_areas_of_cutmix_are_those_of_the_paper():
+    """Against rectangles drawn by NumPy as the released code draws them."""
+    own = np.asarray(jax.jit(lambda i: cuts(i, 0, KEY, 1.0, 32, 32))(np.arange(3000, dtype=np.int32)))
+    rng = np.random.default_rng(0)
+    half = np.floor(np.sqrt(1 - rng.beta(1.0, 1.0, 20_000)) * 32)[:, None] // 2
+    middle = rng.integers(0, 32, (20_000, 2))
+    sides = np.clip(middle + half, 0, 32) - np.clip(middle - half, 0, 32)
+    want, got = sides.prod(1) / 32**2, 1 - own.mean((1, 2))
+    quantiles = np.linspace(0.05, 0.95, 10)
+    np.testing.assert_allclose(np.quantile(got, quantiles), np.quantile(want, quantiles), atol=0.03)
+    np.testing.assert_allclose(own.mean(0)[::8, ::8], own.mean(0)[31::-8, 31::-8], atol=0.06)
+
+
+def test_both_ways_at_once():
+    views, batch = batch_of(PIXELS, LABELS, np.ones(32, bool), mix=1.0, cut=1.0)
+    shown, before = np.asarray(views["main"]), np.roll(PIXELS, 1, axis=0)
+    cut = ((shown == PIXELS) | (shown == before)).all((1, 2, 3))
+    assert 6 < cut.sum() < 26
+    share = np.asarray(batch.targets.share)[:, None, None, None]
+    np.testing.assert_allclose(shown[~cut], (share * PIXELS + (1 - share) * before)[~cut], atol=1e-5)
+    assert (np.abs(shown - share * PIXELS - (1 - share) * before) > 1e-3).any((1, 2, 3))[cut].sum() > 3
+
+
+@pytest.mark.parametrize("objective, refused", [(DKD(), "dkd"), (TfKDRegularizer(), "tf_kd_regularizer"), (KD(), "")])
+def test_a_step_refuses_labels_that_are_not_mixed(objective, refused):
+    output = ModelOutput(logits=jnp.zeros((4, 3)))
+    bound = bind(CrossEntropy() + objective, output, output, DataInfo(3))
+    make = functools.partial(make_step, None, from_apply(lambda p, x: x, {}), bound, None)
+    for options in ({"mix": 0.5}, {"cut": 0.5}):
+        if refused:
+            with pytest.raises(ValueError, match=f"'{refused}' reads labels, which are not mixed"):
+                make(**options)
+        else:
+            make(**options)

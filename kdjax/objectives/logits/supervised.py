@@ -1,25 +1,30 @@
 """Objectives of the labels alone, and regularisers of the student's own output."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.objectives.base import Method, Objective, Paper, seen
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
+from kdjax.types import Array, Mixed
 
 __all__ = ["ConfidencePenalty", "CrossEntropy", "LabelSmoothing"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels, over labelled rows."""
+    """Cross-entropy with the labels, hard, soft or mixed, over labelled rows."""
 
     view: Literal["main", "strong"] = "main"
     """which view of the examples the student is asked about"""
 
     reads: ClassVar = ("student.logits", "labels")
     group: ClassVar = "task"
+    mixes: ClassVar = True
     formula: ClassVar = "mean_b −log p_s(y)"
 
     @property
@@ -27,13 +32,18 @@ class CrossEntropy(Objective):
         return ("main", self.view)
 
     def terms(self, module, ctx):
-        values = losses.cross_entropy(seen(ctx, self.view).student.logits, labels=ctx.batch.labels)
+        logits = seen(ctx, self.view).student.logits
+        values = by_labels(
+            ctx.batch.labels,
+            lambda labels: losses.cross_entropy(logits, labels=labels),
+            lambda targets: losses.cross_entropy_with_targets(logits, targets),
+        )
         return per_example(values, ctx.batch, labelled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy with smoothed labels, over labelled rows."""
+    """Cross-entropy with smoothed labels, hard, soft or mixed, over labelled rows."""
 
     smoothing: float | Schedule = 0.1
     """share of the target that is taken from the label, 0 to 1"""
@@ -42,19 +52,26 @@ class LabelSmoothing(Objective):
 
     reads: ClassVar = ("student.logits", "labels")
     group: ClassVar = "task"
+    mixes: ClassVar = True
     formula: ClassVar = "mean_b −Σ_c q(c) log p_s(c),  q = (1 − ε) onehot(y) + ε u"
     paper: ClassVar = Paper(
         "Rethinking the Inception Architecture for Computer Vision", "Szegedy et al.", "CVPR", 2016, "1512.00567"
     )
 
     def terms(self, module, ctx):
-        values = losses.label_smoothing_xent(
-            ctx.student.logits,
-            labels=ctx.batch.labels,
-            smoothing=value_at(self.smoothing, ctx.progress),
-            over_all_classes=self.over_all_classes,
-        )
-        return per_example(values, ctx.batch, labelled=True)
+        logits, share = ctx.student.logits, value_at(self.smoothing, ctx.progress)
+        others = logits.shape[-1] - (0 if self.over_all_classes else 1)
+
+        def soft(targets):
+            spread = 1 if self.over_all_classes else 1 - targets
+            return losses.cross_entropy_with_targets(logits, (1 - share) * targets + share * spread / max(others, 1))
+
+        def hard(labels):
+            return losses.label_smoothing_xent(
+                logits, labels=labels, smoothing=share, over_all_classes=self.over_all_classes
+            )
+
+        return per_example(by_labels(ctx.batch.labels, hard, soft), ctx.batch, labelled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +95,21 @@ class ConfidencePenalty(Objective):
     def terms(self, module, ctx):
         values = losses.confidence_penalty(ctx.student.logits, beta=value_at(self.beta, ctx.progress))
         return per_example(values, ctx.batch)
+
+
+def by_labels(labels: Any, hard: Callable[[Array], Array], soft: Callable[[Array], Array]) -> Array:
+    """A loss that is linear in the labels' distribution, `[B]` or `[B, L]`.
+
+    Args:
+      labels: class indices, soft labels (floats, with an axis of classes), or a pair of either for `Mixed` inputs.
+      hard, soft: the loss of either.
+    """
+    if isinstance(labels, Mixed):
+        first, second = by_labels(labels.first, hard, soft), by_labels(labels.second, hard, soft)
+        share = jnp.reshape(labels.share, labels.share.shape + (1,) * (first.ndim - 1))
+        return share * first + (1 - share) * second
+    labels = jnp.asarray(labels)
+    return soft(labels) if jnp.issubdtype(labels.dtype, jnp.floating) else hard(labels)
 
 
 METHODS = {

@@ -1,11 +1,12 @@
-"""Image classification: small uint8 images of one size, one class each."""
+"""Image classification: one class each, or soft labels."""
 
+from kdjax.data import Crop
 from kdjax.tasks.classification.data import Classification
 from kdjax.tasks.classification.networks import Classifier
 from kdjax.tasks.classification.strong import Strong
 from kdjax.tasks.classification.views import Views
 from kdjax.tasks.registry import register
 
-register(Classification, Classifier, Views, Strong, former={"Data": Classification, "Model": Classifier})
+register(Classification, Classifier, Views, Strong, Crop, former={"Data": Classification, "Model": Classifier})
 
-__all__ = ["Classification", "Classifier", "Strong", "Views"]
+__all__ = ["Classification", "Classifier", "Crop", "Strong", "Views"]

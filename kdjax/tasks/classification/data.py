@@ -1,16 +1,17 @@
 """How a config names images and their classes, and how they become batches, views and a table."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
-from kdjax.data import load, make_splits
+from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
 from kdjax.references import is_reference
 from kdjax.tasks.classification.networks import Classifier, make_classifier
-from kdjax.tasks.classification.views import Views
-from kdjax.tasks.task import Dataset, NumberedViews, Task
+from kdjax.tasks.classification.views import FloatViews, Views
+from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
 
@@ -20,7 +21,18 @@ class Classification(Task):
     """Which images, how many of them with labels, and how they are shown."""
 
     name: str = "fashion_mnist/subset"
-    """data set: fashion_mnist/subset, fashion_mnist/full, digits, or a TFDS image set such as cifar100"""
+    """data set: fashion_mnist/subset, fashion_mnist/full, digits, a TFDS image set such as cifar100, a folder of pictures (a
+    folder a class), or an .npz or .npy file"""
+    image_size: int = 0
+    """pictures are cropped to squares of so many pixels; 0 for pictures that are all of one size, as they are"""
+    channels: Literal[1, 3] = 3
+    """what pictures are read as: 3 for RGB, 1 for grey"""
+    crop: Crop = Crop()
+    """which part of a picture is shown, on the host; only with image_size"""
+    background: int = 255
+    """0 to 255, what shows through where a picture is transparent"""
+    skip_unreadable: bool = False
+    """leave out files of a folder that cannot be read, and say how many; all are read for it once"""
     eval_examples: int = 0
     """evaluate at most so many examples, evenly spaced over the split; 0 for all"""
     validation: int = 0
@@ -30,9 +42,9 @@ class Classification(Task):
     labelled: int = 0
     """training examples whose label a taught network may use; 0 for all"""
     split_seed: int = 0
-    """seed of the choice of validation and labelled examples"""
+    """seed of the choice of validation and labelled examples, and of test ones where a set has none"""
     views: Views = Views()
-    """augmentation and normalisation, on the device"""
+    """augmentation and normalisation, on the device; one number for mean or std is that of all channels"""
 
     metric: ClassVar = Metric("top1", "top-1 %", 100, 2, unit="points")
     columns: ClassVar = (
@@ -43,26 +55,62 @@ class Classification(Task):
     legend: ClassVar = "Agreement: same prediction as the teacher. NLL in nats. ECE: calibration error over 15 bins."
 
     def load(self, data_dir: str | None = None) -> Dataset:
-        train = load(self.name, split="train", data_dir=data_dir)
+        def split(name):
+            return load(self.name, split=name, data_dir=data_dir, reading=self.reading, split_seed=self.split_seed)
+
+        return self._dataset(split)
+
+    def stand_in(self, data_dir: str | None = None) -> Dataset | None:
+        def split(name):
+            return stand_in(self.name, split=name, data_dir=data_dir, reading=self.reading)
+
+        if split("train") is None:
+            return None
+        dataset = self._dataset(split)
+        return dataclasses.replace(dataset, description=f"{self.name}, {dataset.description}, is {NOT_HERE}")
+
+    def _dataset(self, split: Callable[[str], Source]) -> Dataset:
+        train = split("train")
         splits = make_splits(
             train.labels, validation=self.validation, labelled=self.labelled, split_seed=self.split_seed
         )
         if self.evaluate_on == "validation":
             held, rows = train, splits.validation
         else:
-            held = load(self.name, split="test", data_dir=data_dir)
+            held = split("test")
             rows = np.arange(len(held))
+        if held.soft is not None:  # evaluated by the likeliest class
+            held = dataclasses.replace(held, soft=None)
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
+        info = DataInfo(train.num_classes, len(train), labels=train.labels, soft=train.soft is not None)
+        arrays = None if train.varies else train.images
         return Dataset(
-            train, splits.train, splits.labelled, held, rows, self.evaluate_on,
-            DataInfo(train.num_classes, len(train), labels=train.labels), train.images, f"{train.num_classes} classes",
-        )  # fmt: skip
+            train,
+            splits.train,
+            splits.labelled,
+            held,
+            rows,
+            self.evaluate_on,
+            info,
+            arrays,
+            f"{train.num_classes} classes",
+        )
+
+    @property
+    def reading(self) -> Reading:
+        """How pictures become arrays."""
+        return Reading(self.image_size, self.channels, self.crop, self.background, self.skip_unreadable)
 
     def problems(self) -> list[str]:
+        found = []
         if self.evaluate_on == "validation" and self.validation == 0:
-            return ["data.evaluate_on is 'validation', but data.validation is 0; hold some examples out."]
-        return []
+            found.append("data.evaluate_on is 'validation', but data.validation is 0; hold some examples out.")
+        if self.image_size < 0:
+            found.append(f"data.image_size={self.image_size}; give pixels, or 0 for pictures that are all of one size.")
+        if not 0 <= self.background <= 255:
+            found.append(f"data.background={self.background}; give a grey value from 0 to 255.")
+        return found
 
     def shrunk(self):
         return dataclasses.replace(super().shrunk(), eval_examples=256)
@@ -71,21 +119,38 @@ class Classification(Task):
     def mixup(self) -> float:
         return self.views.mixup
 
+    @property
+    def cutmix(self) -> float:
+        return self.views.cutmix
+
     def train_views(self, inputs, index, epoch, key, *, names):
-        return self.views.train_views(inputs, index, epoch, key, names=names)
+        return self._views(inputs).train_views(inputs, index, epoch, key, names=names)
 
     def evaluation_view(self, inputs):
-        return self.views.evaluate(inputs)
+        return self._views(inputs).evaluate(inputs)
 
     def numbered_views(self) -> NumberedViews:
         views = self.views
-        if views.mixup:
+        for name in ("mixup", "cutmix"):
+            if getattr(views, name):
+                raise ValueError(
+                    f"data.views.{name}={getattr(views, name)} mixes each view with a neighbour's in the batch, so that none "
+                    f"comes twice; set {name} to 0, or teacher_cache to empty."
+                )
+        if self.image_size and self.crop.varies:
             raise ValueError(
-                f"data.views.mixup={views.mixup} mixes each view with a neighbour's in the batch, so that none comes twice; "
-                "set mixup to 0, or teacher_cache to empty."
+                f"data.crop.train={self.crop.train} crops every picture anew in every pass, so that no view comes twice; set it "
+                "to center, or teacher_cache to empty."
             )
         facts = {name: getattr(views, name) for name in ("crop_padding", "flip", "mean", "std")}
-        return NumberedViews(views.num_views(), views.numbers, views.show, facts)
+        facts |= {"reading": self.reading.facts()} if self.image_size else {}
+        show = lambda inputs, numbers: self._views(inputs).show(inputs, numbers)
+        return NumberedViews(views.num_views(), views.numbers, show, facts)
+
+    def _views(self, images) -> Views:
+        """The views as these images want them."""
+        views = self.views.spread(images.shape[-1])
+        return views if images.dtype == np.uint8 else FloatViews(**vars(views))
 
     def network(self, model: Classifier, dataset: Dataset, *, remat: bool = False) -> Network:
         inputs = jax.eval_shape(self.evaluation_view, dataset.shapes(2)["inputs"])

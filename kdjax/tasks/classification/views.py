@@ -6,13 +6,14 @@ one example and mapped over the batch, which keeps a sharded batch where it is: 
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kdjax.tasks.classification.strong import Strong, positions, threefry
+from kdjax.tasks.classification.strong import WHITE, Strong, positions, threefry
 from kdjax.types import Array, MultiView
 
 
@@ -31,8 +32,13 @@ class Views:
     strong: Strong = Strong()
     """what the view "strong" adds to crop and flip; only for objectives that compare two views"""
     mixup: float = 0.0
-    """strength of mixing each input with its neighbour's in the batch, Beta(a, a); 0 for none. Only for objectives that
-    read no labels"""
+    """strength of mixing each input with its neighbour's in the batch, Beta(a, a), and its label with it; 0 for none. Only for
+    objectives that take mixed labels (cross_entropy, label_smoothing) or read none"""
+    cutmix: float = 0.0
+    """strength of cutting a rectangle of its neighbour's into each input, Beta(a, a), and its label with it; 0 for none. With
+    mixup too, each input gets one of the two"""
+
+    white: ClassVar[float] = WHITE
 
     def __post_init__(self):
         if self.crop_padding < 0:
@@ -41,8 +47,9 @@ class Views:
             raise ValueError(f"Views.std is {self.std}; every channel's must be above 0.")
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ValueError(f"Views.mean has {len(self.mean)} values, std {len(self.std)}; give one a channel.")
-        if not 0 <= self.mixup < np.inf:
-            raise ValueError(f"Views.mixup is {self.mixup}; use a finite number, 0 or more.")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"Views.{name} is {getattr(self, name)}; use a finite number, 0 or more.")
 
     def num_views(self) -> int:
         """How many distinct views an example has: a crop for every offset, times two if it may be flipped."""
@@ -65,7 +72,7 @@ class Views:
 
     def show(self, images: Array, numbers: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 of the numbered views `[B]`: flipped, then cropped, then normalised."""
-        _check_images(images)
+        self._check(images)
         return self.normalise(jax.vmap(self._view)(images, numbers))
 
     def train(self, images: Array, index: Array, epoch, key: Array) -> Array:
@@ -75,7 +82,7 @@ class Views:
     def train_views(self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]) -> MultiView:
         """Inputs for training by the view's name, the named ones only; the other arguments are those of `train`.
 
-        "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup is left to the step.
+        "main" is `train`. "strong" has a crop and flip of its own and `strong` on top. Mixup and CutMix are left to the step.
 
         Raises:
           ValueError: a name that is neither.
@@ -88,7 +95,7 @@ class Views:
 
     def evaluate(self, images: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for evaluation: normalised and nothing else."""
-        _check_images(images)
+        self._check(images)
         return self.normalise(images)
 
     def normalise(self, images: Array) -> Array:
@@ -103,12 +110,12 @@ class Views:
                 raise ValueError(f"The images have {channels} channels, Views.{name} has {len(values)}.")
         mean = np.asarray(self.mean or (0.0,) * channels)
         std = np.asarray(self.std or (1.0,) * channels)
-        scale, shift = 1 / (255 * std), -mean / std  # in float64, so that one rounding remains
+        scale, shift = 1 / (self.white * std), -mean / std  # in float64, so that one rounding remains
         scale, shift = (x.astype(np.float32).reshape((1,) * (images.ndim - 1) + (channels,)) for x in (scale, shift))
         return images.astype(jnp.float32) * scale + shift
 
     def _train_strong(self, images: Array, index: Array, epoch, key: Array) -> Array:
-        _check_images(images)
+        self._check(images)
         key = jax.random.fold_in(threefry(key), 0x7374726F)  # apart from the draws of the main view
         crops, distortions = jax.random.split(key)
         images = jax.vmap(self._view)(images, self.numbers(index, epoch, crops))
@@ -125,7 +132,26 @@ class Views:
             image = lax.dynamic_slice(padded, (number // side, number % side, 0), image.shape)
         return image
 
+    def spread(self, channels: int) -> "Views":
+        """Views whose mean and std, where they are one number, are that of every channel."""
+        alike = {name: getattr(self, name) * channels for name in ("mean", "std") if len(getattr(self, name)) == 1}
+        return dataclasses.replace(self, **alike)
 
-def _check_images(images) -> None:
-    if images.ndim != 4 or images.dtype != jnp.uint8:
-        raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
+    def _check(self, images) -> None:
+        if images.ndim != 4 or images.dtype != jnp.uint8:
+            raise TypeError(f"Views take images [B, H, W, C] of uint8; these are {images.dtype} {list(images.shape)}.")
+
+
+class FloatViews(Views):
+    """Views of images of floats, which are normalised as they are: not divided by 255."""
+
+    white: ClassVar[float] = 1.0
+
+    def _check(self, images) -> None:
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise TypeError(
+                f"FloatViews take images [B, H, W, C] of floats; these are {images.dtype} {list(images.shape)}."
+            )
+
+    def _train_strong(self, images, index, epoch, key):
+        raise ValueError("The view 'strong' is made of images of uint8; these are floats.")

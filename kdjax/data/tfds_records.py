@@ -1,0 +1,172 @@
+"""Sets of TFDS, read example by example without TensorFlow."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.encoded import Encoded, readers
+from kdjax.data.errors import DataError
+from kdjax.data.pictures import Reading, Unreadable
+from kdjax.data.prepare import unreadable
+
+AT_ONCE = 1000  # examples in one read: six times as fast as one by one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """Random access to the examples of a split.
+
+    Attributes:
+      source: TFDS's.
+      image_key, label_key: names of what is read.
+      said_as: the set and split, for messages.
+      origin: TFDS's name of them, with the version.
+    """
+
+    source: Any
+    image_key: str
+    label_key: str
+    said_as: str
+    origin: str
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, indices, view=None) -> list[np.ndarray]:
+        """Images as TFDS stores them; there is only one view."""
+        return [example[self.image_key] for example in self.examples(indices)]
+
+    def get(self, indices) -> list[Any]:
+        return self.read(indices)
+
+    def said(self, index: int) -> str:
+        return f"Example {index} of {self.said_as}"
+
+    def fingerprint(self) -> str:
+        return self.origin
+
+    def examples(self, indices) -> list[dict]:
+        indices = [int(index) for index in indices]
+        try:
+            return self.source.__getitems__(indices)
+        except TypeError:  # the sources of tfds.testing.mock_data read one by one only
+            return [self.source[index] for index in indices]
+
+    def parts(self) -> Iterator[range]:
+        """All positions by the thousand."""
+        return (range(start, min(start + AT_ONCE, len(self))) for start in range(0, len(self), AT_ONCE))
+
+    def labels_of(self, examples: list[dict]) -> np.ndarray:
+        return np.asarray([int(example[self.label_key]) for example in examples], np.int32)
+
+
+def records_of(name: str, builder, split: str, image_key: str, label_key: str) -> tuple[Records, bool]:
+    """The examples of a split, and whether their images are encoded pictures, which are then left so."""
+    import tensorflow_datasets as tfds
+
+    feature = builder.info.features[image_key]
+    # tfds.testing.mock_data has no files, and no pictures that are encoded.
+    encoded = isinstance(feature, tfds.features.Image) and feature.shape[-1] in (1, 3) and builder.data_path.exists()
+    decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
+    source = builder.as_data_source(split=split, decoders=decoders)
+    said = f"{name} ({split})", f"{builder.info.full_name} {split}"
+    return Records(source, image_key, label_key, *said), encoded
+
+
+def open_records(
+    name: str, builder, split: str, image_key: str, label_key: str, reading: Reading, memory_limit: int
+) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """What reads a split.
+
+    Returns:
+      `(records, labels [N], images [N, H, W, C])`; of large sets, or where images are cropped, the images are None.
+
+    Raises:
+      DataError: an example cannot be read; it is named.
+    """
+    records, encoded = records_of(name, builder, split, image_key, label_key)
+    feature = builder.info.features[image_key]
+    if not encoded and reading.size:
+        raise DataError(
+            f"The images of {name} are stored as arrays, which are not cropped on the host; set data.image_size to 0."
+        )
+    if encoded:
+        reading = dataclasses.replace(reading, channels=feature.shape[-1] if not reading.size else reading.channels)
+        reader = Encoded(records, reading, "prepare the set anew without it, or with a picture that can")
+    shape = (reading.size, reading.size, reading.channels) if reading.size else tuple(feature.shape)
+    if None in shape or reading.size or len(records) * int(np.prod(shape)) >= memory_limit:
+        return reader if encoded else records, all_labels(builder, split, records), None
+    images, labels = np.empty((len(records), *shape), np.uint8), np.empty(len(records), np.int32)
+    for part in records.parts():
+        examples = records.examples(part)
+        labels[part.start : part.stop] = records.labels_of(examples)
+        found = [example[image_key] for example in examples]
+        if encoded:
+            found = list(readers().map(lambda file, row: _decoded(reader, file, row), found, part))
+        for row, image in zip(part, found, strict=True):
+            if np.shape(image) != shape:
+                raise DataError(f"{records.said(row)} has the shape {list(np.shape(image))}, and the set says {list(shape)}; "
+                                "prepare it anew with pictures of one size.")  # fmt: skip
+            images[row] = image
+    return records, labels, images
+
+
+def _decoded(reader: Encoded, file: Any, row: int) -> np.ndarray:
+    try:
+        return reader.reading.decode(file)
+    except Unreadable as error:
+        raise DataError(f"{reader.files.said(row)} {error}; {reader.mend}.") from error
+
+
+def all_labels(builder, split: str, records: Records) -> np.ndarray:
+    """`[N]` int32 classes of a split that is not read into memory. Every record is read for them once, none is decoded, and they
+    are kept in the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "labels"
+    info = Path(str(builder.data_path), "dataset_info.json")
+    state = info.stat().st_mtime_ns if info.exists() else 0
+    facts = f"{builder.data_path} {records.origin} {len(records)} {records.label_key} {state}"
+    kept = home / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.npy"
+    if kept.exists():
+        labels = np.load(kept)
+        if labels.shape == (len(records),):
+            return labels
+    found = readers().map(lambda part: records.labels_of(records.examples(part)), list(records.parts()))
+    labels = np.concatenate([np.zeros(0, np.int32), *found])
+    if state:
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, labels)
+        temporary.replace(kept)
+    return labels
+
+
+def image_and_label(name: str, info) -> tuple[str, str]:
+    """Names of the image and the label among a set's features."""
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys
+    if isinstance(keys, tuple) and len(keys) == 2 and all(key in info.features for key in keys):
+        image, label = (info.features[key] for key in keys)
+        is_image = isinstance(image, tfds.features.Tensor | tfds.features.Image) and len(image.shape) == 3
+        if is_image and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel):
+            return keys
+    raise DataError(f"{name} is no set of uint8 images with one class each; use one that is, such as cifar100.")
+
+
+def explain(name: str, builder, split: str) -> str | None:
+    """Why a split cannot be read, in a sentence, or None where nobody knows."""
+    if not builder.data_path.exists():
+        return f"{name} is not in {builder.data_path}; run `kdjax data prepare {name}`, which needs TensorFlow once."
+    fault = unreadable(name, builder)
+    if fault:
+        return fault
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        return f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}, and parts such as train[:50%]."
+    return None if count else f"{name} has no examples in the split {split!r}; ask for more of it."
