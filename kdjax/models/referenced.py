@@ -10,7 +10,8 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
-from kdjax.models.adapters import from_linen, from_nnx
+from kdjax.models.linen import from_linen
+from kdjax.models.nnx import from_nnx
 from kdjax.references import label, load_reference, read_options
 from kdjax.types import Network, Tree
 

@@ -52,6 +52,8 @@ def test_pictures_from_the_command_line(pets, data_dir, tmp_path, monkeypatch, c
         "8",
         "--data.batch-size",
         "16",
+        "--data.labelled",
+        "0",
         "--data-dir",
         data_dir,
         "--tiny",
