@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from kdjax.data.errors import note
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import (
     COMPARISON,
@@ -58,6 +59,10 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
     source = network_folder(phase, place).absolute()
     if (source, program) not in builder.networks:
         network, facts = stored_network(program, source)
+        if (source.parent / EXPERIMENT).exists():
+            otherwise = program.experiment.data.unlike(serialization.load(source.parent / EXPERIMENT).data)
+            if otherwise:
+                note(f"the network in {source} was trained on other inputs than it sees here: {otherwise}")
         teaching = teacher_of(phase, finished)
         teacher = None if teaching is None else teaching.network
         before = read_result(source) or {}

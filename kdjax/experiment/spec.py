@@ -37,6 +37,8 @@ class Phase:
     """pieces in which a step's batch is run, to need less memory; the loss stays that of the whole batch"""
     remat: bool = False
     """whether the student's blocks are computed again in the backward pass, to need less memory (not on CPU)"""
+    mix: bool = True
+    """whether this network's inputs are mixed where the data's views say so (mixup, cutmix)"""
     labels: Literal["all", "labelled"] = "labelled"
     """labels this network may use: all, or those of the examples that data.labelled chose"""
     teacher: str = ""
@@ -168,8 +170,8 @@ class Experiment:
                 found += [
                     f"data.views mixes inputs (mixup, cutmix), but the objective {name!r} of phase {phase.name!r} reads {read}, "
                     "which are not mixed for it; use one that takes mixed labels (cross_entropy, label_smoothing) or reads the "
-                    "teacher only, or set mixup and cutmix to 0."
-                    for name, read in unmixed(part_names(phase.objective)).items() if not phase.weights
+                    "teacher only, set the phase's mix to False, or mixup and cutmix to 0."
+                    for name, read in unmixed(part_names(phase.objective)).items() if phase.mix and not phase.weights
                 ][:1]  # fmt: skip
         for field in ("seed", "data_seed"):
             if not -(2**63) <= (getattr(self, field) or 0) < 2**63:

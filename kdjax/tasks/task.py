@@ -191,6 +191,10 @@ class Task:
         """What a network sees of a batch that is evaluated."""
         return inputs
 
+    def unlike(self, other: "Task") -> str:
+        """What is otherwise with inputs than where a network was trained, `other`, that it can hardly know; empty if nothing."""
+        return ""
+
     def numbered_views(self) -> NumberedViews:
         """The training views by number.
 

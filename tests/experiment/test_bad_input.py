@@ -113,6 +113,12 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, builder):
     evaluate_run(folder, builder.data_dir)
 
 
+def test_a_teacher_that_saw_other_inputs_is_told_of(finished, tmp_path, builder, capsys):
+    other = small(length=1, data={"views": Views(crop_padding=1, mean=(0.3,))})
+    run(other.replace_phase("teacher", weights=str(finished)), tmp_path / "run", builder=builder)
+    assert "trained on other inputs than it sees here: data.views.mean was (), and is (0.3,)" in capsys.readouterr().err
+
+
 def largest(folder):
     """The file that holds the values: damage there is silent unless somebody checks."""
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

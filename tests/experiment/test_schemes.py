@@ -93,6 +93,8 @@ def test_mixed_inputs_need_an_objective_that_takes_their_labels():
         assert "'dkd' of phase 'student' reads labels, which are not mixed" in small(DKD(), data=mixed).problems()[0]
         alone = (phase("a", objective=TfKDRegularizer()), phase("student", objective=KD(), teacher="a"))
         assert "of phase 'a' reads labels, which are not mixed" in small(phases=alone, data=mixed).problems()[0]
+        apart = small(DKD(), data=mixed).replace_phase("student", mix=False)
+        assert apart.problems() == []
 
 
 TRAINED = {

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from kdjax.objectives import DKD, KD, SP, ConfidencePenalty, CrossEntropy, FitNet, HardLabel, LabelSmoothing, LogitMSE
+from kdjax.objectives import (
+    DKD,
+    KD,
+    SP,
+    ConfidencePenalty,
+    CrossEntropy,
+    FitNet,
+    HardLabel,
+    LabelSmoothing,
+    LogitMSE,
+    bind,
+)
 from kdjax.schedules import Linear, steps
-from kdjax.types import Batch, Clock, Context, ModelOutput
+from kdjax.types import Batch, Clock, Context, DataInfo, Mixed, ModelOutput
 from tests.tracing import traced_once
 
 rng = np.random.default_rng(0)
@@ -169,3 +180,29 @@ def test_feature_objectives_read_the_stage_they_are_told():
             there = dataclasses.replace(ctx, student=student, teacher=teacher)
             expected = objective(stage=0).terms(module, ctx).sum
             assert objective(stage=stage).terms(module, there).sum == expected != 0
+
+
+def test_class_weights_count_examples_by_their_class():
+    """Hard, soft and mixed labels, by hand; the mean is over the rows."""
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.normal(size=(6, 3)), np.array([0, 1, 2, 2, 1, 0]), np.array([0.5, 2.0, 0.0])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    one, two = np.eye(3)[labels], np.eye(3)[labels[::-1]]
+    soft, share = rng.dirichlet(np.ones(3), 6), rng.random(6)
+    cases = {
+        "hard": (labels, one),
+        "soft": (soft, soft),
+        "mixed": (Mixed(jnp.asarray(labels), jnp.asarray(labels[::-1].copy()), jnp.asarray(share)),
+                  share[:, None] * one + (1 - share[:, None]) * two),
+    }  # fmt: skip
+    output = ModelOutput(logits=jnp.asarray(logits, jnp.float32))
+    for name, (given, q) in cases.items():
+        batch = dataclasses.replace(Batch.of(output.logits, labels), targets=given)
+        term = CrossEntropy(class_weights=tuple(weights)).terms(None, Context(output, None, batch, Clock().at(0)))
+        np.testing.assert_allclose(
+            term.sum / term.count, -(q * weights * log_p).sum(-1).mean(), rtol=1e-5, err_msg=name
+        )
+    with pytest.raises(ValueError, match="2 class_weights and the data 3 classes; give one a class"):
+        bind(CrossEntropy(class_weights=(1.0, 2.0)), output, None, DataInfo(3))
+    with pytest.raises(ValueError, match="none may be negative"):
+        bind(CrossEntropy(class_weights=(1.0, 2.0, -1.0)), output, None, DataInfo(3))

@@ -21,23 +21,43 @@ class CrossEntropy(Objective):
 
     view: Literal["main", "strong"] = "main"
     """which view of the examples the student is asked about"""
+    class_weights: tuple[float, ...] = ()
+    """what an example counts for by its class, 0 or more, one a class; the mean stays over all rows. Empty: 1 each"""
 
     reads: ClassVar = ("student.logits", "labels")
     group: ClassVar = "task"
     mixes: ClassVar = True
-    formula: ClassVar = "mean_b −log p_s(y)"
+    formula: ClassVar = "mean_b −w(y) log p_s(y)"
 
     @property
     def views(self):
         return ("main", self.view)
 
+    def build(self, student, teacher, data, rngs):
+        if self.class_weights and len(self.class_weights) != data.num_classes:
+            raise ValueError(
+                f"CrossEntropy has {len(self.class_weights)} class_weights and the data {data.num_classes} classes; give "
+                "one a class."
+            )
+        if min(self.class_weights, default=0) < 0:
+            raise ValueError(f"CrossEntropy.class_weights are {self.class_weights}; none may be negative.")
+        return None
+
     def terms(self, module, ctx):
         logits = seen(ctx, self.view).student.logits
-        values = by_labels(
-            ctx.batch.labels,
-            lambda labels: losses.cross_entropy(logits, labels=labels),
-            lambda targets: losses.cross_entropy_with_targets(logits, targets),
+        weights = jnp.asarray(
+            self.class_weights or [1.0] * logits.shape[-1], jnp.promote_types(logits.dtype, jnp.float32)
         )
+
+        def hard(labels):
+            values = losses.cross_entropy(logits, labels=labels)
+            return values * weights.at[labels].get(mode="clip") if self.class_weights else values
+
+        def soft(targets):
+            each = jnp.reshape(weights, (1,) * (logits.ndim - weights.ndim) + weights.shape)
+            return losses.cross_entropy_with_targets(logits, targets * each)
+
+        values = by_labels(ctx.batch.labels, hard, soft)
         return per_example(values, ctx.batch, labelled=True)
 
 

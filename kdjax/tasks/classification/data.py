@@ -129,6 +129,11 @@ class Classification(Task):
     def evaluation_view(self, inputs):
         return self._views(inputs).evaluate(inputs)
 
+    def unlike(self, other: Task) -> str:
+        theirs = getattr(other, "views", self.views)
+        changed = [name for name in ("mean", "std") if getattr(theirs, name) != getattr(self.views, name)]
+        return "; ".join(f"data.views.{n} was {getattr(theirs, n)}, and is {getattr(self.views, n)}" for n in changed)
+
     def numbered_views(self) -> NumberedViews:
         views = self.views
         for name in ("mixup", "cutmix"):

@@ -16,6 +16,7 @@ from kdjax.experiment import ExperimentError
 from kdjax.experiment import program as programs
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, bind
+from kdjax.schedules import steps
 from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training import make_runner
 from kdjax.training.optimizers import AdamW
@@ -86,7 +87,9 @@ def test_arrays_from_python(builder, tmp_path):
     soft[np.arange(96), labels] = 0.9
     name = from_arrays(x, soft, test=(x[:30], labels[:30]), class_names=("low", "middle", "high"), name="levels")
     data = {"name": name, "views": Views(mixup=0.1, cutmix=0.1)}
-    experiment = small(CrossEntropy() + KD(temperature=1.0), length=60, data=data)
+    experiment = small(
+        CrossEntropy() + KD(temperature=1.0), length=60, data=data, evaluate_every=steps(60), checkpoint_every=steps(60)
+    )
     experiment = experiment.replace_phase("teacher", duration=experiment.student.duration)
     experiment = experiment.replace_phase("student", network=Classifier(width=4), optimizer=AdamW(learning_rate=0.02))
     results = run(experiment, tmp_path / "run", builder=builder)

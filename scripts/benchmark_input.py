@@ -1,0 +1,95 @@
+"""How fast pictures are read, decoded, cropped and put into batches, beside Pillow alone.
+
+    python scripts/benchmark_input.py
+
+On JPEGs of ImageNet's usual size that are made for it. What is compared takes turns; a ratio is of the times within a turn.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdjax.data import Crop, Pipeline, Reading, load
+from kdjax.data.crops import crop_draws
+from kdjax.data.encoded import readers
+
+
+def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEGs with edges and grain, of about as many bytes a pixel as photographs."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (size[1], size[0], 1))
+        pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+        path = folder / "train" / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+
+
+def bare(paths: list[str], boxes: list | None = None, side: int = 0) -> None:
+    """Every picture decoded whole by the same threads; with boxes, resized to what a crop shows; and thrown away."""
+
+    def decode(path, box):
+        with Image.open(path) as image:
+            if box is None:
+                image.load()
+            else:
+                image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+    list(readers().map(decode, paths, boxes or [None] * len(paths)))
+
+
+def timed(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--height", type=int, default=375)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    cores = readers()._max_workers
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_pictures(folder, options.pictures, (options.width, options.height))
+        size = sum(path.stat().st_size for path in folder.rglob("*.jpg")) / options.pictures / 1000
+        print(
+            f"{options.pictures} JPEGs of {options.width} x {options.height} pixels, {size:.0f} kB each; {cores} threads\n"
+        )
+        print("| training crop | images/s a core | ÷ decoding alone | ÷ decoding and resizing alone |")
+        print("| --- | --- | --- | --- |")
+        for kind in ("inception", "resize"):
+            crop = Crop(train=kind)
+            source = load(str(folder), split="train", reading=Reading(size=options.image_size, crop=crop))
+            pipeline = Pipeline(source, np.arange(len(source)), batch_size=options.batch_size, data_seed=0)
+            paths = source.records.files.get(range(len(source)))
+            sizes = options.width, options.height, options.image_size
+            boxes = [crop.box(*sizes, crop_draws(0, 0, row)) for row in range(len(paths))]
+            speeds, ratios = [], []
+            for turn in range(options.rounds + 1):  # the first warms up
+                first, epoch = turn * pipeline.steps_per_epoch, pipeline.steps_per_epoch
+                decoded, resized = timed(bare, paths), timed(bare, paths, boxes, options.image_size)
+                whole = timed(list, pipeline.iterate(first, first + epoch))
+                speeds.append(epoch * options.batch_size / whole / cores)
+                share = epoch * options.batch_size / len(paths) / whole
+                ratios.append((decoded * share, resized * share))
+            said = []
+            for ratio in zip(*ratios[1:], strict=True):
+                low, middle, high = statistics.quantiles(ratio, n=4)
+                said.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+            print(f"| {kind} | {statistics.median(speeds[1:]):.0f} | {said[0]} | {said[1]} |")
+
+
+if __name__ == "__main__":
+    main()
