@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kdjax.experiment.artifacts import saved_experiment
 from kdjax.experiment.folder import network_folder
-from kdjax.experiment.networks import make_networks
+from kdjax.experiment.networks import make_network, make_networks
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.json_files import read_json
@@ -85,7 +85,12 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
     facts = read_json(place / "network.json", ExperimentError, DAMAGED).get("data")
     try:
         dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
-        network = make_networks(experiment, chosen, dataset).deployment.network
+        if any(
+            part.deploys for part in chosen.objective.parts
+        ):  # something of it, or of the teacher, is behind the student
+            network = make_networks(experiment, chosen, dataset).deployment.network
+        else:
+            network = make_network(experiment.data, chosen.network, dataset)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -2,7 +2,7 @@
 
 from kdjax.models.ensemble import ensemble, join_members
 from kdjax.models.frozen.freezing import Freezer, FreezeReport, Frozen, freeze
-from kdjax.models.functional import FunctionalModule, functionalise
+from kdjax.models.functional import FunctionalModule, functionalise, to_nnx
 from kdjax.models.linen import from_linen
 from kdjax.models.microbatches import in_microbatches
 from kdjax.models.nnx import from_nnx
@@ -12,7 +12,23 @@ from kdjax.models.precision import in_precision
 from kdjax.models.tokens import token_maps
 
 __all__ = [
-    "FreezeReport", "Freezer", "Frozen", "FunctionalModule", "as_output", "ensemble", "freeze", "from_apply", "from_linen",
-    "from_nnx", "functionalise", "in_microbatches", "in_precision", "join_members", "module_paths", "output_shapes", "token_maps",
+    "FreezeReport",
+    "Freezer",
+    "Frozen",
+    "FunctionalModule",
+    "as_output",
+    "ensemble",
+    "freeze",
+    "from_apply",
+    "from_linen",
+    "from_nnx",
+    "functionalise",
+    "in_microbatches",
+    "in_precision",
+    "join_members",
+    "module_paths",
+    "output_shapes",
+    "to_nnx",
+    "token_maps",
     "two_heads",
 ]  # fmt: skip

@@ -117,6 +117,33 @@ def functionalise(
     return FunctionalModule(init, trainable, graphs[0], templates)
 
 
+def to_nnx(
+    model: nnx.Module | Callable[[nnx.Rngs], nnx.Module], params: Tree, state: Tree, *, trainable: Any = nnx.Param
+) -> nnx.Module:
+    """The way back: an NNX module with these variables, in evaluation mode.
+
+    Args:
+      model: its constructor `rngs -> module`, or a module of the same structure, which stays as it is.
+      params, state: as `from_nnx(model).init` gives them; those of `kdjax.load_trained`, say.
+      trainable: as it was given to `from_nnx`.
+
+    Raises:
+      ValueError: the variables are of another structure.
+    """
+    functional = functionalise(model, trainable=trainable)
+    wanted = jax.eval_shape(functional.init, jax.random.key(0))
+    for tree, template in zip((params, state), wanted, strict=True):
+        found, there = ({jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in
+                         jax.tree_util.tree_leaves_with_path(each)} for each in (tree, template))  # fmt: skip
+        if found != there:
+            name = sorted({path for path in found | there if found.get(path) != there.get(path)})[0]
+            raise ValueError(
+                f"{name} is {found.get(name, 'missing')} in the variables and {there.get(name, 'missing')} in the model."
+            )
+    copies = jax.tree.map(jnp.array, (params, state))
+    return functional.call(*copies, lambda module: module, train=False)[0]
+
+
 def _constructed(constructor: Callable[[nnx.Rngs], nnx.Module], key: Array) -> nnx.Module:
     """The module that a constructor makes; `rngs` is given by name where it has one."""
     signature, rngs = _signature(constructor), nnx.Rngs(key)

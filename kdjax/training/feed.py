@@ -17,17 +17,16 @@ AHEAD = 2  # batches that are placed before the step asks for them
 
 
 def from_resident(step: Step) -> Step:
-    """A step that looks its inputs up: `(state, (teacher, images), batch)`, the batch without inputs.
+    """A step that looks its inputs up: `(state, (teacher, inputs), batch)`, the batch without inputs.
 
-    `images` is `[N, H, W, C]`, the whole training split, and the batch's `index` says which. It is an argument, so that it
-    is no constant of the program.
+    `inputs` are those of the whole training split, a pytree of arrays `[N, ...]`, and the batch's `index` says which. They are an
+    argument, so that they are no constants of the program.
     """
 
     def resident(state, frozen, batch: Batch):
-        teacher, images = frozen
-        return step(
-            state, teacher, dataclasses.replace(batch, inputs=images[batch.known_index("Images are looked up")])
-        )
+        teacher, inputs = frozen
+        index = batch.known_index("Inputs are looked up")
+        return step(state, teacher, dataclasses.replace(batch, inputs=jax.tree.map(lambda x: x[index], inputs)))
 
     resident.axis = step.axis
     return resident

@@ -1,0 +1,164 @@
+"""kdjax.distill: one's own networks and arrays by one call, with all that a run has."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import kdjax
+from kdjax.data import DataError
+from kdjax.experiment import ExperimentError, program
+from kdjax.models import from_linen, from_nnx, to_nnx
+from kdjax.objectives import KD, CrossEntropy
+from kdjax.schedules import epochs, steps
+from kdjax.training import make_runner
+from kdjax.training.loop import Stopped
+from tests.experiment.test_resume import StopAt, outcome, rows
+
+
+class MLP(nnx.Module):
+    def __init__(self, width, rngs):
+        self.hidden, self.norm = nnx.Linear(6, width, rngs=rngs), nnx.BatchNorm(width, rngs=rngs)
+        self.out = nnx.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.norm(self.hidden(x))))
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(96, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
+DATA = (X[:64], Y[:64]), (X[64:], Y[64:])
+SMALL = {"duration": steps(6), "batch_size": 16, "evaluate_every": steps(3), "checkpoint_every": steps(3)}
+
+
+def student(rngs):
+    return MLP(4, rngs)
+
+
+def noisy(key, x):
+    return x + 0.1 * jax.random.normal(key, x.shape)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "make_runner", lambda kind, devices=None: make_runner(kind, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return MLP(16, nnx.Rngs(7))
+
+
+@pytest.fixture(scope="module")
+def ran(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distill") / "run"
+    return kdjax.distill(student, teacher, DATA, "kd", folder=folder, augment=noisy, teacher_cache="", **SMALL)
+
+
+def test_it_trains_evaluates_and_can_be_used(ran, teacher):
+    last = ran["student"]["last"]["student"]
+    assert set(last) >= {"top1", "nll", "ece", "agreement"} and ran["student"]["network"] == "student"
+    logits = from_nnx(teacher).apply(*from_nnx(teacher).init(None), X[64:], train=False)[0].logits
+    right = np.mean(np.argmax(logits, -1) == Y[64:])
+    assert ran["teacher"]["last"]["student"]["top1"] == pytest.approx(right)
+    predicted = np.argmax(ran.trained()(X[64:]).logits, -1)
+    assert np.mean(predicted == Y[64:]) == pytest.approx(last["top1"])
+
+
+def test_a_trained_network_goes_back_to_a_module(ran):
+    trained = ran.trained()
+    module = to_nnx(student, trained.variables.params, trained.variables.state)
+    np.testing.assert_allclose(module(X[:5]), trained(X[:5]).logits, rtol=1e-6)
+    assert isinstance(module, MLP) and np.any(np.asarray(module.norm.mean[...]) != 0)
+    with pytest.raises(ValueError, match=r"hidden/bias is .* in the variables and .* in the model"):
+        to_nnx(lambda rngs: MLP(5, rngs), trained.variables.params, trained.variables.state)
+
+
+def test_a_saved_network_is_loaded_with_what_it_was_handed_over_with(ran):
+    with pytest.raises(ExperimentError, match="was handed over by a program"):
+        kdjax.load_trained(ran.folder)
+    loaded = kdjax.load_trained(ran.folder, network=student)
+    np.testing.assert_array_equal(loaded(X[:5]).logits, ran.trained()(X[:5]).logits)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_stopped_and_resumed_it_is_the_same_bit_for_bit(step, ran, teacher, tmp_path):
+    folder = tmp_path / "run"
+    call = lambda **options: kdjax.distill(
+        student, teacher, DATA, "kd", folder=folder, augment=noisy, **SMALL, **options
+    )
+    with pytest.raises(Stopped):
+        call(progress=StopAt(step))
+    call(resume=True)
+    assert outcome(folder) == outcome(ran.folder) and rows(folder) == rows(ran.folder)
+
+
+def test_what_is_not_the_same_is_not_gone_on_with(ran, teacher):
+    def again(student=student, teacher=teacher, data=DATA, **options):
+        options = {"augment": noisy, "resume": True, **SMALL, **options}
+        return kdjax.distill(student, teacher, data, "kd", folder=ran.folder, **options)
+
+    (x, y), held = DATA
+    with pytest.raises(ExperimentError, match=r"data.fingerprint"):
+        again(data=((x, y[::-1].copy()), held))
+    with pytest.raises(ExperimentError, match=r"data.augmented: True != False"):
+        again(augment=None)
+    with pytest.raises(ExperimentError, match="'MLP' that was handed over is not the one this run began with"):
+        again(teacher=MLP(16, nnx.Rngs(8)))
+    assert again()["student"] == json.loads((ran.folder / "student/result.json").read_text())
+
+
+def test_linen_modules_any_pytree_and_what_was_trained_before(ran, tmp_path):
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Dense(3)(jnp.concatenate([inputs["a"], inputs["b"]], axis=-1))
+
+    data = tuple(({"a": x[:, :2], "b": x[:, 2:]}, y) for x, y in DATA)
+    sample = jax.tree.map(lambda a: a[:2], data[0][0])
+    big = from_linen(Two(), sample, variables=Two().init(jax.random.key(1), sample))
+    found = kdjax.distill(Two(), big, data, CrossEntropy() + KD(), folder=tmp_path / "a", **SMALL)
+    assert found["student"]["steps"] == 6 and found["student"]["teacher_hash"] == found["teacher"]["hash"]
+    # What a run trained teaches another: as it is at hand, and by its folder.
+    at_hand = kdjax.distill(Two(), found.trained(), data, "kd", folder=tmp_path / "b", **SMALL)
+    assert at_hand["teacher"]["hash"] == found["student"]["hash"]
+
+
+def test_preprocessing_is_part_of_the_network_and_asked_for_when_it_is_missing(tmp_path):
+    images = tuple(((255 * RNG.random((len(x), 6))).astype(np.uint8), y) for x, y in DATA)
+    scaled = lambda inputs: inputs.astype(jnp.float32) / 255
+    found = kdjax.distill(student, None, images, "labels", preprocess=scaled, folder=tmp_path / "run", **SMALL)
+    wanted = found.trained()(images[0][0][:3]).logits
+    with pytest.raises(ExperimentError, match="behind a preprocess=, which is not at hand"):
+        kdjax.load_trained(tmp_path / "run", network=student)
+    loaded = kdjax.load_trained(tmp_path / "run", network=student, preprocess=scaled)
+    np.testing.assert_array_equal(loaded(images[0][0][:3]).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"data": ((X, Y[:5]), DATA[1])}, DataError, "given, train, have 5 and 96 rows"),
+        ({"data": ((X, Y.astype(float)), DATA[1])}, DataError, "are float64; give classes as integers"),
+        ({"num_classes": 2}, DataError, "Label 2 of given, train, at .*, is not among the 2 classes"),
+        ({"data": (X, Y)}, ExperimentError, r"data is a tuple; give \(\(inputs, labels\)"),
+        ({"objective": "kdd"}, ExperimentError, "did you mean"),
+        ({"objective": "dkd", "teacher": None}, ExperimentError, "has no teacher"),
+        ({"student": 3}, ExperimentError, "give an NNX module or its constructor"),
+        ({"student": lambda rngs: nnx.Linear(6, 5, rngs=rngs)}, ExperimentError, "The teacher has 3 classes and the student 5"),
+        ({"duraton": epochs(1)}, ExperimentError, "unexpected keyword argument 'duraton'"),
+        ({"objective": "crd_shared"}, ExperimentError, "reads student.embedding, which the student network does not give"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_sentence(changes, error, said, teacher, tmp_path):
+    options = {"student": student, "teacher": teacher, "data": DATA, "objective": "kd"} | SMALL | changes
+    with pytest.raises(error, match=said):
+        kdjax.distill(**options, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
