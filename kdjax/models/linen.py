@@ -77,7 +77,7 @@ def from_linen(
             raise ValueError(f"variables has the entries {', '.join(sorted(variables))}; give {{'params': ...}} and, where there "
                              "are any, {'batch_stats': ...} beside.")  # fmt: skip
     kept = Taps.of(taps, features, preactivations, embedding)
-    sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
     title = type(module).__name__
     modes.check_known(mode, module.__call__, _fields(module), title)
 
