@@ -165,7 +165,7 @@ def _values(node: Any, kind: type) -> list:
 
 
 def _same(before: list, after: list) -> bool:
-    return all(a is b for a, b in zip(before, after, strict=True))
+    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
 # --- taps ---
