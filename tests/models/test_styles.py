@@ -73,7 +73,8 @@ def test_a_style_is_distilled(style, tmp_path):
     objective = objective_of(shapes)
     bound = bind(objective, shapes, shapes, DataInfo(shapes.logits.shape[-1]))
     runner, optimizer = make_runner("pmap"), optax.adam(1e-2)
-    step = make_step(in_microbatches(network, 2 if style in IN_PIECES else 1), network, bound, optimizer, axis=runner.axis, ema_decay=0.5)
+    student = in_microbatches(network, 2 if style in IN_PIECES else 1)
+    step = make_step(student, network, bound, optimizer, axis=runner.axis, ema_decay=0.5)
     step = runner.compile(step, donate=False)
     labels = TOKENS if shapes.logits.ndim == 3 else np.arange(ROWS) % 3
     batch = runner.place_batch(Batch.of(inputs, labels))
