@@ -128,7 +128,7 @@ def from_linen(
 
     def part(path):
         def run_part(params, state, *arrays):
-            return run("apply", {"params": params, **state}, arrays, _Watch(), entry=_entry(path))[0]
+            return run("apply", {"params": params, **state}, arrays, _Watch(), entry=_entry(path, mode))[0]
 
         return run_part
 
@@ -224,14 +224,15 @@ def _boolean_fields(module: linen.Module) -> list[str]:
     return [name for name in _fields(module) if isinstance(getattr(module, name, None), bool)]
 
 
-def _entry(path: str) -> Callable:
-    """A function of a bound module: its method, or its submodule, at a path."""
+def _entry(path: str, mode: Mapping[str, bool] | None) -> Callable:
+    """A function of a bound module: its method, or its submodule, at a path, in evaluation mode."""
 
     def entry(module, *arrays):
         node: Any = module
         for name in path.split("/"):
             node = node[int(name)] if name.isdigit() else getattr(node, name)
-        return node(*arrays)
+        function = node.__call__ if isinstance(node, linen.Module) else node
+        return node(*arrays, **modes.call_arguments(function, mode, False))
 
     return entry
 
