@@ -151,14 +151,14 @@ class _Watch:
     Attributes:
       seen: shapes of what each module gave, by path.
       normalised: whether a BatchNorm ran.
-      drops: for every dropout that ran, whether it dropped.
+      moves, drops: for every BatchNorm that ran, whether it took statistics; for every dropout, whether it dropped.
     """
 
     def __init__(self, kept: Taps = Taps(()), train: bool = False, axis: Axis = None):
         self.kept, self.train, self.axis = kept.modules, train, axis
         self.seen: dict[str, Any] = {}
         self.records = {path: Record() for _, _, path in kept.wanted}
-        self.normalised, self.drops = False, []
+        self.normalised, self.moves, self.drops = False, [], []
 
     def __call__(self, following, args, kwargs, context):
         module = context.module
@@ -171,9 +171,10 @@ class _Watch:
         if hasattr(module, "use_running_average") and hasattr(module, "axis_name"):
             object.__setattr__(module, "axis_name", self.axis)
             self.normalised = True
+        if isinstance(module, linen.BatchNorm):
+            self.moves.append(_said(module, "use_running_average", args, kwargs) is not True)
         if isinstance(module, linen.Dropout) and module.rate > 0:
-            still = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
-            self.drops.append((module.deterministic if still is None else still) is not True)
+            self.drops.append(_said(module, "deterministic", args, kwargs) is not True)
         result = following(*args, **kwargs)
         self.seen[path] = shapes_of(result)
         gives, given = self.kept.get(path, (False, False))
@@ -186,7 +187,10 @@ class _Watch:
     def unheard(self, state: Tree, changed: Tree) -> str:
         """What a training call did not change, or ""; a value that is the very same object was not written."""
         before, after = (jax.tree.leaves(tree.get("batch_stats", {})) for tree in (state, changed))
-        if before and all(a is b for a, b in zip(before, after, strict=True)):
+        untouched = all(a is b for a, b in zip(before, after, strict=True))
+        if before and (
+            untouched or (self.moves and not any(self.moves))
+        ):  # a loop makes new objects of what is untouched
             return modes.STATISTICS
         return modes.DROPOUT if self.drops and not any(self.drops) else ""
 
@@ -205,6 +209,12 @@ class _Watch:
                 node = node.get(part, {}) if isinstance(node, Mapping) else {}
             record.values = node.get(f"tapped{path.removeprefix(name)}", ()) if isinstance(node, Mapping) else ()
         return self.records
+
+
+def _said(module: linen.Module, name: str, args: tuple, kwargs: dict) -> Any:
+    """What a layer of Flax's is told by its second argument, or else by its field of the same name."""
+    given = kwargs.get(name, args[1] if len(args) > 1 else None)
+    return getattr(module, name) if given is None else given
 
 
 def _told(module: linen.Module, mode, watch: _Watch, told: Mapping) -> tuple[linen.Module, dict[str, bool]]:
