@@ -77,7 +77,7 @@ def from_linen(
             raise ValueError(f"variables has the entries {', '.join(sorted(variables))}; give {{'params': ...}} and, where there "
                              "are any, {'batch_stats': ...} beside.")  # fmt: skip
     kept = Taps.of(taps, features, preactivations, embedding)
-    sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
     title = type(module).__name__
     modes.check_known(mode, module.__call__, _fields(module), title)
 
@@ -128,7 +128,7 @@ def from_linen(
 
     def part(path):
         def run_part(params, state, *arrays):
-            return run("apply", {"params": params, **state}, arrays, _Watch(), entry=_entry(path))[0]
+            return run("apply", {"params": params, **state}, arrays, _Watch(), entry=_entry(path, mode))[0]
 
         return run_part
 
@@ -151,14 +151,14 @@ class _Watch:
     Attributes:
       seen: shapes of what each module gave, by path.
       normalised: whether a BatchNorm ran.
-      drops: for every dropout that ran, whether it dropped.
+      moves, drops: for every BatchNorm that ran, whether it took statistics; for every dropout, whether it dropped.
     """
 
     def __init__(self, kept: Taps = Taps(()), train: bool = False, axis: Axis = None):
         self.kept, self.train, self.axis = kept.modules, train, axis
         self.seen: dict[str, Any] = {}
         self.records = {path: Record() for _, _, path in kept.wanted}
-        self.normalised, self.drops = False, []
+        self.normalised, self.moves, self.drops = False, [], []
 
     def __call__(self, following, args, kwargs, context):
         module = context.module
@@ -171,9 +171,10 @@ class _Watch:
         if hasattr(module, "use_running_average") and hasattr(module, "axis_name"):
             object.__setattr__(module, "axis_name", self.axis)
             self.normalised = True
+        if isinstance(module, linen.BatchNorm):
+            self.moves.append(_said(module, "use_running_average", args, kwargs) is not True)
         if isinstance(module, linen.Dropout) and module.rate > 0:
-            still = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
-            self.drops.append((module.deterministic if still is None else still) is not True)
+            self.drops.append(_said(module, "deterministic", args, kwargs) is not True)
         result = following(*args, **kwargs)
         self.seen[path] = shapes_of(result)
         gives, given = self.kept.get(path, (False, False))
@@ -186,7 +187,10 @@ class _Watch:
     def unheard(self, state: Tree, changed: Tree) -> str:
         """What a training call did not change, or ""; a value that is the very same object was not written."""
         before, after = (jax.tree.leaves(tree.get("batch_stats", {})) for tree in (state, changed))
-        if before and all(a is b for a, b in zip(before, after, strict=True)):
+        untouched = all(a is b for a, b in zip(before, after, strict=True))
+        if before and (
+            untouched or (self.moves and not any(self.moves))
+        ):  # a loop makes new objects of what is untouched
             return modes.STATISTICS
         return modes.DROPOUT if self.drops and not any(self.drops) else ""
 
@@ -207,6 +211,12 @@ class _Watch:
         return self.records
 
 
+def _said(module: linen.Module, name: str, args: tuple, kwargs: dict) -> Any:
+    """What a layer of Flax's is told by its second argument, or else by its field of the same name."""
+    given = kwargs.get(name, args[1] if len(args) > 1 else None)
+    return getattr(module, name) if given is None else given
+
+
 def _told(module: linen.Module, mode, watch: _Watch, told: Mapping) -> tuple[linen.Module, dict[str, bool]]:
     """The module with the fields that stand for the mode and for the mapped axis as they are now; and the former."""
     fields = {name: value == watch.train for name, value in modes.named(mode).items() if name in _fields(module)}
@@ -224,14 +234,15 @@ def _boolean_fields(module: linen.Module) -> list[str]:
     return [name for name in _fields(module) if isinstance(getattr(module, name, None), bool)]
 
 
-def _entry(path: str) -> Callable:
-    """A function of a bound module: its method, or its submodule, at a path."""
+def _entry(path: str, mode: Mapping[str, bool] | None) -> Callable:
+    """A function of a bound module: its method, or its submodule, at a path, in evaluation mode."""
 
     def entry(module, *arrays):
         node: Any = module
         for name in path.split("/"):
             node = node[int(name)] if name.isdigit() else getattr(node, name)
-        return node(*arrays)
+        function = node.__call__ if isinstance(node, linen.Module) else node
+        return node(*arrays, **modes.call_arguments(function, mode, False))
 
     return entry
 

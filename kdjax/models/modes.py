@@ -13,8 +13,8 @@ WHILE_TRAINING = {
 
 
 def named(mode: Mapping[str, bool] | None) -> Mapping[str, bool]:
-    """The names that stand for the mode, with their value in training: those of a user, or the usual ones."""
-    return WHILE_TRAINING if mode is None else mode
+    """The names that stand for the mode, with their value in training: the usual ones and a user's; none if his are {}."""
+    return {} if mode == {} else {**WHILE_TRAINING, **(mode or {})}
 
 
 def call_arguments(function: Callable, mode: Mapping[str, bool] | None, train: bool) -> dict[str, bool]:
@@ -22,15 +22,16 @@ def call_arguments(function: Callable, mode: Mapping[str, bool] | None, train: b
 
     Args:
       function: its `__call__`.
-      mode: the argument's name and its value in training, `{"is_train": True}`; None for the usual names.
+      mode: an argument's name and its value in training, `{"is_fitting": True}`, beside the usual ones; `{}` for none.
       train: whether it trains.
     """
     parameters = inspect.signature(function).parameters
-    takes_any = mode is not None and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {
         name: value == train
         for name, value in named(mode).items()
-        if takes_any or (name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY)
+        if (name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY)
+        or (takes_any and name in (mode or ()))
     }
 
 

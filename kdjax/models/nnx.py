@@ -96,7 +96,13 @@ def from_nnx(
 
     def part(path: str):
         def run(params, state, *arrays):
-            return functional.call(params, state, lambda module: _follow(module, path)(*arrays), train=False)[0]
+            def entry(module):
+                _set_flags(module, modes.named(mode), False)
+                function = _follow(module, path)
+                takes = function.__call__ if isinstance(function, nnx.Module) else function
+                return function(*arrays, **modes.call_arguments(takes, mode, False), **_no_rngs(takes))
+
+            return functional.call(params, state, entry, train=False)[0]
 
         return run
 
@@ -108,8 +114,9 @@ def from_nnx(
                 for path, node in _modules(module).items():
                     if callable(node):
                         node.__class__ = _watched(type(node), path, given)
-                told = modes.call_arguments(module.__call__, mode, False)
-                return (call or _plain_call)(module, x, **told, **_no_rngs(module))
+                told = modes.call_arguments(module.__call__, mode, False) | _no_rngs(module.__call__)
+                _set_flags(module, modes.named(mode), False)
+                return (call or _plain_call)(module, x, **told)
 
             return functional.call(*functional.init(key), watch, train=False)[0]
 
@@ -124,8 +131,8 @@ def _plain_call(module, inputs, **told):
     return module(inputs, **told)
 
 
-def _no_rngs(module) -> dict:
-    return {"rngs": None} if "rngs" in inspect.signature(module.__call__).parameters else {}
+def _no_rngs(function: Callable) -> dict:
+    return {"rngs": None} if "rngs" in inspect.signature(function).parameters else {}
 
 
 def _set_flags(module: nnx.Module, named: Mapping[str, bool], train: bool) -> dict[str, bool]:
@@ -165,7 +172,7 @@ def _values(node: Any, kind: type) -> list:
 
 
 def _same(before: list, after: list) -> bool:
-    return all(a is b for a, b in zip(before, after, strict=True))
+    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
 # --- taps ---

@@ -206,7 +206,7 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
                 problems.append(f"Objective {name!r} reads {read}, but there is no teacher; give the phase one.")
             elif read != "teacher.gradient" and not _present(getattr(output, field, None)):
                 problems.append(f"Objective {name!r} reads {read}, which the {role} network does not give; return them in a "
-                                f"ModelOutput, or pass output= to the adapter{MENDS.get(field, '')}.")  # fmt: skip
+                                f"ModelOutput, or pass output= to the adapter{mend(field, output)}.")  # fmt: skip
             elif field in ("logits", "embedding") and getattr(output, field).ndim > 2 and not part.per_element:
                 problems.append(
                     f"Objective {name!r} takes {read} of whole rows, {WHOLE[field][0]}, and the {role} network gives "
@@ -222,6 +222,12 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
                 "they must agree: set the student's number of classes, or cut the teacher's logits to the shared ones."
             )
     return problems
+
+
+def mend(field: str, output: Any) -> str:
+    """What else gives a field that an output does not have."""
+    taps = ", ".join(getattr(output, "taps", ())) if field in MENDS and field != "taps" else ""
+    return MENDS.get(field, "") + (f"; it has the taps {taps}, which are read by name alone" if taps else "")
 
 
 def reads_teacher(parts) -> bool:

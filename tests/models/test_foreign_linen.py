@@ -123,10 +123,10 @@ def test_several_inputs_and_a_method_as_a_part():
             self.head, self.drop = nn.Dense(3), nn.Dropout(0.5)
 
         def __call__(self, ids, mask, train=False):
-            return self.classify(self.drop(ids * mask, deterministic=not train))
+            return self.classify(self.drop(ids * mask, deterministic=not train), train)
 
-        def classify(self, x):
-            return self.head(x)
+        def classify(self, x, train):
+            return self.head(self.drop(x, deterministic=not train))
 
     inputs = {"ids": X, "mask": np.ones_like(X)}
     call = lambda module, inputs, **mode: module(inputs["ids"], inputs["mask"], **mode)

@@ -258,6 +258,18 @@ def test_several_inputs():
     assert output_shapes(network, inputs).logits.shape == (2, 3)
 
 
+def test_parts_are_told_that_they_do_not_train():
+    class Told(nnx.Module):
+        def __init__(self, rngs):
+            self.training = True
+
+        def head(self, x, is_train, *, rngs):
+            return x + is_train + self.training + (rngs is not None)
+
+    network = from_nnx(Told, parts=("head",))
+    np.testing.assert_array_equal(network.parts["head"](*network.init(KEY), X), X)
+
+
 def test_parts_are_methods_or_submodules():
     network = from_nnx(PlainLists, parts={"classify": "heads/a", "first": "layers/0"})
     params, state = network.init(KEY)

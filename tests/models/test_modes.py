@@ -152,6 +152,21 @@ def test_dropout_alone_is_found_out():
     )
 
 
+def test_layers_in_a_loop_that_do_not_listen_are_found_out():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x)), None
+
+    class Looped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axes = {"params": 0, "batch_stats": 0}
+            return nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=2)()(x, None)[0]
+
+    assert "Looped has batch statistics that training leaves as they are" in refusal(from_linen(Looped(), X))
+
+
 def test_linen_layers_that_are_told_nothing_are_told():
     """As in a Sequential, which hands no arguments on."""
     network = from_linen(nn.Sequential([nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(3)]), X)

@@ -122,7 +122,8 @@ def test_own_losses_and_heads_that_are_not_there_are_refused():
 
 
 def test_a_refusal_says_how_to_name_what_a_method_reads():
-    said = check(FitNet(), ModelOutput(logits=LOGITS), None)[0]
+    said = check(FitNet(), ModelOutput(logits=LOGITS, taps={"a": LOGITS, "b": LOGITS}), None)[0]
+    assert said.endswith("; it has the taps a, b, which are read by name alone.")
     assert 'features=("PATH", ...)' in said and "kdjax.models.module_paths(network, inputs)" in said
 
 

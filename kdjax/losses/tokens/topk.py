@@ -168,14 +168,14 @@ def topk_teacher(student_logits: ArrayLike, ids: ArrayLike, logprobs: ArrayLike)
 
     Args:
       student_logits: `[..., C]`; a constant here.
-      ids: `[..., k]` classes, each once.
+      ids: `[..., k]` integers, each class once; a negative one is padding and ignored, as is a log-probability of -inf.
       logprobs: `[..., k]` their log-probabilities, normalised over all classes.
 
     Returns:
-      `[..., C]` log-probabilities, without gradient.
+      `[..., C]` log-probabilities, without gradient. A row with an id of C or more is nan.
 
     Raises:
-      TypeError: student_logits or logprobs are not floating point.
+      TypeError: student_logits or logprobs are not floating point, or ids not integers.
       ValueError: shapes do not fit.
 
     >>> student, teacher = jnp.log(jnp.array([0.1, 0.1, 0.6, 0.2])), jnp.log(jnp.array([0.7, 0.2]))
@@ -183,15 +183,23 @@ def topk_teacher(student_logits: ArrayLike, ids: ArrayLike, logprobs: ArrayLike)
     0.700 0.200 0.075 0.025
     """
     student = lax.stop_gradient(checks.class_scores(student_logits, "student_logits"))
-    logprobs = lax.stop_gradient(checks.floating(logprobs, "logprobs"))
+    ids, logprobs = jnp.asarray(ids), lax.stop_gradient(checks.floating(logprobs, "logprobs"))
+    chex.assert_type(ids, int, custom_message="ids must be integer class indices", exception_type=TypeError)
     if logprobs.shape != ids.shape or ids.shape[:-1] != student.shape[:-1]:
         raise ValueError(
             f"ids has shape {ids.shape}, logprobs {logprobs.shape}, student_logits {student.shape}: give k classes and their "
             "log-probabilities for each row of logits."
         )
+    classes = student.shape[-1]
+    stored = (ids >= 0) & (logprobs != -jnp.inf)
     unknown = jnp.full(student.shape, jnp.nan, student.dtype)
-    known = jnp.put_along_axis(unknown, ids, logprobs.astype(student.dtype), axis=-1, inplace=False)
+    # What is written beyond the last class is dropped.
+    known = jnp.put_along_axis(
+        unknown, jnp.where(stored, ids, classes), logprobs.astype(student.dtype), axis=-1, inplace=False
+    )
     top = ~jnp.isnan(known)
     tail = jax.nn.log_softmax(jnp.where(top, LOWEST, student), axis=-1)
-    rest = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(logprobs, axis=-1)), LEAST_OTHER))
-    return jnp.where(top, known, rest[..., None].astype(student.dtype) + tail)
+    total = logspace.log_sum_exp(logprobs, where=stored)
+    rest = jnp.log(jnp.maximum(-jnp.expm1(total), LEAST_OTHER))
+    whole = jnp.where(top, known, rest[..., None].astype(student.dtype) + tail)
+    return jnp.where(jnp.any(stored & (ids >= classes), axis=-1, keepdims=True), jnp.nan, whole)

@@ -16,6 +16,10 @@ Tree = dict[str, Any]
 _AXES = {"convolution": (2, 3, 1, 0), "linear": (1, 0), "vector": (0,)}
 
 
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
 class _Entry(NamedTuple):
     """An entry of a state dict: its name and shape in PyTorch, its tree and path here, its kind of layer."""
 
@@ -42,7 +46,8 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
 
     Args:
       state_dict: name to array (or CPU tensor), as `model.state_dict()` gives it. The counters `num_batches_tracked`
-        may be absent; they are not used.
+        may be absent; they are not used. What wraps it is taken off: a checkpoint whose entry "model", "state_dict" or the like
+        it is, and the prefix "module." of `DataParallel`.
 
     Returns:
       `(params, state)`: nested dicts of numpy arrays with string keys, such as
@@ -51,6 +56,7 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
     Raises:
       ValueError: an entry is missing, unknown or of another shape; the message names it.
     """
+    state_dict = unwrapped(state_dict)
     shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
     entries = _table(_layout_of_state_dict(shapes))
     unknown = sorted(set(shapes) - {entry.name for entry in entries})
@@ -68,6 +74,17 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
             node = node.setdefault(key, {})
         node[entry.path[-1]] = np.transpose(np.asarray(state_dict[entry.name]), _AXES[entry.kind])
     return trees["params"], trees["state"]
+
+
+def unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict of a checkpoint: that of its entry "model", "state_dict" or the like, without the prefixes that
+    `DataParallel` and `torch.compile` put before every name."""
+    while wrapper := next((w for w in WRAPPERS if isinstance(checkpoint.get(w), Mapping)), None):
+        checkpoint = checkpoint[wrapper]
+    for prefix in PREFIXES * 2:  # one in the other, in either order
+        if checkpoint and all(name.startswith(prefix) for name in checkpoint):
+            checkpoint = {name.removeprefix(prefix): value for name, value in checkpoint.items()}
+    return checkpoint
 
 
 def cifar_resnet_to_torch(params: Tree, state: Tree) -> dict[str, np.ndarray]:
@@ -114,7 +131,8 @@ def _layout_of_state_dict(shapes: Mapping[str, tuple[int, ...]]) -> _Layout:
 
 def _require(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     if name not in shapes:
-        raise ValueError(f"the state dict has no entry {name!r}")
+        there = ", ".join(list(map(str, shapes))[:4]) or "nothing"
+        raise ValueError(f"the state dict has no entry {name!r}; it has {there}{', ...' if len(shapes) > 4 else ''}")
 
 
 def _table(layout: _Layout) -> list[_Entry]:

@@ -549,3 +549,22 @@ def test_a_teacher_of_which_everything_is_known_is_that_teacher():
 def test_what_is_stored_must_fit_the_logits():
     with pytest.raises(ValueError, match=r"ids has shape \(2, 3\), logprobs \(2, 2\), student_logits \(2, 5\)"):
         topk.topk_teacher(jnp.zeros((2, 5)), jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 2)))
+
+
+def test_padding_of_a_stored_teacher_writes_nothing():
+    """Two masked tokens: the whole teacher is found again; an id beyond the vocabulary is nan, as in topk_kl."""
+    teacher = jnp.array([[2.0, 1.0, -jnp.inf, -jnp.inf, 3.0]])
+    student = jnp.zeros((1, 5))
+    ids, logprobs = topk.topk_signal(teacher, 4)
+    assert ids[0, 3] == -1
+    whole = topk.topk_teacher(student, ids, logprobs)
+    np.testing.assert_allclose(jnp.exp(whole), jax.nn.softmax(teacher), atol=2e-8)
+    np.testing.assert_allclose(
+        logit.kd(student, whole, temperature=1.0), topk.topk_kl(student, ids, logprobs), rtol=1e-5
+    )
+    named = jnp.where(ids < 0, 2, ids)  # padding by its log-probability alone
+    np.testing.assert_array_equal(topk.topk_teacher(student, named, logprobs), whole)
+    beyond = topk.topk_teacher(jnp.zeros((2, 5)), jnp.array([[4], [5]]), jnp.log(jnp.full((2, 1), 0.5)))
+    np.testing.assert_array_equal(jnp.isnan(beyond).all(1), [False, True])
+    with pytest.raises(TypeError, match="ids must be integer"):
+        topk.topk_teacher(student, ids.astype(float), logprobs)

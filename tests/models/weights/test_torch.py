@@ -109,3 +109,23 @@ def test_blocks_of_another_depth_are_missed(resnet8):
     resnet8["layer1.1.conv1.weight"] = np.zeros((16, 16, 3, 3), np.float32)
     with pytest.raises(ValueError, match=re.escape("no entry 'layer1.1.bn1.weight'")):
         cifar_resnet_from_torch(resnet8)
+
+
+def test_what_wraps_a_state_dict_is_taken_off(resnet8):
+    expected = cifar_resnet_from_torch(resnet8)
+    parallel = {"module." + name: value for name, value in resnet8.items()}
+    for saved in (
+        parallel,
+        {"_orig_mod." + name: value for name, value in parallel.items()},
+        {"model": resnet8, "epoch": 240, "best_acc": 0.7},
+        {"state_dict": parallel, "optimizer": {"state": {}}},
+        {"state_dict": {"model": resnet8}},
+    ):
+        found = cifar_resnet_from_torch(saved)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+
+
+def test_what_is_there_is_said_where_an_entry_is_missing():
+    with pytest.raises(ValueError, match=r"no entry 'conv1.weight'; it has weights, epoch$"):
+        cifar_resnet_from_torch({"weights": np.zeros(3), "epoch": 1})
