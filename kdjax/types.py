@@ -324,6 +324,7 @@ class DataInfo:
       labels: `[num_examples]` int32 class of every training example, where a method needs them all (negatives of other
         classes), -1 where it may not be used, -2 where the example is not trained on; None if they are not known.
       targets: names of the targets that a batch has: "labels", class indices; or a task's own.
+      class_names: one a class, as far as they are known.
       soft: whether the labels of a batch are probabilities of the classes, `[B, C]`, instead of indices.
     """
 
@@ -332,6 +333,7 @@ class DataInfo:
     labels: Any = dataclasses.field(default=None, repr=False, compare=False)
     targets: tuple[str, ...] = ("labels",)
     soft: bool = False
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,6 +118,7 @@ def keep(
         "phase": program.phase.name,
         "network": program.networks.deployment.network.name,
         "num_classes": program.dataset.info.num_classes,
+        "class_names": list(program.dataset.info.class_names),
         "data": facts_of(program.dataset),
     }
     if objective is not None:
@@ -154,14 +155,22 @@ def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str,
 
 
 def check_classes(folder: Path, program: Program) -> None:
-    """Refuses a network for another number of classes in words, rather than by the shape of its last layer."""
+    """Refuses a network for another number of classes in words, rather than by the shape of its last layer, and one that knows
+    the same classes by other numbers."""
     path = folder / "network.json"
-    there = read_json(path, ExperimentError, DAMAGED).get("num_classes") if path.exists() else None
-    here = program.dataset.info.num_classes
+    facts = read_json(path, ExperimentError, DAMAGED) if path.exists() else {}
+    there, here = facts.get("num_classes"), program.dataset.info.num_classes
     if there is not None and there != here:
         raise ExperimentError(
             f"The network in {folder} has {there} classes, the data set {program.dataset.train.name} has {here}; "
             "use a network and a data set with the same classes."
+        )
+    theirs, ours = tuple(facts.get("class_names", ())), program.dataset.info.class_names
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        number = next(i for i, name in enumerate(ours) if theirs[i] != name)
+        raise ExperimentError(
+            f"The network in {folder} knows the classes of {program.dataset.train.name} in another order: number {number} is "
+            f"{theirs[number]!r} to it and {ours[number]!r} in the data; give the classes the same order."
         )
 
 

@@ -119,6 +119,15 @@ def test_a_teacher_that_saw_other_inputs_is_told_of(finished, tmp_path, builder,
     assert "trained on other inputs than it sees here: data.views.mean was (), and is (0.3,)" in capsys.readouterr().err
 
 
+def test_a_network_that_knows_the_classes_in_another_order_is_refused(copy, builder):
+    path = copy / "teacher/network.json"
+    facts = json.loads(path.read_text())
+    assert facts["class_names"] == list("0123456789")
+    path.write_text(json.dumps(facts | {"class_names": list("1023456789")}))
+    with pytest.raises(ExperimentError, match="in another order: number 0 is '1' to it and '0' in the data"):
+        evaluate_run(copy, builder.data_dir)
+
+
 def largest(folder):
     """The file that holds the values: damage there is silent unless somebody checks."""
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

@@ -83,7 +83,13 @@ class Classification(Task):
             held = dataclasses.replace(held, soft=None)
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
-        info = DataInfo(train.num_classes, len(train), labels=train.labels, soft=train.soft is not None)
+        info = DataInfo(
+            train.num_classes,
+            len(train),
+            labels=train.labels,
+            soft=train.soft is not None,
+            class_names=train.class_names,
+        )
         arrays = None if train.varies else train.images
         return Dataset(
             train,
