@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -263,6 +264,43 @@ def test_a_method_is_explained_in_a_locale_that_is_not_utf_8():
     command = [sys.executable, "-m", "kdjax.cli", "methods", "kd"]
     said = subprocess.run(command, capture_output=True, env=plain, cwd=Path(__file__).parents[1])
     assert said.returncode == 0 and said.stdout.isascii() and b"NIPS workshop 2015" in said.stdout, said.stderr
+
+
+def test_a_notebook_has_a_bar_of_its_own_and_a_command_in_it_lines(monkeypatch):
+    from kdjax.training import progress
+
+    shown = []
+    display = types.ModuleType("IPython.display")
+    display.HTML = lambda text: text
+    handle = types.SimpleNamespace(update=shown.append)
+    display.display = lambda text, display_id: shown.append(text) or handle
+    shell = types.ModuleType("IPython")
+    shell.get_ipython = lambda: types.SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    page = progress.make_progress()
+    page.start("<student>", 0, 10, 16, "images")
+    page.show({"loss": 0.5}, 1000.0)
+    page.advance(7)
+    page.evaluated("top-1 50 %")
+    page.finish()
+    assert "&lt;student&gt;" in shown[0] and 'value="0" max="10"' in shown[0]
+    assert "7/10, 1,000 images/s, loss 0.500, top-1 50 %" in shown[-1]
+    monkeypatch.delitem(sys.modules, "IPython")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert isinstance(progress.make_progress(), progress.Bar)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert isinstance(progress.make_progress(), progress.Lines)
+
+
+def test_a_refusal_lists_the_paths_there_are(data_dir, tmp_path, capsys):
+    run = ["distill", SMOKE, "--method", "srd", "--tiny", "--data-dir", data_dir, "--run", str(tmp_path / "run")]
+    run += ["--phases.student.network.name", f"{OWN}:TinyNet"]
+    assert main([*run, "--dry-run", "--phases.student.network.embedding", "layers/0"]) == 0
+    capsys.readouterr()
+    assert main(run) == 1 and not (tmp_path / "run").exists()
+    error = capsys.readouterr().err
+    assert "reads student.embedding" in error and "conv, layers/0, out" in error
 
 
 def test_a_comparison_shows_itself(data_dir, tmp_path, monkeypatch, capsys):

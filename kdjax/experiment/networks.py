@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment.spec import Experiment, Phase
-from kdjax.models import Freezer, FreezeReport, ensemble, output_shapes
+from kdjax.models import Freezer, FreezeReport, ensemble, module_paths, output_shapes
 from kdjax.objectives import Bound, bind
 from kdjax.tasks import Dataset, Model, Task
 from kdjax.tasks.given import GivenNetwork
@@ -72,12 +72,11 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     inputs = network_inputs(experiment, dataset)
     student = make_network(task, phase.network, dataset, remat=phase.remat)
     teacher = make_teacher(experiment, phase, dataset)
-    objective = bind(
-        phase.objective,
-        output_shapes(student, inputs),
-        None if teacher is None else output_shapes(teacher, inputs),
-        dataset.info_for(phase.labels),
-    )
+    given = output_shapes(student, inputs), None if teacher is None else output_shapes(teacher, inputs)
+    try:
+        objective = bind(phase.objective, *given, dataset.info_for(phase.labels))
+    except ValueError as error:
+        raise ValueError(with_paths(str(error), student, inputs)) from error
     cached = bool(phase.teacher_cache) and objective.needs_teacher
     if cached:
         Storage(phase.teacher_cache)
@@ -86,6 +85,14 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
         student, teacher, make_freezer(phase, teacher, objective, inputs), objective,
         deploy(student, teacher, objective, inputs), inputs, cached,
     )  # fmt: skip
+
+
+def with_paths(sentence: str, network: Network, inputs: Tree) -> str:
+    """What is wrong with an objective, and the paths by which a network of one's own could give what it reads."""
+    if "module_paths" not in sentence or network.paths is None:
+        return sentence
+    paths = [path for path in module_paths(network, inputs) if path]
+    return f"{sentence} Those of {network.name} are {', '.join(paths[:20])}{' ...' if len(paths) > 20 else ''}."
 
 
 def make_network(task: Task, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
