@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             "tyro",
             "rich",
             "tensorboardX",
+            "PIL",
         ):
             return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
         raise

@@ -111,7 +111,7 @@ def _explained(file: str | bytes):
     """Puts whatever Pillow raises (many kinds) into words."""
     try:
         yield
-    except (Unreadable, MemoryError):
+    except (Unreadable, MemoryError, ImportError):
         raise
     except Exception as error:
         raise Unreadable(_reason(file, error)) from error
