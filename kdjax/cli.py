@@ -131,7 +131,7 @@ def distill(argv):
     if config is None:
         return 0
     experiment, options = parse("distill", argv, config(options.method or None), options)
-    return execute(with_teacher(experiment, options.teacher), options, label(options.method) or "distill")
+    return execute(experiment, options, label(options.method) or "distill", options.teacher)
 
 
 def compare(argv):
@@ -145,7 +145,7 @@ def compare(argv):
         experiment, options = parse("compare", argv, config(name), early)
         if label(name) in experiments:
             raise ExperimentError(f"Two methods are called {label(name)!r}; give each its own name.")
-        experiments[label(name)] = with_teacher(experiment, options.teacher)
+        experiments[label(name)] = experiment
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import write_report
@@ -153,6 +153,7 @@ def compare(argv):
     from kdjax.training.progress import make_progress
 
     builder = Builder(options.data_dir or None)
+    experiments = {name: with_teacher(experiment, options.teacher, builder) for name, experiment in experiments.items()}
     if options.dry_run:
         return max(dry_run(experiment, builder) for experiment in experiments.values())
     console = make_console()
@@ -270,18 +271,16 @@ def data(argv):
     return 0
 
 
-def with_teacher(experiment, teacher: str):
-    """The experiment with its student's teacher taken from a finished run."""
+def with_teacher(experiment, teacher: str, builder):
+    """The experiment with its student's teacher taken from a finished run, whatever network and normalisation that has."""
     if not teacher:
         return experiment
-    from kdjax.experiment.spec import ExperimentError
+    from kdjax.experiment.artifacts import taught_by
 
-    if not experiment.student.teacher:
-        raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
-    return experiment.replace_phase(experiment.student.teacher, weights=str(Path(teacher).expanduser().absolute()))
+    return taught_by(experiment, Path(teacher).expanduser().absolute(), builder)
 
 
-def execute(experiment, options, suffix: str) -> int:
+def execute(experiment, options, suffix: str, teacher: str = "") -> int:
     """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
     from kdjax.experiment.program import Builder
     from kdjax.experiment.run import run
@@ -289,6 +288,7 @@ def execute(experiment, options, suffix: str) -> int:
     from kdjax.training.progress import make_progress
 
     builder = Builder(options.data_dir or None)
+    experiment = with_teacher(experiment, teacher, builder)
     if options.dry_run:
         return dry_run(experiment, builder)
     folder = run_folder(options, f"{experiment.name}-{suffix}")

@@ -60,7 +60,8 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
     if (source, program) not in builder.networks:
         network, facts = stored_network(program, source)
         if (source.parent / EXPERIMENT).exists():
-            otherwise = program.experiment.data.unlike(serialization.load(source.parent / EXPERIMENT).data)
+            theirs = serialization.load(source.parent / EXPERIMENT).data
+            otherwise = program.experiment.data.unlike(theirs, phase.network)
             if otherwise:
                 note(f"the network in {source} was trained on other inputs than it sees here: {otherwise}")
         teaching = teacher_of(phase, finished)
@@ -114,11 +115,13 @@ def keep(
     network: Variables, objective: Variables | None, program: Program, place: Path, result: dict[str, Any]
 ) -> Finished:
     """Saves a network, what its objective trained, and its result; the result last: it says that the phase has ended."""
+    info = program.dataset.info
+    known = program.phase.network.known_classes(info.class_names)
     facts = {
         "phase": program.phase.name,
         "network": program.networks.deployment.network.name,
-        "num_classes": program.dataset.info.num_classes,
-        "class_names": list(program.dataset.info.class_names),
+        "num_classes": info.num_classes if known == info.class_names else len(known),
+        "class_names": list(known),
         "data": facts_of(program.dataset),
     }
     if objective is not None:
@@ -135,6 +138,29 @@ def load_phase(program: Program, place: Path) -> Finished:
     if (place / OBJECTIVE).exists():
         objective, _ = load_network(place / OBJECTIVE, program.compiled.objective_template())
     return Finished(network, read_result(place), objective)
+
+
+def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experiment:
+    """An experiment with its student's teacher taken from the folder of a finished run or phase: the network that it is, seeing
+    images as it was trained to and knowing the classes that it knows.
+
+    Raises:
+      ExperimentError: there is none, or the student has no teacher.
+    """
+    name = experiment.student.teacher
+    if not name:
+        raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
+    source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
+    changes: dict[str, Any] = {"weights": str(folder)}
+    facts = read_json(source / "network.json", ExperimentError, DAMAGED)
+    if (source.parent / EXPERIMENT).exists():
+        saved = serialization.load(source.parent / EXPERIMENT)
+        if type(saved.data) is type(experiment.data):
+            model, classes = saved.phase(facts["phase"]).network, facts.get("class_names", ())
+            changes["network"] = experiment.data.as_trained(
+                model, saved.data, classes, builder.dataset(experiment.data)
+            )
+    return experiment.replace_phase(name, **changes)
 
 
 def check_sources(experiment: Experiment, programs: dict[str, Program], folder: Path) -> None:
@@ -159,13 +185,15 @@ def check_classes(folder: Path, program: Program) -> None:
     the same classes by other numbers."""
     path = folder / "network.json"
     facts = read_json(path, ExperimentError, DAMAGED) if path.exists() else {}
-    there, here = facts.get("num_classes"), program.dataset.info.num_classes
+    info = program.dataset.info
+    ours = program.phase.network.known_classes(info.class_names)
+    there, here = facts.get("num_classes"), info.num_classes if ours == info.class_names else len(ours)
     if there is not None and there != here:
         raise ExperimentError(
             f"The network in {folder} has {there} classes, the data set {program.dataset.train.name} has {here}; "
-            "use a network and a data set with the same classes."
+            "use a network and a data set with the same classes, or say by network.classes which ones it knows."
         )
-    theirs, ours = tuple(facts.get("class_names", ())), program.dataset.info.class_names
+    theirs = tuple(facts.get("class_names", ()))
     if theirs != ours and sorted(theirs) == sorted(ours):
         number = next(i for i, name in enumerate(ours) if theirs[i] != name)
         raise ExperimentError(

@@ -19,6 +19,7 @@ def facts_of(dataset: Dataset) -> dict[str, Any]:
         "num_classes": info.num_classes,
         "num_examples": info.num_examples,
         "targets": list(info.targets),
+        "class_names": list(info.class_names),
         "inputs": jax.tree.map(lambda x: f"{x.dtype}{list(x.shape[1:])}", dataset.shapes(1)["inputs"]),
     }
 
@@ -29,7 +30,9 @@ def dataset_of(facts: dict[str, Any]) -> Dataset:
     examples = Remembered(facts["name"], "train", jax.tree.map(_shape, facts["inputs"]), count)
     rows = np.arange(count)
     labels = (rows % max(classes, 1)).astype(np.int32)
-    info = DataInfo(classes, count, labels=labels, targets=tuple(facts["targets"]))
+    info = DataInfo(
+        classes, count, labels=labels, targets=tuple(facts["targets"]), class_names=tuple(facts.get("class_names", ()))
+    )
     return Dataset(examples, rows, np.ones(count, bool), examples, rows, "train", info)
 
 

@@ -37,6 +37,10 @@ class Model:
 
     trained: ClassVar[bool] = False
 
+    def known_classes(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the classes that the network itself knows, of which those of the data are `names`."""
+        return names
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -191,7 +195,18 @@ class Task:
         """What a network sees of a batch that is evaluated."""
         return inputs
 
-    def unlike(self, other: "Task") -> str:
+    def as_trained(self, model: Any, other: "Task", classes: Sequence[str], dataset: Dataset) -> Any:
+        """A network that was trained on another task of this kind, for this one's data: with its own normalisation, say.
+
+        Args:
+          model: the network as it was trained.
+          other: the task.
+          classes: names of the classes that it knows.
+          dataset: of this task.
+        """
+        return model
+
+    def unlike(self, other: "Task", model: Any) -> str:
         """What is otherwise with inputs than where a network was trained, `other`, that it can hardly know; empty if nothing."""
         return ""
 

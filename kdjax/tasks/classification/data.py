@@ -1,7 +1,7 @@
 """How a config names images and their classes, and how they become batches, views and a table."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
 from kdjax.references import is_reference
+from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
 from kdjax.tasks.classification.views import FloatViews, Views
 from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
@@ -135,8 +136,10 @@ class Classification(Task):
     def evaluation_view(self, inputs):
         return self._views(inputs).evaluate(inputs)
 
-    def unlike(self, other: Task) -> str:
+    def unlike(self, other: Task, model: Any) -> str:
         theirs = getattr(other, "views", self.views)
+        if model.mean or model.std:  # it sees its own
+            return ""
         changed = [name for name in ("mean", "std") if getattr(theirs, name) != getattr(self.views, name)]
         return "; ".join(f"data.views.{n} was {getattr(theirs, n)}, and is {getattr(self.views, n)}" for n in changed)
 
@@ -165,7 +168,21 @@ class Classification(Task):
 
     def network(self, model: Classifier, dataset: Dataset, *, remat: bool = False) -> Network:
         inputs = jax.eval_shape(self.evaluation_view, dataset.shapes(2)["inputs"])
-        return make_classifier(model, inputs, dataset.info.num_classes, remat=remat)
+        info, views = dataset.info, self.views.spread(inputs.shape[-1])
+        network = make_classifier(model, inputs, len(model.classes) or info.num_classes, remat=remat)
+        if model.mean or model.std:
+            network = renormalised(network, (views.mean, views.std), (model.mean, model.std))
+        return reclassified(network, model.classes, info.class_names) if model.classes else network
+
+    def as_trained(self, model: Any, other: Any, classes: Sequence[str], dataset: Dataset) -> Any:
+        ours, theirs = self.views, other.views
+        if not (model.mean or model.std) and (ours.mean, ours.std) != (theirs.mean, theirs.std):
+            channels = dataset.shapes(1)["inputs"].shape[-1]
+            seen = theirs.spread(channels)
+            model = dataclasses.replace(model, mean=seen.mean or (0.0,) * channels, std=seen.std or (1.0,) * channels)
+        if not model.classes and classes and tuple(classes) != dataset.info.class_names:
+            model = dataclasses.replace(model, classes=tuple(classes))
+        return model
 
     def shrunk_network(self, model: Any) -> Any:
         return model if is_reference(model.name) else dataclasses.replace(model, width=4)

@@ -27,11 +27,20 @@ class Classifier(Model):
     """path of the module of one's own network whose output methods of embeddings compare"""
     preactivations: tuple[str, ...] = ()
     """paths of modules whose output is taken before the activation, for methods that compare that"""
+    mean: tuple[float, ...] = ()
+    """normalisation that the network was trained with, where it is not that of data.views; empty with std: that one"""
+    std: tuple[float, ...] = ()
+    """likewise"""
+    classes: tuple[str, ...] = ()
+    """names of the classes that the network knows, in its order, where they are not those of the data; empty: those"""
     batchnorm_groups: int = 1
     """runs of the batch's rows that BatchNorm normalises each by itself, whatever the hardware; 1 for the whole batch"""
 
     def __post_init__(self):
         object.__setattr__(self, "name", absolute(self.name))  # a saved run is read from anywhere
+
+    def known_classes(self, names):
+        return self.classes or names
 
 
 def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat: bool = False) -> Network:
