@@ -38,7 +38,7 @@ class DistillOptions(RunOptions):
     method: str = ""
     """objective of the student, one of `kdjax methods`; the config's own if not given"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one"""
+    """folder of a finished run whose network teaches, instead of training one; or a file of its outputs, .npz or .jsonl"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CompareOptions(RunOptions):
     together: bool = False
     """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one"""
+    """folder of a finished run whose network teaches, instead of training one; or a file of its outputs, .npz or .jsonl"""
 
 
 def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdjax.cli import main
 from kdjax.experiment import program
@@ -66,11 +67,24 @@ def test_the_examples_from_python_run_in_their_order(tmp_path, monkeypatch, caps
     assert scope["student"]["student"]["teacher_hash"] == scope["teacher"]["student"]["hash"]
 
 
+def own_pictures(home):
+    """What the README calls your own: ~/pets, and pets.npz."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), np.uint8)
+    for i, picture in enumerate(pixels):
+        place = home / "pets" / ("train" if i < 40 else "val") / ("cat", "dog")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{i}.png")
+    y = np.arange(48) % 2
+    np.savez(home / "pets.npz", x_train=pixels[:40], y_train=y[:40], x_test=pixels[40:], y_test=y[40:])
+
+
 def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
     """Shrunk; each finds what the ones before it have made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(README.parent / "tests/own_things.py", "my_models.py")
+    own_pictures(tmp_path)
     shutil.copy("my_models.py", "my_method.py")
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdjax ")]
     for line in commands:

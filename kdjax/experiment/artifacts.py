@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from kdjax.data.errors import note
+from kdjax.data.outputs import SUFFIXES
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import (
     COMPARISON,
@@ -150,6 +151,8 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
     name = experiment.student.teacher
     if not name:
         raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
+    if folder.suffix in SUFFIXES:
+        return taught_by_file(experiment, folder)
     source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
     changes: dict[str, Any] = {"weights": str(folder)}
     facts = read_json(source / "network.json", ExperimentError, DAMAGED)
@@ -161,6 +164,19 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
                 model, saved.data, classes, builder.dataset(experiment.data)
             )
     return experiment.replace_phase(name, **changes)
+
+
+def taught_by_file(experiment: Experiment, path: Path) -> Experiment:
+    """An experiment whose student learns from a file of a teacher's outputs; phases that only taught it are left out."""
+    changed = {
+        p.name: dataclasses.replace(p, teacher="", teacher_outputs=str(path)) for p in experiment.lineage if p.teacher
+    }
+    phases = [changed.get(phase.name, phase) for phase in experiment.phases]
+    needed = {experiment.student.name}
+    for phase in reversed(phases):
+        if phase.name in needed:
+            needed |= {*phase.teachers, phase.start}
+    return dataclasses.replace(experiment, phases=tuple(phase for phase in phases if phase.name in needed))
 
 
 def check_sources(experiment: Experiment, programs: dict[str, Program], folder: Path) -> None:

@@ -8,7 +8,7 @@ import jax
 
 from kdjax.data import DataError
 from kdjax.experiment.accounting import costs, readable, size, step_arguments
-from kdjax.experiment.networks import make_network, make_teacher, network_inputs
+from kdjax.experiment.networks import make_network, make_teacher, network_inputs, stored_outputs, teacher_shapes
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
@@ -51,11 +51,12 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
         try:
             student = make_network(experiment.data, phase.network, dataset)
             teacher = make_teacher(experiment, phase, dataset)
-        except (ValueError, ExperimentError) as error:
+            outputs = stored_outputs(experiment.data, phase, dataset)
+        except (ValueError, ExperimentError, DataError) as error:
             report.problems.append(str(error))
             continue
         student_output = output_shapes(student, inputs)
-        teacher_output = None if teacher is None else output_shapes(teacher, inputs)
+        teacher_output = teacher_shapes(teacher, outputs, inputs)
         report.shapes = shape_table(student_output, teacher_output)
         report.problems += check(phase.objective, student_output, teacher_output, dataset.info)
         visited = dataset.visited(phase.taught, phase.labels)

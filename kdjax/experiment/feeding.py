@@ -10,7 +10,7 @@ import numpy as np
 from kdjax.data import Pipeline, evaluation_batches
 from kdjax.experiment.networks import Networks
 from kdjax.experiment.spec import Experiment, Phase
-from kdjax.experiment.teacher_outputs import TeacherOutputs
+from kdjax.experiment.teacher_outputs import StoredOutputs, TeacherOutputs
 from kdjax.models import output_shapes
 from kdjax.tasks import Dataset
 from kdjax.tasks.task import RESIDENT_BYTES
@@ -63,11 +63,15 @@ class Feeding:
             process_count=jax.process_count(), inputs=not self.dataset.resident if inputs is None else inputs,
         )  # fmt: skip
 
-    def batches(self, data_seed: int, clock: Clock, teacher: Variables | None) -> Pipeline | TeacherOutputs:
+    def batches(
+        self, data_seed: int, clock: Clock, teacher: Variables | None
+    ) -> Pipeline | TeacherOutputs | StoredOutputs:
         """The phase's batches, with what the teacher says where that is kept. `teacher` has its whole variables."""
         pipeline, data = self.pipeline(data_seed), self.experiment.data
         if not self.networks.cached:
             return pipeline
+        if self.networks.outputs is not None:
+            return StoredOutputs(pipeline, self.networks.outputs)
         return TeacherOutputs(
             pipeline, data, self.dataset, self.networks.step_teacher, self.networks.frozen(teacher),
             storage=Storage(self.phase.teacher_cache), folder=self.experiment.cache_dir, data_seed=data_seed, clock=clock,
@@ -114,7 +118,7 @@ class Feeding:
         index, mask = np.zeros(1, np.int32), np.ones(1, bool)
         said = None
         if self.networks.cached:
-            storage, logits = Storage(self.phase.teacher_cache), cached_shape(self.networks)
+            storage, logits = Storage(self.phase.teacher_cache or "float32"), cached_shape(self.networks)
             said = storage.unpack(np.zeros(1, storage.row(logits)))
         return jax.tree.map(spec, Batch(**one, index=index, where=mask, labelled=mask, teacher=said))
 
@@ -127,4 +131,6 @@ class Feeding:
 
 def cached_shape(networks: Networks) -> tuple[int, ...]:
     """Shape of the teacher's logits of one example."""
+    if networks.outputs is not None:
+        return networks.outputs.shape[1:]
     return output_shapes(networks.teacher, networks.inputs).logits.shape[1:]

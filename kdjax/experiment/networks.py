@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
+from kdjax.data.outputs import check_covered, read_outputs
 from kdjax.experiment.spec import Experiment, Phase
 from kdjax.models import Freezer, FreezeReport, ensemble, module_paths, output_shapes
 from kdjax.objectives import Bound, bind
@@ -13,7 +15,7 @@ from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables
 from kdjax.training.deployment import Deployment, deploy
 from kdjax.training.teacher_cache import Storage
-from kdjax.types import Network, Tree
+from kdjax.types import ModelOutput, Network, Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class Networks:
       deployment: the student as it is used after training.
       inputs: shapes of what they see of a training batch.
       cached: whether batches bring what the teacher says, so that it does not run in the step.
+      outputs: what a teacher that is not there said of every training example, `[N, ..., C]`, from a file; or None.
     """
 
     student: Network
@@ -36,6 +39,7 @@ class Networks:
     deployment: Deployment
     inputs: Tree
     cached: bool
+    outputs: np.ndarray | None = None
 
     @property
     def step_teacher(self) -> Network | None:
@@ -72,19 +76,47 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     inputs = network_inputs(experiment, dataset)
     student = make_network(task, phase.network, dataset, remat=phase.remat)
     teacher = make_teacher(experiment, phase, dataset)
-    given = output_shapes(student, inputs), None if teacher is None else output_shapes(teacher, inputs)
+    outputs = stored_outputs(task, phase, dataset)
     try:
-        objective = bind(phase.objective, *given, dataset.info_for(phase.labels))
+        objective = bind(
+            phase.objective, output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs),
+            dataset.info_for(phase.labels),
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(with_paths(str(error), student, inputs)) from error
-    cached = bool(phase.teacher_cache) and objective.needs_teacher
-    if cached:
+    cached = (bool(phase.teacher_cache) or outputs is not None) and objective.needs_teacher
+    if cached and outputs is None:
         Storage(phase.teacher_cache)
         task.numbered_views()
     return Networks(
         student, teacher, make_freezer(phase, teacher, objective, inputs), objective,
-        deploy(student, teacher, objective, inputs), inputs, cached,
+        deploy(student, teacher, objective, inputs), inputs, cached, outputs,
     )  # fmt: skip
+
+
+def stored_outputs(task: Task, phase: Phase, dataset: Dataset) -> np.ndarray | None:
+    """What a teacher said of the training examples, where a phase takes that from a file.
+
+    Raises:
+      ValueError, DataError: the file is not of these examples, or inputs are mixed.
+    """
+    if not phase.teacher_outputs:
+        return None
+    if phase.mix and (task.mixup or task.cutmix):
+        raise ValueError(
+            f"data.views mixes inputs, and {phase.teacher_outputs} is of single ones; set mixup and cutmix to 0."
+        )
+    outputs = read_outputs(phase.teacher_outputs, len(dataset.train))
+    check_covered(outputs, np.asarray(dataset.visited(phase.taught, phase.labels)), phase.teacher_outputs)
+    return outputs
+
+
+def teacher_shapes(teacher: Network | None, outputs: np.ndarray | None, inputs: Tree) -> Any:
+    """Shapes of what the teacher says of a batch: its network, or what is known of it; None where nobody teaches."""
+    if outputs is None:
+        return None if teacher is None else output_shapes(teacher, inputs)
+    rows = jax.tree.leaves(inputs)[0].shape[0]
+    return ModelOutput(logits=jax.ShapeDtypeStruct((rows, *outputs.shape[1:]), outputs.dtype))
 
 
 def with_paths(sentence: str, network: Network, inputs: Tree) -> str:

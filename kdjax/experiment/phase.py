@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from kdjax.data import Pipeline
+from kdjax.data.outputs import outputs_hash
 from kdjax.experiment.accounting import account
 from kdjax.experiment.artifacts import Finished, keep, teacher_of
 from kdjax.experiment.compiled import steps_per_dispatch
@@ -67,7 +68,9 @@ def ready_teacher(
     result says of it."""
     teacher = teacher_of(phase, finished)
     if teacher is None:
-        return None, {"teacher_hash": None, "teacher_frozen": None}
+        outputs = program.networks.outputs
+        said = None if outputs is None else outputs_hash(outputs)
+        return None, {"teacher_hash": said, "teacher_frozen": None}
     variables, networks = teacher.network, program.networks
     if networks.objective.corrects_over_data:
         one_pass = program.feeding.pipeline(data_seed, inputs=True).iterate(0, program.compiled.clock.steps_per_pass)

@@ -48,6 +48,8 @@ class Phase:
     teacher_cache: str = ""
     """keep what the teacher says of each view, so that it runs once for each, in this and later runs: float32, float16, or topK
     such as top16; empty to run it at every step"""
+    teacher_outputs: str = ""
+    """file of what a teacher said of each training example, .npz or .jsonl, instead of a teacher; the same for every view"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
@@ -149,7 +151,12 @@ class Experiment:
                         f"Phase {phase.name!r} takes its {field} from {source!r}, whose network is deployed with its "
                         f"{deployed[0]!r} behind it and is no plain {self.phase(source).network.name}; take another phase."
                     )
-            if phase.taught and not phase.teacher and not phase.weights:
+            if phase.teacher_outputs and (phase.teacher or phase.teacher_cache or phase.teacher_precision):
+                found.append(
+                    f"Phase {phase.name!r} has teacher_outputs, which are instead of a teacher; leave teacher, teacher_cache and "
+                    "teacher_precision empty."
+                )
+            if phase.taught and not (phase.teacher or phase.teacher_outputs or phase.weights):
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(
                     f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."

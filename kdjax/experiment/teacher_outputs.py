@@ -1,5 +1,6 @@
 """A phase's batches with what its teacher says of them, kept between runs in a teacher cache."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,18 @@ from kdjax.tasks import Dataset, Task
 from kdjax.training import Runner, Variables, content_hash
 from kdjax.training.processes import any_of, by_first, is_first, of_first
 from kdjax.training.teacher_cache import CacheError, Storage, TeacherCache, with_teacher
-from kdjax.types import Batch, Clock, Network
+from kdjax.types import Batch, Clock, ModelOutput, Network
+
+
+class StoredOutputs:
+    """Batches with what a teacher said of their examples, `[N, ..., C]`, whatever their view."""
+
+    def __init__(self, pipeline: Pipeline, logits: np.ndarray):
+        self.pipeline, self.logits = pipeline, logits
+
+    def iterate(self, start: int) -> Iterator[Batch]:
+        for batch in self.pipeline.iterate(start):
+            yield dataclasses.replace(batch, teacher=ModelOutput(logits=self.logits[batch.index]))
 
 
 class TeacherOutputs:

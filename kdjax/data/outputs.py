@@ -1,0 +1,76 @@
+"""What a teacher said of each training example, from a file that any program may have written."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kdjax.data.errors import DataError
+
+SUFFIXES = (".npz", ".jsonl")
+
+
+def read_outputs(path: str | Path, examples: int) -> np.ndarray:
+    """Logits `[examples, C]` or `[examples, L, C]` float32, a row an example in the order of the training split.
+
+    Args:
+      path: `.npz` with `logits` (or `probs`, whose logarithm is taken), and `index` if the rows are in another order or not of
+        all examples; or JSON lines `{"index": 0, "logits": [...]}`.
+      examples: size of the training split. An example that the file does not have is nan.
+
+    Raises:
+      DataError: no such file, or not these contents; in one sentence.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"There is no file {path} with a teacher's outputs.")
+    try:
+        found = _lines(path) if path.suffix == ".jsonl" else dict(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as a teacher's outputs: {type(error).__name__}: {error}") from error
+    name = next((name for name in ("logits", "probs") if name in found), None)
+    if name is None:
+        raise DataError(f"{path} has {', '.join(found) or 'nothing'}, and neither logits nor probs.")
+    said, index = found[name], found.get("index")
+    if said.ndim < 2 or not np.issubdtype(said.dtype, np.floating):
+        raise DataError(f"{name} of {path} is {said.dtype} {list(said.shape)}; it must be floats [N, C].")
+    if np.isnan(said).any():
+        row = int(np.argwhere(np.isnan(said))[0][0])
+        raise DataError(f"{name} of {path} is nan in row {row}; leave the row out, and name the others by index.")
+    if name == "probs":
+        if (said < 0).any() or not np.allclose(said.sum(-1), 1, atol=1e-3):
+            raise DataError(f"probs of {path} do not add up to 1 in every row; are they logits?")
+        with np.errstate(divide="ignore"):
+            said = np.log(said)
+    index = np.arange(len(said)) if index is None else index
+    if index.shape != said.shape[:1] or not np.issubdtype(index.dtype, np.integer):
+        raise DataError(f"index of {path} is {index.dtype} {list(index.shape)}; it must be integers [{len(said)}].")
+    if len(index) and (index.min() < 0 or index.max() >= examples):
+        raise DataError(f"{path} is of example {index.max()}, and there are {examples}, from 0; is it of another set?")
+    ordered = np.sort(index)
+    if (ordered[1:] == ordered[:-1]).any():
+        raise DataError(f"{path} has example {ordered[1:][ordered[1:] == ordered[:-1]][0]} twice.")
+    rows = np.full((examples, *said.shape[1:]), np.nan, np.float32)
+    rows[index] = said
+    return rows
+
+
+def check_covered(said: np.ndarray, rows: np.ndarray, path: str | Path) -> None:
+    """Raises DataError unless there are outputs of all these examples."""
+    missing = rows[np.isnan(said[rows].reshape(len(rows), -1)).any(-1)]
+    if len(missing):
+        raise DataError(
+            f"{path} lacks {len(missing)} of the {len(rows)} examples to train on, the first is {missing[0]}."
+        )
+
+
+def outputs_hash(said: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(said)).hexdigest()[:16]
+
+
+def _lines(path: Path) -> dict[str, np.ndarray]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    name = "logits" if rows and "logits" in rows[0] else "probs"
+    index = [row["index"] for row in rows]
+    return {name: np.asarray([row[name] for row in rows], np.float32), "index": np.asarray(index)}
