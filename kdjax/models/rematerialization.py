@@ -13,7 +13,7 @@ class Recomputable(nnx.Module):
     In a shorter type than float32 the second run may round otherwise than the first. XLA for the CPU finds that both runs
     are one and keeps the activations after all, so nothing is saved there.
 
-    What is tapped (`from_nnx(..., taps=...)`) may be the block, but not a module inside one.
+    What is tapped (`from_nnx(..., taps=...)`) may be the block, or a module inside one.
 
     Attributes:
       recompute: may be set before every call.

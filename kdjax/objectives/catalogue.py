@@ -48,8 +48,8 @@ def find_methods(words: Sequence[str]) -> list[str]:
         if found:
             return found
     near = get_close_matches("_".join(wanted), METHODS, n=3, cutoff=0.5)
-    hint = f"near are {', '.join(near)}" if near else "try another word"
-    raise ValueError(f"No method is about {' '.join(words)!r}; {hint}, or `kdjax methods` for all of them.")
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "try another word."
+    raise ValueError(f"No method is about {' '.join(words)!r}; {hint} `kdjax methods` lists them all.")
 
 
 def facts_of(name: str) -> str:

@@ -38,7 +38,7 @@ def test_every_public_name_is_listed_and_explained():
     public = {
         name: value
         for name, value in vars(losses).items()
-        if inspect.isfunction(value) and value.__module__.startswith("kdjax.losses")
+        if inspect.isfunction(value) and value.__module__.startswith("kdjax.losses") and name[0] != "_"
     }
     assert sorted(public) == sorted(name for name in losses.__all__ if name.islower())
     for name, function in public.items():
