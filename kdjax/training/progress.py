@@ -73,7 +73,18 @@ class Lines:
         self.total = None
 
 
-class Bar:
+class _Facts:
+    """What a bar says beside itself, as texts: the rate, the loss, the metric."""
+
+    def show(self, metrics, rate):
+        self.loss = f"loss {metrics['loss']:.3f}"
+        self.rate = f"{rate:,.0f} {self.noun}/s" if rate else self.rate
+
+    def evaluated(self, said):
+        self.metric = said
+
+
+class Bar(_Facts):
     """A progress bar on a terminal."""
 
     def __init__(self):
@@ -96,19 +107,12 @@ class Bar:
     def advance(self, step):
         self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss} {self.metric}".strip())
 
-    def show(self, metrics, rate):
-        self.loss = f"loss {metrics['loss']:.3f}"
-        self.rate = f"{rate:,.0f} {self.noun}/s" if rate else self.rate
-
-    def evaluated(self, said):
-        self.metric = said
-
     def finish(self):
         if self._bar is not None:
             self._bar.stop()
 
 
-class Page:
+class Page(_Facts):
     """A bar in a notebook, drawn over itself."""
 
     def __init__(self, seconds: float = 0.5):
@@ -125,13 +129,6 @@ class Page:
         self.step = step
         if time.perf_counter() - self._said > self.seconds:
             self._draw()
-
-    def show(self, metrics, rate):
-        self.loss = f"loss {metrics['loss']:.3f}"
-        self.rate = f"{rate:,.0f} {self.noun}/s" if rate else self.rate
-
-    def evaluated(self, said):
-        self.metric = said
 
     def finish(self):
         if self._shown is not None:
