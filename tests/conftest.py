@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and a cache of compiled programs that later runs reuse."""
 
 import collections
+import gc
 import os
 import tempfile
 from importlib.metadata import version
@@ -10,10 +11,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # Most of a run is compilation, of small programs that run once or twice: less optimisation of machine code, and code
 # generators that take a third less time; together less than half of it.
 # KDJAX_TEST_OPTIMIZED=1 compiles as users do. XLA ends the process at a flag it does not know; these are jaxlib 0.10's.
+OPTIMIZED = os.environ.get("KDJAX_TEST_OPTIMIZED", "0") != "0"
 os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_emitter_verification_level=0"
-    if version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
+    if version("jaxlib").startswith("0.10.") and not OPTIMIZED
     else ""
 )
 # XLA sizes its CPU thread pool by this. Eight devices on two threads wait for each other in a collective for ever.
@@ -40,6 +42,24 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+# Their programs run for longer than they compile.
+LONG_PROGRAMS = ("tests/objectives/features/test_connected",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine_code(request):
+    """Not optimised at all, in the files where that is quicker, which are nearly all."""
+    long = request.node.nodeid.startswith(LONG_PROGRAMS)
+    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED and not long)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 # The longest files, which are begun with, so that no worker is left alone with one at the end.

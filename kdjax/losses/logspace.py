@@ -25,10 +25,11 @@ def log_softmax(logits: Array, temperature: Array | None = None, *, where: Array
     if where is not None:
         kept = kept & where
     # Classes that are out are zeroed before any arithmetic, so that the backward pass meets no inf * 0.
-    scaled = jnp.where(kept, logits, 0)
+    logits = jnp.where(kept, logits, 0)
+    shifted = jnp.where(kept, logits - _top(logits, kept), 0)
     if temperature is not None:
-        scaled = scaled / temperature[..., None]
-    shifted = jnp.where(kept, scaled - _top(scaled, kept), 0)
+        # Divided last: where a compiler fuses a product with a difference, logits / T - top / T is not 0 at the top.
+        shifted = shifted / temperature[..., None]
     total = jnp.sum(jnp.where(kept, jnp.exp(shifted), 0), axis=-1, keepdims=True)
     return jnp.where(kept, shifted - jnp.log(jnp.where(total == 0, 1, total)), -jnp.inf)
 

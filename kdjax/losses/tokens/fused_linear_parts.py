@@ -210,10 +210,10 @@ def _to_inputs(by_logits: Array, student: Network, axis_name) -> Network:
 
 def _log_softmax(logits: Array, temperature: Array | None, axis_name) -> Array:
     """As `logspace.log_softmax`, over a vocabulary that may be spread over devices; not to be differentiated."""
-    scaled = logits if temperature is None else logits / temperature
-    top = jnp.max(scaled, axis=-1, keepdims=True)
+    top = jnp.max(logits, axis=-1, keepdims=True)
     top = top if axis_name is None else lax.pmax(top, axis_name)
-    shifted = scaled - jnp.where(top == -jnp.inf, 0, top)
+    shifted = logits - jnp.where(top == -jnp.inf, 0, top)
+    shifted = shifted if temperature is None else shifted / temperature
     total = _whole(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True), axis_name)
     return shifted - jnp.log(jnp.where(total == 0, 1, total))
 
