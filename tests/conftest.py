@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] += (
     if version("jaxlib").startswith("0.10.") and not OPTIMIZED
     else ""
 )
+# Nothing at all is optimised where that is quicker, which is nearly everywhere; commands that tests start inherit it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not OPTIMIZED))
 # XLA sizes its CPU thread pool by this. Eight devices on two threads wait for each other in a collective for ever.
 os.environ["NPROC"] = "32"
 
@@ -50,7 +52,7 @@ LONG_PROGRAMS = ("tests/objectives/features/test_connected",)
 
 @pytest.fixture(scope="module", autouse=True)
 def machine_code(request):
-    """Not optimised at all, in the files where that is quicker, which are nearly all."""
+    """Somewhat optimised after all, where programs run for long."""
     long = request.node.nodeid.startswith(LONG_PROGRAMS)
     jax.config.update("jax_disable_most_optimizations", not OPTIMIZED and not long)
 
