@@ -1,5 +1,6 @@
 """Several processes as one run: all compute, the first writes files, and what one finds wrong is said by all."""
 
+import sys
 from collections.abc import Callable
 
 import jax
@@ -34,6 +35,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(sentence: str) -> None:
+    """Says something worth knowing on stderr, once for all processes."""
+    if is_first():
+        print(f"kdjax: {sentence}.", file=sys.stderr, flush=True)
+
+
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process; all must ask."""
     if jax.process_count() == 1:
@@ -50,6 +57,15 @@ def of_first(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.array(number)))
+
+
+def of_all(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes, one behind the other, in all; all must ask."""
+    if jax.process_count() == 1:
+        return np.asarray(rows)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.asarray(rows), tiled=True))
 
 
 def by_first(function: Callable[[], None], error: type[Exception]) -> None:

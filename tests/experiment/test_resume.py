@@ -154,6 +154,8 @@ def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
     state = program.compiled.fresh_state(0, 0)
     for step in (3, 8):
         checkpoints.save(dataclasses.replace(state, step=state.step + step), step, {}, best=True)
+        if step == 3:
+            checkpoints.save(state, 6, {"tracks": [{"best": {"step": 3}}]})
     checkpoints.forget_best_after(6)
     restored, _ = checkpoints.restore(state, best=True)
     assert int(restored.step) == 3
