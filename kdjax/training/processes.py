@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from kdjax.training.watch import watch
+
 LONGEST = 4096  # bytes of a message from the first process
 
 
@@ -23,11 +25,22 @@ def connect(how: str) -> None:
         return
     if how == "auto":
         jax.distributed.initialize()
+        watch_others()
         return
     address, *numbers = how.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or ":" not in address:
         raise ValueError(f"--distributed {how!r} is neither auto nor HOST:PORT,COUNT,INDEX, such as node0:9876,4,0.")
     jax.distributed.initialize(address, *map(int, numbers))
+    watch_others()
+
+
+def watch_others() -> None:
+    """Has this process end when another one dies."""
+    from jax._src.distributed import global_state  # jax's own connection is known to nobody else
+
+    if global_state.client is not None and global_state.num_processes > 1:
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        watch(global_state.client, host, global_state.process_id, global_state.num_processes)
 
 
 def is_first() -> bool:
