@@ -81,12 +81,10 @@ def write_down(folder: Path, phase: str, error: NotFinite, index: Any, params: T
     Returns:
       The file.
     """
-    norms = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))), tree))(
-        params
-    )
+    norms = jax.jit(lambda tree: jax.tree.map(norm, tree))(params)
     named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): plain(np.asarray(norm).item())
-        for path, norm in jax.tree_util.tree_leaves_with_path(norms)
+        jax.tree_util.keystr(path, simple=True, separator="/"): plain(np.asarray(value).item())
+        for path, value in jax.tree_util.tree_leaves_with_path(norms)
     }
     path = folder / f"not-finite-{error.step}.json"
     said = {
@@ -100,6 +98,13 @@ def write_down(folder: Path, phase: str, error: NotFinite, index: Any, params: T
     if is_first():
         path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def norm(x: Array) -> Array:
+    """The norm of all values, without overflow where they are finite."""
+    x = jnp.abs(x.astype(jnp.float32))
+    largest = jnp.maximum(jnp.max(x, initial=0.0), jnp.finfo(x.dtype).tiny)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(x / largest)))
 
 
 def plain(value: float) -> float | str:

@@ -5,6 +5,7 @@ TCP's own probes.
 """
 
 import atexit
+import contextlib
 import os
 import secrets
 import socket
@@ -88,10 +89,8 @@ def listen(
     gone = int(said[1:]) if len(said) == 9 else other
     for third in connections.values():
         if third is not connection:
-            try:
+            with contextlib.suppress(OSError):
                 third.sendall(f"!{gone:08d}".encode())
-            except OSError:
-                pass
     print(
         f"kdjax: error: Process {gone} of this run is gone, so that the others end too; start all of them again with --resume.",
         file=sys.stderr, flush=True,
@@ -103,7 +102,5 @@ def leave(connections: dict[int, socket.socket], ending: threading.Event) -> Non
     """Says that this process ends well."""
     ending.set()
     for connection in connections.values():
-        try:
+        with contextlib.suppress(OSError):
             connection.sendall(BYE)
-        except OSError:
-            pass

@@ -27,7 +27,9 @@ def dead():
 def test_the_second_is_refused_and_told_who_is_there(tmp_path):
     folder = tmp_path / "a" / "run"
     with locked([folder]):
-        with pytest.raises(ExperimentError, match=rf"Another run is in .*run \(process {os.getpid()} on .*\); wait for it"):
+        with pytest.raises(
+            ExperimentError, match=rf"Another run is in .*run \(process {os.getpid()} on .*\); wait for it"
+        ):
             with locked([tmp_path / "b", folder]):
                 pass
         assert not (tmp_path / "b").exists()
@@ -46,7 +48,9 @@ def test_a_lock_that_was_left_behind_blocks_nobody(tmp_path, dead):
             assert json.loads((tmp_path / LOCK).read_text()) == holder()
 
 
-def test_without_locks_of_the_system_a_live_process_is_known_by_its_number_and_its_beginning(tmp_path, dead, monkeypatch, capsys):
+def test_without_locks_of_the_system_a_live_process_is_known_by_its_number_and_its_beginning(
+    tmp_path, dead, monkeypatch, capsys
+):
     monkeypatch.setattr(lock, "flock", lambda handle: None)
     for left in (holder(pid=dead), holder(began="1"), holder(pid="x"), {}):  # gone; its number used again; nonsense
         (tmp_path / LOCK).write_text(json.dumps(left))
@@ -55,5 +59,8 @@ def test_without_locks_of_the_system_a_live_process_is_known_by_its_number_and_i
     assert "is on a file system without locks" in capsys.readouterr().err
     for left in (holder(), holder(host="elsewhere", pid=dead)):
         (tmp_path / LOCK).write_text(json.dumps(left))
-        with pytest.raises(ExperimentError, match=rf"Another run is in .* if it is gone, delete .*{LOCK}"), locked([tmp_path]):
+        with (
+            pytest.raises(ExperimentError, match=rf"Another run is in .* if it is gone, delete .*{LOCK}"),
+            locked([tmp_path]),
+        ):
             pass

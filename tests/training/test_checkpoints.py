@@ -114,7 +114,9 @@ def test_a_state_from_before_there_were_manifests_is_read_and_said(folder, capsy
 def test_where_none_is_sound_nothing_is_touched(folder):
     for step in "12":
         flip(max(files(folder / "last" / step), key=lambda p: p.stat().st_size), 0.5)
-    with pytest.raises(CheckpointError, match=r"last/2 is damaged: .*; there is no sound one before it; start anew with"):
+    with pytest.raises(
+        CheckpointError, match=r"last/2 is damaged: .*; there is no sound one before it; start anew with"
+    ):
         restored(folder)
     assert sorted(p.name for p in (folder / "last").iterdir()) == ["1", "2"]
 
@@ -130,7 +132,9 @@ def test_a_best_state_that_is_gone_is_missed_where_it_is_wanted(folder, tmp_path
     assert equal(restored(folder, keeps_best=True)[0], state_of(1))
     assert "best/2, is missing; it is kept as" in capsys.readouterr().err
     flip(max(files(folder / "best/1"), key=lambda p: p.stat().st_size), 0.5)
-    with pytest.raises(CheckpointError, match=r"best/1 is damaged: .*; go on without it by --resume --phases.student.keep last"):
+    with pytest.raises(
+        CheckpointError, match=r"best/1 is damaged: .*; go on without it by --resume --phases.student.keep last"
+    ):
         restored(folder, keeps_best=True)
 
 
