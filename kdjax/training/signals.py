@@ -6,10 +6,6 @@ import signal
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupted(KeyboardInterrupt):
-    """A second SIGINT, while training; the message says what is kept."""
-
-
 @contextlib.contextmanager
 def stop_signals():
     """Collects the names of SIGTERM, SIGINT and SIGHUP instead of dying of them; a second SIGINT does interrupt."""
@@ -18,7 +14,7 @@ def stop_signals():
 
     def receive(number, frame):
         if number == signal.SIGINT and received:
-            raise Interrupted("interrupted twice; what was saved by the last checkpoint is kept")
+            raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
     try:

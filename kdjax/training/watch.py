@@ -26,17 +26,22 @@ def watch(client, host: str, number: int, count: int) -> None:
       number: of this process.
       count: of all.
     """
-    if number == 0:
-        listener = socket.create_server(("", 0), backlog=count)
-        listener.settimeout(WAIT)
-        token = secrets.token_hex(16)
-        client.key_value_set("kdjax/watch", f"{listener.getsockname()[1]} {token}")
-        connections = accept(listener, token, count)
-    else:
-        port, token = client.blocking_key_value_get("kdjax/watch", int(1000 * WAIT)).split()
-        connection = socket.create_connection((host, int(port)), timeout=WAIT)
-        connection.sendall(f"{token}{number:08d}".encode())
-        connections = {0: connection}
+    connections: dict[int, socket.socket] = {}
+    try:
+        if number == 0:
+            listener = socket.create_server(("", 0), backlog=count)
+            token = secrets.token_hex(16)
+            client.key_value_set("kdjax/watch", f"{listener.getsockname()[1]} {token}")
+            accept(listener, token, count, connections)
+        else:
+            port, token = client.blocking_key_value_get("kdjax/watch", int(1000 * WAIT)).split()
+            connections[0] = socket.create_connection((host, int(port)), timeout=WAIT)
+            connections[0].sendall(f"{token}{number:08d}".encode())
+    except OSError as error:  # a firewall, say: JAX itself notices a dead process in some minutes
+        print(f"kdjax: the processes of this run cannot watch each other ({error}); one that dies is noticed late.",
+              file=sys.stderr)  # fmt: skip
+        leave(connections, threading.Event())
+        return
     ending = threading.Event()
     for other, connection in connections.items():
         keep_alive(connection)
@@ -44,9 +49,9 @@ def watch(client, host: str, number: int, count: int) -> None:
     atexit.register(leave, connections, ending)
 
 
-def accept(listener: socket.socket, token: str, count: int) -> dict[int, socket.socket]:
-    """The connections of all others, by number; strangers are sent away."""
-    connections: dict[int, socket.socket] = {}
+def accept(listener: socket.socket, token: str, count: int, connections: dict[int, socket.socket]) -> None:
+    """Waits for the connections of all others, by number; strangers are sent away."""
+    listener.settimeout(WAIT)
     with listener:
         while len(connections) < count - 1:
             connection, _ = listener.accept()
@@ -56,7 +61,6 @@ def accept(listener: socket.socket, token: str, count: int) -> dict[int, socket.
                 connections[int(said[len(token) :])] = connection
             else:
                 connection.close()
-    return connections
 
 
 def receive(connection: socket.socket, size: int) -> bytes:

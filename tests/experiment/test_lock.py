@@ -27,11 +27,13 @@ def dead():
 def test_the_second_is_refused_and_told_who_is_there(tmp_path):
     folder = tmp_path / "a" / "run"
     with locked([folder]):
-        with pytest.raises(
-            ExperimentError, match=rf"Another run is in .*run \(process {os.getpid()} on .*\); wait for it"
+        with (
+            pytest.raises(
+                ExperimentError, match=rf"Another run is in .*run \(process {os.getpid()} on .*\); wait for it"
+            ),
+            locked([tmp_path / "b", folder]),
         ):
-            with locked([tmp_path / "b", folder]):
-                pass
+            pass
         assert not (tmp_path / "b").exists()
         with locked([tmp_path / "b"]):
             pass

@@ -73,14 +73,15 @@ def test_a_state_comes_back_bit_for_bit(folder):
     assert equal(state, state_of(2)) and facts == facts_of(2)
 
 
-def test_a_flipped_bit_in_any_file_is_found_and_named(folder, capsys):
+@pytest.mark.parametrize("harm", [flip, lambda path, at: path.unlink()])
+def test_damage_to_any_file_is_found_and_named(harm, folder, capsys):
     """And the state before is gone on from; the damaged one is kept."""
     names = [path.relative_to(folder / "last/2") for path in files(folder / "last/2") if path.stat().st_size]
     assert len(names) > 8
     for i, name in enumerate(names):
         path = folder / "last/2" / name
         whole = path.read_bytes()
-        flip(path, (0.0, 0.5, 0.99)[i % 3])
+        harm(path, (0.0, 0.5, 0.99)[i % 3])
         capsys.readouterr()
         state, facts = restored(folder)
         assert equal(state, state_of(1)) and facts == facts_of(1), name
@@ -88,7 +89,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(folder, capsys):
         assert said.count("\n") == 1 and "last/2 is damaged" in said and "goes on from step 1" in said
         assert path.name in said or path.name == MANIFEST
         aside = folder / "aside/last-2"
-        assert (aside / name).exists()
+        assert aside.is_dir() and len(files(aside)) >= len(names) - 1
         (aside / name).write_bytes(whole)
         aside.rename(folder / "last/2")
     assert equal(restored(folder)[0], state_of(2))
@@ -126,7 +127,7 @@ def test_a_best_state_that_is_gone_is_missed_where_it_is_wanted(folder, tmp_path
     (folder / "best/2").rename(tmp_path / "elsewhere")
     assert equal(restored(folder)[0], state_of(2)), "not wanted"
     checkpoints = opened(folder)
-    with pytest.raises(Damaged, match="The best state, .*best/2, is missing"):
+    with pytest.raises(Damaged, match=r"The best state, .*best/2, is missing"):
         checkpoints.check_best(2)
     checkpoints.close()
     assert equal(restored(folder, keeps_best=True)[0], state_of(1))
