@@ -61,7 +61,7 @@ def without_flags(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_numbers(data: Any, where: str = "") -> list[str]:
-    """Paths of the numbers in nested dicts and lists that are not finite."""
+    """Paths, from `where` on, of the numbers in nested dicts and lists that are not finite."""
     if isinstance(data, dict | list):
         items = data.items() if isinstance(data, dict) else enumerate(data)
         return [path for key, item in items for path in missing_numbers(item, f"{where}.{key}".lstrip("."))]

@@ -104,7 +104,11 @@ class Loop:
         }  # fmt: skip
         logs = list(zip(facts["tracks"], writers, strict=True))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        session = Session(facts, logs, checkpoints, progress, Stopwatch(), time.perf_counter() - facts["seconds"])
+        session = Session(facts, logs, checkpoints, progress, Stopwatch(), Profiler(self.profile),
+                          time.perf_counter() - facts["seconds"])  # fmt: skip
+        for track in facts["tracks"]:
+            if "diverged" in track:
+                checkpoints.keep_for_good(max(track["diverged"] - 2, 0))
         if self.on_nan == "restore" and checkpoints.latest() is None:
             checkpoints.save(state, step_of(state), facts)
         with stop_signals() as stop:
@@ -128,7 +132,7 @@ class Loop:
         pending: list = []
         step, compiled = step_of(state), set()
         feed = self._feed(step)
-        profiler = Profiler(self.profile)
+        profiler = session.profiler
         stopwatch.restart()
         while step < self.total_steps:
             profiler.before(step)
@@ -194,15 +198,18 @@ class Loop:
         sound = checkpoints.keep_until(min([error.sound, *diverged]))
         often = len(facts["restored"]) >= finite.RESTORED
         if self.on_nan != "restore" or often or sound is None:
-            known = "begins anew" if sound is None else f"goes on from step {sound}"
-            mend = f"lower the learning rate or say --on-nan skip or restore, either with --resume, which {known}"
-            if often:
-                mend = f"it was gone back {finite.RESTORED} times; lower the learning rate with --resume, which {known}"
+            mend = "lower the learning rate" + {
+                "stop": " or say --on-nan skip or restore", "skip": " or say --on-nan restore", "restore": "",
+            }[self.on_nan]  # fmt: skip
+            mend += f" with --resume, which {'begins anew' if sound is None else f'goes on from step {sound}'}"
+            mend = f"it was gone back {finite.RESTORED} times; {mend}" if often else mend
             raise TrainingError(f"Phase {self.name!r}: {error}; {mend}. {written} says what that step was.") from error
         state, _ = checkpoints.restore(shapes)
         step = min(error.step, self.total_steps - 1)
         state = dataclasses.replace(state, step=state.step * 0 + step)
         facts["restored"].append({"step": error.step, "from": sound})
+        for track in facts["tracks"]:
+            track.pop("diverged", None)
         say(
             f"Phase {self.name!r}: {error}; it goes on from there with the state of step {sound}. {written} says what it was"
         )
@@ -265,6 +272,9 @@ class Loop:
             if self.on_nan != "skip":
                 raise error
             track["skipped"], track["in_a_row"] = track.get("skipped", 0) + 1, track.get("in_a_row", 0) + 1
+            if track["in_a_row"] == 1:
+                session.checkpoints.keep_for_good(error.sound)
+            error.sound = max(step - track["in_a_row"] - 1, 0)  # the first in a row may be the fault of those before
             if track["in_a_row"] > finite.IN_A_ROW or track["skipped"] > finite.IN_ALL:
                 raise error
             say(f"Phase {self.name!r}: {error}, and is left out; {self._write_down(error, session)} says what it was")
@@ -305,7 +315,7 @@ class Session:
     Attributes:
       facts: of the checkpoint that is written next.
       logs: the track and the writer of each network.
-      checkpoints, progress, stopwatch: what they are called.
+      checkpoints, progress, stopwatch, profiler: what they are called.
       began: when the phase would have begun, had it never been stopped.
       params: of the newest state.
     """
@@ -315,6 +325,7 @@ class Session:
     checkpoints: Checkpoints
     progress: Progress
     stopwatch: Stopwatch
+    profiler: Profiler
     began: float
     params: Any = None
 

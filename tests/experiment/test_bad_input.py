@@ -228,7 +228,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_mend(tmp_path, builder):
         "student", optimizer=SGD(learning_rate=1e30), duration=steps(9)
     )
     explosive = dataclasses.replace(explosive, checkpoint_every=steps(1), evaluate_every=steps(9))
-    with pytest.raises(TrainingError, match=r"'student': .*not finite at step 2; lower the learning rate .*begins anew"):
+    with pytest.raises(
+        TrainingError, match=r"'student': .*not finite at step 2; lower the learning rate .*begins anew"
+    ):
         run(explosive, tmp_path / "run", builder=builder)
     assert (tmp_path / "run/teacher/result.json").exists(), "the teacher that ended well is kept"
     assert not (tmp_path / "run/student/result.json").exists()

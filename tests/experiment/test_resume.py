@@ -233,7 +233,7 @@ def test_on_more_devices_it_goes_on_with_a_difference_of_rounding(whole, tmp_pat
     difference = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(a).max()), one, two)
     assert max(jax.tree.leaves(difference)) < 1e-4
     assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
-    assert rows(folder)[:4] == rows(whole)[:4], "what was before it was stopped stays as it was"
+    assert rows(folder)[:3] == rows(whole)[:3], "what was before it was stopped stays as it was"
 
 
 def test_what_an_objective_keeps_comes_back_bit_for_bit(tmp_path):
