@@ -1,6 +1,5 @@
 """What is done where training is no longer finite: it is written down, and the run stops, leaves the step out, or goes back."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.json_files import write_json
 from kdjax.training.processes import is_first, of_all
 from kdjax.types import Array, Tree
 
@@ -96,7 +96,7 @@ def write_down(folder: Path, phase: str, error: NotFinite, index: Any, params: T
         "parameter_norms": named,
     }
     if is_first():
-        path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        write_json(path, said)
     return path
 
 

@@ -9,7 +9,11 @@ import sys
 import pytest
 
 from kdjax.experiment import ExperimentError, lock
+from kdjax.experiment.compare import compare
 from kdjax.experiment.lock import LOCK, locked
+from kdjax.experiment.replicas import run_together
+from kdjax.experiment.run import run
+from tests.experiment.conftest import small
 
 
 def holder(**changes):
@@ -66,3 +70,17 @@ def test_without_locks_of_the_system_a_live_process_is_known_by_its_number_and_i
             locked([tmp_path]),
         ):
             pass
+
+
+def test_runs_and_comparisons_are_locked(tmp_path, builder):
+    experiment = small(data_seed=0)
+    places = {
+        "a": lambda: run(experiment, tmp_path / "a", builder=builder),
+        "b": lambda: compare({"kd": experiment}, (0,), tmp_path / "b", builder=builder),
+        "c": lambda: run_together([experiment], [tmp_path / "c"], tmp_path / "t", builder=builder),
+    }
+    with locked([tmp_path / name for name in places]):
+        for begin in places.values():
+            with pytest.raises(ExperimentError, match="Another run is in"):
+                begin()
+    assert not list(tmp_path.iterdir())
