@@ -9,6 +9,7 @@ import numpy as np
 
 from kdjax.experiment.artifacts import check_sources
 from kdjax.experiment.folder import COMPARISON, open_run
+from kdjax.experiment.lock import locked
 from kdjax.experiment.program import Builder
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
@@ -64,36 +65,37 @@ def compare(
         if not (folder / COMPARISON).exists():
             write_json(folder / COMPARISON, {"methods": list(experiments), "seeds": list(seeds), "finished": False})
 
-    by_first(begin, ExperimentError)
-    teacher: dict[str, Any] = {}
-    earlier = tuple(phase for phase in first.phases if phase not in first.lineage)
-    if earlier:
-        announce("teacher")
-        base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
-        teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress, profile=profile)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name, experiment in experiments.items():
-        ones, places = [], [folder / name / f"seed{seed}" for seed in seeds]
-        for seed in seeds:
-            # From the run's own folder, NAME/seedN, so that a comparison can be moved as a whole.
-            phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
-            one = dataclasses.replace(
-                experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seeds[0] if together else seed,
-                phases=(*phases, *experiment.lineage),
-            )  # fmt: skip
-            ones.append(one)
-        if together:
-            announce(f"{name}, seeds {', '.join(map(str, seeds))} together")
-            results = run_together(ones, places, folder / name / "together", builder=builder, progress=progress)
-        else:
-            results = []
-            for seed, one, place in zip(seeds, ones, places, strict=True):
-                announce(f"{name}, seed {seed}")
-                results.append(run(one, place, resume=True, builder=builder, progress=progress, profile=profile))
-        runs[name] = [result[experiment.student.name] for result in results]
-    comparison = summarise(first, runs, teacher, builder) | {"together": len(seeds) if together else None}
-    by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
-    return comparison
+    with locked([folder]):
+        by_first(begin, ExperimentError)
+        teacher: dict[str, Any] = {}
+        earlier = tuple(phase for phase in first.phases if phase not in first.lineage)
+        if earlier:
+            announce("teacher")
+            base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
+            teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress, profile=profile)
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for name, experiment in experiments.items():
+            ones, places = [], [folder / name / f"seed{seed}" for seed in seeds]
+            for seed in seeds:
+                # From the run's own folder, NAME/seedN, so that a comparison can be moved as a whole.
+                phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
+                one = dataclasses.replace(
+                    experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seeds[0] if together else seed,
+                    phases=(*phases, *experiment.lineage),
+                )  # fmt: skip
+                ones.append(one)
+            if together:
+                announce(f"{name}, seeds {', '.join(map(str, seeds))} together")
+                results = run_together(ones, places, folder / name / "together", builder=builder, progress=progress)
+            else:
+                results = []
+                for seed, one, place in zip(seeds, ones, places, strict=True):
+                    announce(f"{name}, seed {seed}")
+                    results.append(run(one, place, resume=True, builder=builder, progress=progress, profile=profile))
+            runs[name] = [result[experiment.student.name] for result in results]
+        comparison = summarise(first, runs, teacher, builder) | {"together": len(seeds) if together else None}
+        by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
+        return comparison
 
 
 def check_alike(experiments: dict[str, Experiment]) -> None:

@@ -124,7 +124,7 @@ def compile_phase(
     step = make_step(
         *(network and in_microbatches(network, phase.microbatches) for network in in_step),
         objective, optimizer, clock=clock, views=views, fit=task.fit, mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
-        axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached,
+        axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached, skip=experiment.on_nan == "skip",
     )  # fmt: skip
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.experiment import serialization
+from kdjax.experiment.lock import LOCK
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.json_files import read_json, write_json
 from kdjax.tasks import Dataset
+from kdjax.training.processes import say
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
+CHANGES = "changes.txt"  # what was changed of a run that was gone on with
 DATA = "data.json"  # what tells a run's data from others of the same name
 OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
 
@@ -27,7 +30,7 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
         raise ExperimentError("--resume and --overwrite exclude each other; say one of them.")
     saved = folder / EXPERIMENT
     check_place(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(child.name != LOCK for child in folder.iterdir()):
         if overwrite:
             _remove(folder, experiment)
         elif not resume:
@@ -63,14 +66,30 @@ def check_place(folder: Path) -> None:
 
 
 def _check_same(saved: Path, experiment: Experiment) -> None:
+    """Refuses another experiment than was saved; what may change while a run is gone on with is saved anew, and said."""
     before = serialization.to_data(serialization.load(saved))
     differing = serialization.differences(before, serialization.to_data(experiment))
-    if differing:
+    others = [line for line in differing if not _may_change(line, saved.parent, experiment)]
+    if others:
         raise ExperimentError(
-            f"{saved.parent} was started with another configuration ({differing[0]}"
-            f"{f', and {len(differing) - 1} more' if len(differing) > 1 else ''}); "
+            f"{saved.parent} was started with another configuration ({others[0]}"
+            f"{f', and {len(others) - 1} more' if len(others) > 1 else ''}); "
             "resume with the same one, or use another folder with --run."
         )
+    if differing:
+        with (saved.parent / CHANGES).open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in differing)
+        serialization.save(experiment, saved)
+        say(f"{saved.parent} goes on with another configuration ({', '.join(differing)}), as {CHANGES} there says")
+
+
+def _may_change(difference: str, folder: Path, experiment: Experiment) -> bool:
+    """Whether a run may be gone on with in spite of a difference: of what is done where training is not finite, and of a phase
+    that has not ended its learning rate and which of its weights are kept."""
+    if difference.startswith("on_nan:"):
+        return True
+    found = re.match(r"phases\.(\d+)\.(optimizer\.learning_rate\b|keep:)", difference)
+    return found is not None and not (folder / experiment.phases[int(found[1])].name / RESULT).exists()
 
 
 def check_data(folder: Path, dataset: Dataset) -> None:
@@ -109,7 +128,7 @@ def _remove(folder: Path, experiment: Experiment) -> None:
                     f"--overwrite would delete {folder} with the network in {source} that phase {phase.name!r} takes; "
                     "choose another folder with --run."
                 )
-    for child in folder.iterdir():  # not the folder itself, which may be a link
+    for child in [c for c in folder.iterdir() if c.name != LOCK]:  # not the folder itself, which may be a link
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 

@@ -17,9 +17,10 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.experiment.teacher_outputs import TeacherOutputs
 from kdjax.experiment.warm_start import warm_start
 from kdjax.training import TrainState, Variables, count_parameters
-from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.loop import Loop
-from kdjax.training.processes import is_first
+from kdjax.training.checkpoints import Checkpoints, Damaged, best_step
+from kdjax.training.finite import all_finite, missing_numbers
+from kdjax.training.loop import Loop, TrainingError
+from kdjax.training.processes import is_first, say
 from kdjax.training.progress import Progress
 from kdjax.training.writers import MetricWriter, Nowhere
 
@@ -42,7 +43,7 @@ def train_phase(
     teacher, taught = ready_teacher(program, phase, finished, data_seed)
     state = first_state(program, phase, (seed, data_seed), finished, teacher)
     checkpoints = open_checkpoints(place, phase, taught["teacher_hash"])
-    state, facts, resumed = newest(checkpoints, state)
+    state, facts, resumed = newest(checkpoints, state, keeps_best=phase.keep == "best")
     batches = ordered_batches(program, data_seed, teacher)
     loop = make_loop(program, batches, teacher, place / "profile" if profile else None)
     with recorded([place], resumed, checkpoints, progress) as writers:
@@ -97,12 +98,19 @@ def open_checkpoints(folder: Path, phase: Phase, teacher_hash: str | None) -> Ch
     return Checkpoints(folder / "checkpoints", {"phase": phase.name, "teacher": teacher_hash})
 
 
-def newest(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, dict[str, Any] | None, int | None]:
-    """The newest checkpoint's state and facts, and its step; else the given state, and None."""
-    resumed = checkpoints.latest()
-    if resumed is None:
+def newest(
+    checkpoints: Checkpoints, state: TrainState, *, keeps_best: bool = False
+) -> tuple[TrainState, dict[str, Any] | None, int | None]:
+    """The newest sound checkpoint's state and facts, and its step; else the given state, and None."""
+    if checkpoints.latest() is None:
         return state, None, None
-    state, facts = checkpoints.restore(state)
+    state, facts = checkpoints.restore(state, keeps_best=keeps_best)
+    if not keeps_best:
+        try:
+            checkpoints.check_best(best_step(facts))
+        except Damaged as error:
+            say(f"{error}; training goes on, since the phase keeps its last state")
+    resumed = checkpoints.latest()
     checkpoints.forget_best_after(resumed)
     return state, facts, resumed
 
@@ -139,6 +147,7 @@ def make_loop(program: Program, batches: Any, teacher: Variables | None, profile
         checkpoint_every=steps(experiment.checkpoint_every),
         batch_size=clock.batch_size,
         noun=experiment.data.noun,
+        on_nan=experiment.on_nan,
         profile=profile,
     )
 
@@ -182,6 +191,8 @@ def describe(
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
     steps, seconds = facts["timed_steps"], facts["train_seconds"]
     device = jax.devices()[0]
+    unusual = {name: track[name] for name in ("skipped", "diverged") if track.get(name)}
+    unusual |= {"restored": facts["restored"]} if facts.get("restored") else {}
     return {
         "phase": program.phase.name,
         "network": network.name,
@@ -199,6 +210,7 @@ def describe(
         **account(program, steps, seconds, facts["input_seconds"]),
         "examples_per_s": steps * clock.batch_size / seconds if seconds else None,
         "device": f"{jax.device_count()} x {device.device_kind}",
+        **unusual,
     }
 
 
@@ -210,9 +222,20 @@ def conclude(
     teacher: Variables | None,
     result: dict[str, Any],
 ) -> Finished:
-    """Keeps what a phase has come to: the network it deploys, and what its objective trained if a later phase wants that."""
+    """Keeps what a phase has come to: the network it deploys, and what its objective trained if a later phase wants that.
+
+    Raises:
+      TrainingError: the network, or a number of its evaluation, is not finite; nothing is kept.
+    """
     compiled, objective = program.compiled, None
     if program.networks.objective.modules and any(later.start == program.phase.name for later in experiment.phases):
         objective = compiled.whole(Variables(state.params["objective"], state.state["objective"]))
     network = compiled.whole(program.networks.deployment.variables(state, teacher))
+    bad = missing_numbers(result["last"], "last")
+    bad += [] if jax.jit(all_finite)((network.params, network.state)) else ["the network"]
+    if bad:
+        raise TrainingError(
+            f"Phase {program.phase.name!r} ended with what is not finite ({', '.join(bad)}), and nothing of it is kept but "
+            "its checkpoints; start anew with --overwrite and a lower learning rate."
+        )
     return keep(network, objective, program, place, result)

@@ -10,6 +10,7 @@ import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
 from kdjax.experiment.folder import keep_data, open_run, read_result
+from kdjax.experiment.lock import locked
 from kdjax.experiment.phase import (
     conclude,
     describe,
@@ -66,23 +67,28 @@ def run_together(
     first = experiments[0]
     check(experiments)
     programs = {phase.name: builder.program(first, phase) for phase in first.phases}
-    for experiment, folder in zip(experiments, folders, strict=True):
-        by_first(lambda e=experiment, f=folder: open_run(f, e, resume=True), ExperimentError)
-        by_first(lambda f=folder: keep_data(f, builder.dataset(first.data)), ExperimentError)
-    finished: list[dict[str, Finished]] = [{} for _ in experiments]
-    for phase in first.phases:
-        program, places = programs[phase.name], [folder / phase.name for folder in folders]
-        for place in places:
-            place.mkdir(exist_ok=True)
-        if phase.weights:
-            ended = [adopt(program, phase, place, builder, own) for place, own in zip(places, finished, strict=True)]
-        elif all(read_result(place) is not None for place in places):
-            ended = [load_phase(program, place) for place in places]
-        else:
-            ended = train_together(program, experiments, phase, places, shared / phase.name, finished, progress, how)
-        for own, item in zip(finished, ended, strict=True):
-            own[phase.name] = item
-    return [{name: item.result for name, item in own.items()} for own in finished]
+    with locked([*folders, shared]):
+        for experiment, folder in zip(experiments, folders, strict=True):
+            by_first(lambda e=experiment, f=folder: open_run(f, e, resume=True), ExperimentError)
+            by_first(lambda f=folder: keep_data(f, builder.dataset(first.data)), ExperimentError)
+        finished: list[dict[str, Finished]] = [{} for _ in experiments]
+        for phase in first.phases:
+            program, places = programs[phase.name], [folder / phase.name for folder in folders]
+            for place in places:
+                place.mkdir(exist_ok=True)
+            if phase.weights:
+                ended = [
+                    adopt(program, phase, place, builder, own) for place, own in zip(places, finished, strict=True)
+                ]
+            elif all(read_result(place) is not None for place in places):
+                ended = [load_phase(program, place) for place in places]
+            else:
+                ended = train_together(
+                    program, experiments, phase, places, shared / phase.name, finished, progress, how
+                )
+            for own, item in zip(finished, ended, strict=True):
+                own[phase.name] = item
+        return [{name: item.result for name, item in own.items()} for own in finished]
 
 
 def check(experiments: Sequence[Experiment]) -> None:

@@ -7,6 +7,7 @@ import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase, take
 from kdjax.experiment.folder import keep_data, open_run, read_result
+from kdjax.experiment.lock import locked
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
@@ -51,19 +52,20 @@ def run(
     # Everything is built and found before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     check_sources(experiment, programs, folder)
-    by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
-    by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
-    finished: dict[str, Finished] = {}
-    for phase in experiment.phases:
-        program = programs[phase.name]
-        place = folder / phase.name
-        place.mkdir(exist_ok=True)
-        if phase.weights:
-            finished[phase.name] = adopt(program, phase, place, builder, finished)
-        elif phase.network.trained:
-            finished[phase.name] = take(program, phase, place, finished)
-        elif read_result(place) is not None:
-            finished[phase.name] = load_phase(program, place)
-        else:
-            finished[phase.name] = train_phase(program, experiment, place, finished, progress, profile)
-    return {name: item.result for name, item in finished.items()}
+    with locked([folder]):
+        by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
+        by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
+        finished: dict[str, Finished] = {}
+        for phase in experiment.phases:
+            program = programs[phase.name]
+            place = folder / phase.name
+            place.mkdir(exist_ok=True)
+            if phase.weights:
+                finished[phase.name] = adopt(program, phase, place, builder, finished)
+            elif phase.network.trained:
+                finished[phase.name] = take(program, phase, place, finished)
+            elif read_result(place) is not None:
+                finished[phase.name] = load_phase(program, place)
+            else:
+                finished[phase.name] = train_phase(program, experiment, place, finished, progress, profile)
+        return {name: item.result for name, item in finished.items()}

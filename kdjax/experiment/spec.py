@@ -10,6 +10,7 @@ from typing import Literal
 from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher, unmixed
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
+from kdjax.training.finite import OnNan
 from kdjax.training.optimizers import SGD, Optimizer
 
 
@@ -96,6 +97,9 @@ class Experiment:
     """where teachers' outputs are kept; a folder of the user's cache if not given"""
     steps_per_dispatch: int = 0
     """optimizer steps in one call of the device, between evaluations and checkpoints; 0 for 16, and for 1 on CPU"""
+    on_nan: OnNan = "stop"
+    """where a loss, a gradient or parameters are not finite: stop; skip, that step is left out; restore, go on with the newest
+    state that gave a finite loss, without the batches since; the last two a bounded number of times"""
     runner: Literal["jit", "fsdp", "pmap"] = "jit"
     """how the step is compiled: jit over a mesh of all devices; fsdp, the same with parameters and optimizer spread; or pmap"""
 

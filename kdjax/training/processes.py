@@ -1,9 +1,12 @@
 """Several processes as one run: all compute, the first writes files, and what one finds wrong is said by all."""
 
+import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
+
+from kdjax.training.watch import watch
 
 LONGEST = 4096  # bytes of a message from the first process
 
@@ -22,16 +25,33 @@ def connect(how: str) -> None:
         return
     if how == "auto":
         jax.distributed.initialize()
+        watch_others()
         return
     address, *numbers = how.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or ":" not in address:
         raise ValueError(f"--distributed {how!r} is neither auto nor HOST:PORT,COUNT,INDEX, such as node0:9876,4,0.")
     jax.distributed.initialize(address, *map(int, numbers))
+    watch_others()
+
+
+def watch_others() -> None:
+    """Has this process end when another one dies."""
+    from jax._src.distributed import global_state  # jax's own connection is known to nobody else
+
+    if global_state.client is not None and global_state.num_processes > 1:
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        watch(global_state.client, host, global_state.process_id, global_state.num_processes)
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and talks to the user."""
     return jax.process_index() == 0
+
+
+def say(sentence: str) -> None:
+    """Says something worth knowing on stderr, once for all processes."""
+    if is_first():
+        print(f"kdjax: {sentence}.", file=sys.stderr, flush=True)
 
 
 def any_of(flag: bool) -> bool:
@@ -50,6 +70,15 @@ def of_first(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.array(number)))
+
+
+def of_all(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes, one behind the other, in all; all must ask."""
+    if jax.process_count() == 1:
+        return np.asarray(rows)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.asarray(rows), tiled=True))
 
 
 def by_first(function: Callable[[], None], error: type[Exception]) -> None:

@@ -17,7 +17,7 @@ from jax import lax
 
 from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, sum_over_devices, term_metrics
-from kdjax.training import metrics
+from kdjax.training import finite, metrics
 from kdjax.training.inputs import (
     StepInputs,
     Views,
@@ -55,6 +55,7 @@ def make_step(
     axis: Axis = None,
     ema_decay: float | None = None,
     cached: bool = False,
+    skip: bool = False,
 ) -> Step:
     """Builds the step.
 
@@ -74,6 +75,8 @@ def make_step(
       ema_decay: decay of the moving average of the student, if the state has one.
       cached: whether batches bring what the teacher says, `Batch.teacher`, so that it need not run: for objectives that read
         its logits alone.
+      skip: leave everything but the count of steps as it was where the loss, the gradient or what the step makes is not
+        finite.
 
     Returns:
       A pure function, to be compiled once; gradients are of the global batch in every case. A fourth argument is the peer
@@ -145,6 +148,12 @@ def make_step(
             if ema_decay is None:
                 raise ValueError("The state keeps a moving average; make the step with ema_decay=.")
             ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
+        made = finite.all_finite((params, new_state["student"], ema))
+        logged[finite.FINITE] = (made.astype(jnp.float32), jnp.ones(()))
+        if skip:
+            ok = made & jnp.isfinite(logged["loss"][0]) & jnp.isfinite(logged["gradient_norm"][0])
+            old = state.params, state.state, state.opt_state, state.ema
+            params, new_state, opt_state, ema = finite.chosen(ok, (params, new_state, opt_state, ema), old)
         return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), logged
 
     step.axis = axis  # runners refuse a step made for another one

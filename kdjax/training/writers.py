@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 
@@ -24,17 +25,26 @@ class MetricWriter:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.rename(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1, flush_secs=30
-        )
+        for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()  # written anew: the last points of a run that was killed are in no such file
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
+        for row in rows:
+            self._draw(row.pop("step"), row.pop("kind"), row)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One row: the step, what kind of row it is ("train", "eval"), and its numbers; nan is written as null."""
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
         self._file.flush()
+        self._draw(step, kind, values)
+
+    def _draw(self, step: int, kind: str, values: dict[str, float | None]) -> None:
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.add_scalar(f"{kind}/{name}", math.nan if value is None else value, step)
+
+    def sync(self) -> None:
+        """Brings the rows to the disk, so that no checkpoint is there without those before it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -45,6 +55,9 @@ class Nowhere:
     """Writes nothing: of the processes of a run, the first writes for all."""
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

@@ -169,6 +169,43 @@ if any(word.endswith(",2,1") for word in sys.argv):
     assert first[0] != 0 and not (tmp_path / "run/student/result.json").exists()
 
 
+TOGETHER = """
+import sys, time
+from kdjax.training.processes import any_of, connect
+connect(sys.argv[1])
+while True:
+    any_of(False)
+    print("together", flush=True)
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_one_ends_the_others_with_a_sentence(victim):
+    """Soon, and not by an abort; one that is stopped for a while is waited for."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    begun = [
+        subprocess.Popen([sys.executable, "-c", TOGETHER, f"127.0.0.1:{port},2,{number}"], text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for number in range(2)
+    ]  # fmt: skip
+    for process in begun:
+        assert any("together" in line for line in process.stdout)
+    begun[victim].send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    begun[victim].send_signal(signal.SIGCONT)
+    assert any("together" in line for line in begun[1 - victim].stdout)
+    begun[victim].kill()
+    killed = time.monotonic()
+    _, said = begun[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - killed < 15 and begun[1 - victim].returncode == 1
+    assert f"Process {victim} of this run is gone" in said and "start all of them again with --resume" in said
+    assert "Traceback" not in said and "***" not in said
+    begun[victim].communicate()
+
+
 def test_alone_nothing_is_asked_of_others(capsys, config):
     assert is_first() and any_of(True) and not any_of(False) and of_first(3) == 3
     done = []

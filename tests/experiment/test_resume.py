@@ -5,15 +5,26 @@ import json
 import os
 import signal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kdjax.experiment.phase import open_checkpoints
+from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
-from kdjax.objectives import DKD, CrossEntropy, FitNet
-from kdjax.schedules import WarmUp, steps
+from kdjax.objectives import CRD, DKD, KD, CrossEntropy, FitNet
+from kdjax.schedules import Steps, WarmUp, steps
+from kdjax.tasks.classification import Views
+from kdjax.training import TrainState
+from kdjax.training.checkpoints import Checkpoints, load_network
 from kdjax.training.loop import Stopped
+from kdjax.training.optimizers import SGD
 from kdjax.training.progress import Silent
 from tests.experiment.conftest import small
+from tests.objectives.conformance import bound, subjects
+from tests.training.test_checkpoints import equal
+from tests.training.test_writers import points
 
 # A scheduled weight, a projector with BatchNorm and parameters of its own, a moving average, crops, partial labels.
 EXPERIMENT = small(
@@ -49,6 +60,10 @@ def outcome(folder):
     return {key: result[key] for key in ("hash", "teacher_hash", "last", "best")}
 
 
+def drawn(folder):
+    return sorted(point for point in points(folder / "student") if "examples_per_s" not in point[0])
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, builder):
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -65,6 +80,7 @@ def test_a_stopped_and_resumed_run_is_the_same(at, whole, tmp_path, builder):
     run(EXPERIMENT, folder, resume=True, builder=builder)
     assert outcome(folder) == outcome(whole)
     assert rows(folder) == rows(whole)
+    assert drawn(folder) == drawn(whole)
 
 
 def test_a_run_stopped_twice_and_in_the_teacher_is_the_same(whole, tmp_path, builder):
@@ -154,6 +170,8 @@ def test_a_best_state_of_an_abandoned_future_is_forgotten(tmp_path, builder):
     state = program.compiled.fresh_state(0, 0)
     for step in (3, 8):
         checkpoints.save(dataclasses.replace(state, step=state.step + step), step, {}, best=True)
+        if step == 3:
+            checkpoints.save(state, 6, {"tracks": [{"best": {"step": 3}}]})
     checkpoints.forget_best_after(6)
     restored, _ = checkpoints.restore(state, best=True)
     assert int(restored.step) == 3
@@ -178,3 +196,61 @@ def test_facts_are_saved_as_they_were(tmp_path, builder, monkeypatch):
     checkpoints.wait()
     assert checkpoints.restore(state)[1] == {"tracks": [{"window": {"loss": [3.0, 2.0]}}]}
     checkpoints.close()
+
+
+# What the experiment above has not, and tests/experiment/test_schemes.py (heads, mutual learning, control variates, DOT) neither.
+OTHERS = {
+    "several steps at once, in pieces, mixed": small(
+        KD(), student={"microbatches": 2, "ema_decay": 0.5}, data={"views": Views(crop_padding=1, mixup=1.0)},
+        steps_per_dispatch=2,
+    ),
+    "a memory bank": small(CrossEntropy() + CRD(negatives=16)),
+    "the teacher's outputs kept": small(CrossEntropy() + KD(), student={"teacher_cache": "float32"}),
+    "steps left out": small(CrossEntropy(), on_nan="skip").replace_phase(
+        "student", optimizer=SGD(learning_rate=Steps(0.05, 1e40, (4,), "steps"))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_it_is_with(name, tmp_path, builder):
+    experiment = dataclasses.replace(OTHERS[name], cache_dir=str(tmp_path / "cache"))
+    run(experiment, tmp_path / "whole", builder=builder)
+    with pytest.raises(Stopped):
+        run(experiment, tmp_path / "run", builder=builder, progress=StopAt(5 if "several" not in name else 6))
+    run(experiment, tmp_path / "run", resume=True, builder=builder)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_on_more_devices_it_goes_on_with_a_difference_of_rounding(whole, tmp_path, builder):
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(EXPERIMENT, folder, builder=builder, progress=StopAt(5))
+    run(EXPERIMENT, folder, resume=True, builder=Builder(builder.data_dir, devices=jax.devices()[:2]))
+    program = builder.program(EXPERIMENT, EXPERIMENT.student)
+    one, two = (load_network(f / "student", program.compiled.network_template())[0].params for f in (whole, folder))
+    difference = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(a).max()), one, two)
+    assert max(jax.tree.leaves(difference)) < 1e-4
+    assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
+    assert rows(folder)[:3] == rows(whole)[:3], "what was before it was stopped stays as it was"
+
+
+def test_what_an_objective_keeps_comes_back_bit_for_bit(tmp_path):
+    """Of every method: its modules, banks and statistics, by the names and types that they have."""
+    rng = np.random.default_rng(0)
+    fill = lambda x: jnp.asarray(rng.integers(0, 100, x.shape) / 7, x.dtype)
+    shapes = {name: jax.eval_shape(bound(name).init, jax.random.key(0)) for name in subjects()}
+    kept = {
+        f"{number}": dict(zip(("params", "state"), jax.tree.map(fill, trees), strict=True))
+        for number, trees in enumerate(shapes.values()) if jax.tree.leaves(trees)
+    }  # fmt: skip
+    assert len(kept) > 10
+    make = lambda tree: TrainState(jnp.zeros((), jnp.int32), {}, tree, (), None, {"train": jax.random.key(0)})
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(make(kept), 1, {})
+    checkpoints.wait()
+    empty = jax.tree.map(jnp.zeros_like, kept)
+    restored, _ = checkpoints.restore(make(empty))
+    checkpoints.close()
+    assert equal(restored.state, kept) and not equal(empty, kept)

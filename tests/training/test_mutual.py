@@ -149,7 +149,7 @@ def test_devices_make_no_difference(form):
 
 def test_metrics_are_those_of_both():
     states, metrics, _ = train("sequential", "jit 1")
-    own = {"loss", "cross_entropy", "dml", "top1", "gradient_norm"}
+    own = {"loss", "cross_entropy", "dml", "top1", "gradient_norm", "finite"}
     assert set(metrics[0]) == own | {f"peer_{name}" for name in own}
     student, peer = halves(states[0])
     after, _ = halves(states[1])

@@ -435,7 +435,7 @@ def test_networks_without_logits_can_be_trained_on_features():
     variables = jax.eval_shape(lambda: Variables(*teacher.init(jax.random.key(0))))
     after, metrics = jax.eval_shape(make_step(student, teacher, bound, optimizer), state, variables, toy_batch())
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-    assert set(metrics) == {"loss", "fitnet", "gradient_norm"}
+    assert set(metrics) == {"loss", "fitnet", "gradient_norm", "finite"}
 
 
 # --- rows that do not count ---

@@ -2,11 +2,27 @@
 
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
 
 from kdjax.training.writers import MetricWriter, read_metrics
+
+
+def points(folder):
+    """`(tag, step, value)` of everything in the TensorBoard files of a folder."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        raw, at = path.read_bytes(), 0
+        while at < len(raw):
+            (size,) = struct.unpack("<Q", raw[at : at + 8])
+            event = Event.FromString(raw[at + 12 : at + 12 + size])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            at += size + 16
+    return found
 
 
 def write(folder, steps, resume_at=None, **values):
@@ -64,6 +80,19 @@ def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
     resumed = (tmp_path / "metrics.jsonl").read_text()
     write(tmp_path / "unbroken", range(1, 9))
     assert resumed == (tmp_path / "unbroken" / "metrics.jsonl").read_text()
+
+
+def test_the_curves_of_a_killed_run_have_no_holes_and_no_doubles(tmp_path):
+    """Its last points never reached a file, and those after the checkpoint did."""
+    write(tmp_path, range(1, 8), top1=math.nan)
+    events = points(tmp_path)
+    assert len(events) == 14
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    (tmp_path / "tensorboard/notes.txt").touch()
+    write(tmp_path, range(5, 8), resume_at=4, top1=math.nan)
+    assert str(points(tmp_path)) == str(events)
+    assert (tmp_path / "tensorboard/notes.txt").exists()
 
 
 def test_resuming_without_a_file(tmp_path):
