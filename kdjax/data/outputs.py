@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdjax.data.errors import DataError
+from kdjax.places import local
 
 SUFFIXES = (".npz", ".jsonl")
 
@@ -22,7 +23,7 @@ def read_outputs(path: str | Path, examples: int) -> np.ndarray:
     Raises:
       DataError: no such file, or not these contents; in one sentence.
     """
-    path = Path(path).expanduser()
+    path = local(path, DataError, "A file of a teacher's outputs")
     if not path.is_file():
         raise DataError(f"There is no file {path} with a teacher's outputs.")
     try:

@@ -16,6 +16,7 @@ from kdjax.data.folders import Folder, open_folder
 from kdjax.data.pictures import Reading
 from kdjax.data.prepare import build
 from kdjax.data.tfds_records import explain, image_and_label, open_records
+from kdjax.places import is_address, local
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read from disk as it goes
 
@@ -176,7 +177,11 @@ def own_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | Non
     Raises:
       DataError: it can only mean a path, and there is nothing.
     """
-    path = Path(name).expanduser()
+    if is_address(name):
+        raise DataError(
+            f"Data sets lie on this machine's disks, and {name} is an address; copy it here, and give its path."
+        )
+    path = local(name, DataError, "A data set")
     can_only_be = name.startswith(("/", "./", "../", "~", ".\\")) or path.suffix in (".npz", ".npy")
     if can_only_be and not path.exists():
         raise DataError(

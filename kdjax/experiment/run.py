@@ -10,6 +10,7 @@ from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.experiment.teacher_outputs import check_outputs_folder
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress, Silent
 
@@ -51,6 +52,8 @@ def run(
     # Everything is built and found before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     check_sources(experiment, programs, folder)
+    if any(phase.teacher_cache for phase in experiment.phases):
+        check_outputs_folder(experiment.cache_dir)
     by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
     by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
     finished: dict[str, Finished] = {}

@@ -15,6 +15,8 @@ from kdjax.objectives.by_reference import by_reference
 from kdjax.tasks import kinds as task_kinds
 from kdjax.training import optimizers
 
+EDITED = "give a saved experiment or a .py config, or take its checksum out if it was edited on purpose"
+
 KINDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
@@ -61,7 +63,7 @@ def from_data(data: Any, where: str = "experiment") -> Any:
     if not isinstance(data, dict):
         raise ExperimentError(f'{where}: expected an object with a "kind", found {data!r}.')
     known = KINDS | task_kinds()
-    cls = known.get(data.get("kind", ""))
+    cls = known.get(data["kind"]) if isinstance(data.get("kind"), str) else None
     if cls is None:
         raise ExperimentError(
             f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), known)}. (A task of your own must be "
@@ -94,8 +96,18 @@ def save(experiment: Experiment, path: Path) -> None:
 
 
 def load(path: Path) -> Experiment:
-    """The experiment saved at `path`."""
-    experiment = from_data(read_json(path, ExperimentError, "give a saved experiment or a .py config"))
+    """The experiment saved at `path`.
+
+    Raises:
+      ExperimentError: naming the file, and the place in it.
+    """
+    found = read_json(path, ExperimentError, EDITED if path.exists() else "give a saved experiment or a .py config")
+    try:
+        experiment = from_data(found)
+    except ExperimentError as error:
+        raise ExperimentError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ExperimentError(f"{path} cannot be read: its fields are nested too deeply.") from error
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{path} holds a {type(experiment).__name__}, not an Experiment.")
     return experiment
