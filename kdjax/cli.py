@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from kdjax import __version__
@@ -54,12 +55,20 @@ def main(argv: list[str] | None = None) -> int:
 
         near = get_close_matches(argv[0], commands, n=1)
         return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
+    return guarded(lambda: run_command(import_own(argv), commands))
+
+
+def run_command(argv: list[str], commands: dict) -> int:
+    status = commands[argv[0]](argv[1:]) or 0
+    sys.stdout.flush()
+    return status
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence."""
     try:
         with own_signals():
-            argv = import_own(argv)
-            status = commands[argv[0]](argv[1:]) or 0
-            sys.stdout.flush()
-            return status
+            return command()
     except (KeyboardInterrupt, Terminated) as error:
         name = getattr(error, "name", "SIGINT")
         say(f"kdjax: stopped by {name}. What was saved before is kept; say --resume to go on from there.")

@@ -140,7 +140,11 @@ def load_phase(program: Program, place: Path) -> Finished:
     objective = None
     if (place / OBJECTIVE).exists():
         objective, _ = load_network(place / OBJECTIVE, program.compiled.objective_template())
-    return Finished(network, read_result(place), objective)
+    result = read_result(place)
+    lacking = [name for name in ("network", "parameters", "last") if name not in result]
+    if lacking:
+        raise ExperimentError(f"{place / RESULT} is damaged: it has no {lacking[0]}; delete it and say --resume.")
+    return Finished(network, result, objective)
 
 
 def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experiment:

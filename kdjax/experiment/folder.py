@@ -21,7 +21,7 @@ REMOVED = ".overwritten-"  # begins the name of a folder of what is being delete
 
 EVALUATION = {"step": int | None, "student": dict[str, NUMBER | None], "teacher?": dict[str, NUMBER | None]}
 RESULT_FIELDS = {
-    "phase": str, "network": str, "parameters": int, "hash": str, "last": EVALUATION, "best?": (type(None), EVALUATION),
+    "hash": str, "phase?": str, "network?": str, "parameters?": int, "last?": EVALUATION, "best?": (type(None), EVALUATION),
     "extra_parameters?": int, "examples_visited?": int, "seed?": int | None, "data_seed?": int | None,
     "steps?": int | None, "seconds?": NUMBER | None, "train_seconds?": NUMBER | None, "kept?": str,
     "examples_per_s?": NUMBER | None, "flops_per_step?": NUMBER | None, "teacher_share?": NUMBER | None,

@@ -13,6 +13,7 @@ from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.json_files import read_json, write_json
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classification, Classifier, Views
@@ -121,9 +122,9 @@ def test_a_teacher_that_saw_other_inputs_is_told_of(finished, tmp_path, builder,
 
 def test_a_network_that_knows_the_classes_in_another_order_is_refused(copy, builder):
     path = copy / "teacher/network.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path, ExperimentError, "")
     assert facts["class_names"] == list("0123456789")
-    path.write_text(json.dumps(facts | {"class_names": list("1023456789")}))
+    write_json(path, facts | {"class_names": list("1023456789")})
     with pytest.raises(ExperimentError, match="in another order: number 0 is '1' to it and '0' in the data"):
         evaluate_run(copy, builder.data_dir)
 
@@ -181,7 +182,7 @@ def test_a_teacher_of_another_architecture_is_refused(finished, tmp_path, builde
 
 def test_a_teacher_with_other_classes_is_refused(copy, tmp_path, builder):
     path = copy / "teacher/network.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 100}))
+    write_json(path, read_json(path, ExperimentError, "") | {"num_classes": 100})
     experiment = small().replace_phase("teacher", weights=str(copy))
     with pytest.raises(ExperimentError, match=r"has 100 classes, the data set digits has 10"):
         run(experiment, tmp_path / "other", builder=builder)
@@ -190,7 +191,8 @@ def test_a_teacher_with_other_classes_is_refused(copy, tmp_path, builder):
 def test_class_counts_of_teacher_and_student_must_agree():
     import jax
 
-    from kdjax.objectives import bind
+    from kdjax.json_files import read_json, write_json
+from kdjax.objectives import bind
     from kdjax.types import DataInfo, ModelOutput
 
     def logits(classes):
@@ -203,7 +205,8 @@ def test_class_counts_of_teacher_and_student_must_agree():
 def test_class_counts_may_differ_where_logits_are_not_compared():
     import jax
 
-    from kdjax.objectives import bind
+    from kdjax.json_files import read_json, write_json
+from kdjax.objectives import bind
     from kdjax.types import DataInfo, ModelOutput
 
     def output(classes):
@@ -279,7 +282,8 @@ def test_a_batch_that_does_not_divide_over_the_devices(data_dir, tmp_path):
 
 
 def test_two_methods_cannot_both_combine_gradients():
-    from kdjax.objectives import part_names
+    from kdjax.json_files import read_json, write_json
+from kdjax.objectives import part_names
     from kdjax.objectives.binding import Bound
 
     class Own(KD):
