@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors a user can mend are one sentence."""
     argv = list(sys.argv[1:] if argv is None else argv)
     say_all()
-    threading.excepthook = in_the_background
     commands = {
         "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
         "methods": methods, "configs": configs, "data": data,
@@ -66,6 +65,7 @@ def run_command(argv: list[str], commands: dict) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence."""
+    threading.excepthook, sys.excepthook = in_the_background, not_of_writers
     try:
         with own_signals():
             return command()
@@ -158,6 +158,12 @@ def in_the_background(raised) -> None:
     """What becomes of an error in a thread: one of the disk is said in the foreground, where it comes up again."""
     if raised.exc_value is None or disk_fault(raised.exc_value) is None:
         threading.__excepthook__(raised)
+
+
+def not_of_writers(kind, error, trace) -> None:
+    """What becomes of an error that nobody catches: one of a writer whose loop was closed, the disk being full, is not shown."""
+    if not (kind is RuntimeError and "Event loop is closed" in str(error)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def unheard(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Where things of a user lie on this machine: paths as they are written, and the folder of caches."""
 
 import errno
+import logging
 import os
 import re
 import tempfile
@@ -76,6 +77,21 @@ def disk_fault(error: BaseException) -> str | None:
             return f"{place} cannot be written ({os.strerror(number)}); give it free, or name another folder."
         return f"The disk of {place} fails ({os.strerror(number)}); save what is on it, and go on on another."
     return None
+
+
+class NotAgain(logging.Filter):
+    """Drops what a writer in the background logs of a fault of the disk: it comes up in the foreground, where it is said."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return error is None or disk_fault(error) is None
+
+
+def hear_once() -> None:
+    """Lets faults of the disk be said once, in the foreground, and not also by every thread that writes."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(one, NotAgain) for one in logger.filters):
+        logger.addFilter(NotAgain())
 
 
 def causes(error: BaseException) -> list[BaseException]:

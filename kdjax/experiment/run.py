@@ -11,6 +11,7 @@ from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.experiment.teacher_outputs import check_outputs_folder
+from kdjax.places import hear_once
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress, Silent
 
@@ -44,6 +45,7 @@ def run(
       TrainingError, CheckpointError, Stopped: see `kdjax.training`.
     """
     builder, progress = builder or Builder(), progress or Silent()
+    hear_once()
     problems = experiment.problems()
     if jax.process_count() > 1 and experiment.runner == "pmap":
         problems.insert(0, "Several processes run under jit or fsdp, not under pmap; set runner to jit.")

@@ -211,7 +211,7 @@ def with_disk(trial: Trial, options: str, mend: Callable[[Path], None], meanwhil
         status = run.wait()
         text = run.said()
         trial.notes.append(f"status {status}: {text[-400:]}")
-        if status not in (0, 1) or "Traceback" in text or "kdjax: error" not in text and status != 0:
+        if status not in (0, 1) or "Traceback" in text or ("kdjax: error" not in text and status != 0):
             trial.notes.append("UNSAID")
         mend(disk)
         shutil.rmtree(trial.folder, ignore_errors=True)

@@ -89,7 +89,13 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, *, resume: bool = True, memory: int | None = None, work: Any = None, output: Path | None = None
+        self,
+        folder: Path,
+        *,
+        resume: bool = True,
+        memory: int | None = None,
+        work: Any = None,
+        output: Path | None = None,
     ):
         self.folder, self.output = folder, output or folder.with_name(f"{folder.name}.out")
         sys.stdout.flush()
