@@ -1,5 +1,6 @@
 """Sets of TFDS, read example by example without TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -11,6 +12,7 @@ import numpy as np
 
 from kdjax.data.encoded import Encoded, readers
 from kdjax.data.errors import DataError
+from kdjax.data.npz import BROKEN
 from kdjax.data.pictures import Reading, Unreadable
 from kdjax.data.prepare import unreadable
 from kdjax.places import cache_folder
@@ -133,9 +135,10 @@ def all_labels(builder, split: str, records: Records) -> np.ndarray:
     facts = f"{builder.data_path} {records.origin} {len(records)} {records.label_key} {state}"
     kept = home / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.npy"
     if kept.exists():
-        labels = np.load(kept)
-        if labels.shape == (len(records),):
-            return labels
+        with contextlib.suppress(*BROKEN):  # a damaged one is made anew
+            labels = np.load(kept, allow_pickle=False)
+            if labels.shape == (len(records),) and labels.dtype == np.int32:
+                return labels
     found = readers().map(lambda part: records.labels_of(records.examples(part)), list(records.parts()))
     labels = np.concatenate([np.zeros(0, np.int32), *found])
     if state:

@@ -191,8 +191,7 @@ def test_a_teacher_with_other_classes_is_refused(copy, tmp_path, builder):
 def test_class_counts_of_teacher_and_student_must_agree():
     import jax
 
-    from kdjax.json_files import read_json, write_json
-from kdjax.objectives import bind
+    from kdjax.objectives import bind
     from kdjax.types import DataInfo, ModelOutput
 
     def logits(classes):
@@ -205,8 +204,7 @@ from kdjax.objectives import bind
 def test_class_counts_may_differ_where_logits_are_not_compared():
     import jax
 
-    from kdjax.json_files import read_json, write_json
-from kdjax.objectives import bind
+    from kdjax.objectives import bind
     from kdjax.types import DataInfo, ModelOutput
 
     def output(classes):
@@ -282,8 +280,7 @@ def test_a_batch_that_does_not_divide_over_the_devices(data_dir, tmp_path):
 
 
 def test_two_methods_cannot_both_combine_gradients():
-    from kdjax.json_files import read_json, write_json
-from kdjax.objectives import part_names
+    from kdjax.objectives import part_names
     from kdjax.objectives.binding import Bound
 
     class Own(KD):
