@@ -80,11 +80,11 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 class NotAgain(logging.Filter):
-    """Drops what a writer in the background logs of a fault of the disk: it comes up in the foreground, where it is said."""
+    """Drops what a writer logs of a fault of the disk, or of being interrupted: it comes up in the foreground and is said there."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        return error is None or disk_fault(error) is None
+        return error is None or (isinstance(error, Exception) and disk_fault(error) is None)
 
 
 def hear_once() -> None:

@@ -100,7 +100,9 @@ def _lines(path: Path) -> dict[str, np.ndarray]:
     if len(names) != 1:
         raise ValueError("it has both logits and probs" if names else "it is empty")
     said = [row for _, _, row in rows]
-    return {names.pop(): np.asarray(said, np.float32), "index": np.asarray([index for _, index, _ in rows], np.int64)}
+    with np.errstate(over="ignore"):  # infinite, and refused as such
+        logits = np.asarray(said, np.float32)
+    return {names.pop(): logits, "index": np.asarray([index for _, index, _ in rows], np.int64)}
 
 
 def _numbers(value) -> bool:

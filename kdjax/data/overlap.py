@@ -70,6 +70,6 @@ def said(train, held) -> str:
     other = int(np.sum([train.labels[i] != held.labels[j] for i, j in pairs]))
     labels = f", {other:,} of them with another label" if other else ""
     return (
-        f"{len(pairs):,} of the {len(held):,} examples of {held.name} ({held.split}) are in its split {train.split} too{labels}; the "
-        f"first is number {second}, there number {first}"
+        f"{len(pairs):,} of the {len(held):,} examples of {held.name} ({held.split}) are in its split {train.split} too{labels}; "
+        f"the first is number {second}, there number {first}"
     )

@@ -196,8 +196,8 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
     for (name, result), row in zip(results.items(), last, strict=True):
         best = result.get("best")
         table.add_row(
-            name, result["network"], f"{result['parameters']:,}", metric.text(row[metric.name]),
-            f"{metric.text(best['student'][metric.name])} ({best['step']})" if best else "–",
+            name, result["network"], f"{result['parameters']:,}", _cell(row, metric),
+            f"{_cell(best['student'], metric)} ({best['step']})" if best else "–",
             *(_cell(row, column) for column in columns), _rate(result.get("examples_per_s")),
             _seconds(result.get("seconds")),
         )  # fmt: skip

@@ -109,9 +109,9 @@ def unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     for _ in WRAPPERS:  # one in the other
         wrapper = next((w for w in WRAPPERS if isinstance(checkpoint.get(w), Mapping)), None)
         checkpoint = checkpoint if wrapper is None else checkpoint[wrapper]
-    unnamed = next((name for name in checkpoint if not isinstance(name, str)), None)
-    if unnamed is not None:
-        raise ValueError(f"the state dict has an entry {unnamed!r}, whose name is no text")
+    unnamed = [name for name in checkpoint if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f"the state dict has an entry {unnamed[0]!r}, whose name is no text")
     for prefix in PREFIXES * 2:  # one in the other, in either order
         if checkpoint and all(name.startswith(prefix) for name in checkpoint):
             checkpoint = {name.removeprefix(prefix): value for name, value in checkpoint.items()}
