@@ -65,7 +65,7 @@ def run_command(argv: list[str], commands: dict) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence."""
-    threading.excepthook, sys.excepthook = in_the_background, not_of_writers
+    threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
     try:
         with own_signals():
             return command()
@@ -160,10 +160,10 @@ def in_the_background(raised) -> None:
         threading.__excepthook__(raised)
 
 
-def not_of_writers(kind, error, trace) -> None:
-    """What becomes of an error that nobody catches: one of a writer whose loop was closed, the disk being full, is not shown."""
-    if not (kind is RuntimeError and "Event loop is closed" in str(error)):
-        sys.__excepthook__(kind, error, trace)
+def not_of_writers(raised) -> None:
+    """What becomes of an error that nobody can catch: one of a writer whose loop was closed, the disk being full, is not shown."""
+    if "Event loop is closed" not in str(raised.exc_value):
+        sys.__unraisablehook__(raised)
 
 
 def unheard(error: BaseException) -> bool:

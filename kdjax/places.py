@@ -80,7 +80,7 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 class NotAgain(logging.Filter):
-    """Drops what a writer logs of a fault of the disk, or of being interrupted: it comes up in the foreground and is said there."""
+    """Drops what a writer logs of a fault of the disk, or of being stopped: it comes up in the foreground and is said there."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None

@@ -307,7 +307,7 @@ def torch_changed(chance: random.Random) -> dict[Any, Any]:
             case 5:
                 made[name] = np.full(size, chance.choice((np.nan, np.inf, -np.inf)), np.float32)
             case 6:
-                made[name] = np.zeros(size[:-1] + (chance.choice((0, 7)),) if size else (3,), np.float32)
+                made[name] = np.zeros((*size[:-1], chance.choice((0, 7))) if size else (3,), np.float32)
             case 7:
                 made = {chance.choice(("model", "state_dict", "net", 5)): made, "epoch": 3}
                 return made

@@ -39,7 +39,9 @@ def dataset_of(facts: dict[str, Any]) -> Dataset:
         raise ValueError(
             f"The network's data are said to have {count:,} examples and {classes:,} classes; train it again."
         )
-    examples = Remembered(facts["name"], "train", jax.tree.map(_shape, facts["inputs"]), count)
+    if not jax.tree.leaves(facts.get("inputs")):
+        raise ValueError("The network does not say what its inputs are; train it again.")
+    examples = Remembered(facts["name"], "train", jax.tree.map(_shape, facts.get("inputs", {})), count)
     rows = np.arange(count)
     labels = (rows % max(classes, 1)).astype(np.int32)
     info = DataInfo(
