@@ -161,7 +161,7 @@ def in_the_background(raised) -> None:
 
 
 def not_of_writers(raised) -> None:
-    """What becomes of an error that nobody can catch: one of a writer whose loop was closed, the disk being full, is not shown."""
+    """What becomes of an error that nobody can catch: that of a writer whose loop was closed, on a full disk, is not shown."""
     if "Event loop is closed" not in str(raised.exc_value):
         sys.__unraisablehook__(raised)
 
