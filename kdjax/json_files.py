@@ -140,8 +140,13 @@ def _wrong(value: Any, kind: Any, where: str) -> str:
 
 
 def _not(value: Any, wanted: str, where: str) -> str:
-    shown = repr(value)
-    return f"{where} is {shown if len(shown) < 40 else shown[:36] + ' ...'} and not {wanted}"
+    return f"{where} is {shown(value)} and not {wanted}"
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: its first letters where it is long."""
+    text = repr(value)
+    return text if len(text) < 60 else text[:56] + " ..."
 
 
 def _parsed(path: Path) -> Any:

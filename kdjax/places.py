@@ -31,6 +31,12 @@ def local(path: str | os.PathLike, error: type[Exception], what: str = "A folder
     if "\0" in str(path):
         raise error(f"{what} cannot be called {str(path)!r}: there is a zero byte in it; give another name.")
     try:
+        str(path).encode()
+    except UnicodeEncodeError as caught:
+        raise error(
+            f"{what} cannot be called {str(path)!r}: this locale has no letters for it; set PYTHONUTF8=1, or give a plain name."
+        ) from caught
+    try:
         return Path(path).expanduser()
     except RuntimeError as caught:
         raise error(

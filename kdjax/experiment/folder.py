@@ -27,8 +27,8 @@ RESULT_FIELDS = {
     "examples_per_s?": NUMBER | None, "flops_per_step?": NUMBER | None, "teacher_share?": NUMBER | None,
     "flops_per_s?": NUMBER | None, "peak_share?": NUMBER | None, "input_share?": NUMBER | None,
     "device_bytes?": NUMBER | None, "device?": str, "teacher_hash?": str | None, "teacher_frozen?": str | None,
-    "teacher_cache?": (type(None), {"storage": str, "found": int, "computed": int, "largest_change?": NUMBER | None,
-                                    "mass?": NUMBER | None}),
+    "teacher_cache?": (type(None), {"storage": str, "found": int, "computed": int, "largest_change?": NUMBER,
+                                    "mass?": NUMBER}),
     "from?": str,
 }  # fmt: skip
 NETWORK_FIELDS = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from kdjax import objectives, schedules
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.json_files import read_json, write_json
+from kdjax.json_files import read_json, shown, write_json
 from kdjax.objectives import ByReference, Objective, Sum
 from kdjax.objectives.by_reference import by_reference
 from kdjax.tasks import kinds as task_kinds
@@ -61,12 +61,12 @@ def from_data(data: Any, where: str = "experiment") -> Any:
       ExperimentError: naming the place, for an unknown kind or key, or a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise ExperimentError(f'{where}: expected an object with a "kind", found {data!r}.')
+        raise ExperimentError(f'{where}: expected an object with a "kind", found {shown(data)}.')
     known = KINDS | task_kinds()
     cls = known.get(data["kind"]) if isinstance(data.get("kind"), str) else None
     if cls is None:
         raise ExperimentError(
-            f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), known)}. (A task of your own must be "
+            f"{where}: unknown kind {shown(data.get('kind'))}{_nearest(data.get('kind'), known)}. (A task of your own must be "
             "imported before its experiments are read: --import its file.)"
         )
     hints = typing.get_type_hints(cls)
@@ -139,14 +139,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             except ExperimentError:
                 if choice is choices[-1]:
                     raise
-        raise ExperimentError(f"{where}: {value!r} is not a {hint}.")
+        raise ExperimentError(f"{where}: {shown(value)} is not a {hint}.")
     if origin is Literal:
         if value not in arguments:
-            raise ExperimentError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+            raise ExperimentError(f"{where}: {shown(value)} is not one of {', '.join(map(repr, arguments))}.")
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise ExperimentError(f"{where}: expected a list, found {value!r}.")
+            raise ExperimentError(f"{where}: expected a list, found {shown(value)}.")
         return tuple(_convert(item, arguments[0], f"{where}.{i}") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         item = from_data(value, where)
@@ -156,7 +156,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ExperimentError(f"{where}: expected a {hint.__name__}, found {value!r}.")
+        raise ExperimentError(f"{where}: expected a {hint.__name__}, found {shown(value)}.")
     return value
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,15 @@ def check_outputs_folder(named: str) -> None:
       CacheError: it cannot be made or written.
     """
     folder = outputs_folder(named)
-    if folder.is_dir() and any(folder.iterdir()):
-        return
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "cannot be written" if there.is_dir() else "is a file"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"outputs")
+    except OSError as error:
         raise CacheError(
-            f"A teacher's outputs cannot be kept in {folder}, for {there} {why}; name another folder with --cache-dir."
-        )
+            f"A teacher's outputs cannot be kept in {folder} ({error.strerror or error}); name another folder with --cache-dir."
+        ) from error
 
 
 class StoredOutputs:
