@@ -242,7 +242,7 @@ def compare(argv):
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import write_report
     from kdjax.experiment.tables import show_comparison
-    from kdjax.training.progress import make_progress
+    from kdjax.training.progress import Heard, make_progress
 
     builder = Builder(options.data_dir or None)
     experiments = {name: with_teacher(experiment, options.teacher, builder) for name, experiment in experiments.items()}
@@ -252,7 +252,7 @@ def compare(argv):
     folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=first_only(make_progress()), profile=options.profile, together=options.together,
+        progress=first_only(Heard(make_progress())), profile=options.profile, together=options.together,
         announce=lambda line: first_only(True) and announce(console, line),
     )  # fmt: skip
     if not first_only(True):
@@ -387,7 +387,7 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
     from kdjax.experiment.program import Builder
     from kdjax.experiment.run import run
     from kdjax.experiment.tables import show_results
-    from kdjax.training.progress import make_progress
+    from kdjax.training.progress import Heard, make_progress
 
     builder = Builder(options.data_dir or None)
     experiment = with_teacher(experiment, teacher, builder)
@@ -400,7 +400,7 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         builder=builder,
-        progress=first_only(make_progress()),
+        progress=first_only(Heard(make_progress())),
         profile=options.profile,
     )
     if first_only(True):

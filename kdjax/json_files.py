@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -61,14 +62,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path, error: type[Exception], mend: str, fields: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path,
+    error: type[Exception],
+    mend: str,
+    fields: dict[str, Any] | None = None,
+    changed: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """The object in a file.
 
     Args:
       path: of the file.
       error: what to raise where it holds no sound JSON object.
       mend: how the sentence ends, such as "delete it and go on with --resume".
-      fields: types of some of its entries, see `check_fields`.
+      fields: types of some of its entries, see `wrong_field`.
+      changed: is told of a checksum that does not match, of a file that people may edit; if not given, that is an error.
 
     Raises:
       error: in one sentence, with the path: it is empty, cut off, not to be read, of another version, changed since it was
@@ -86,7 +94,10 @@ def read_json(path: Path, error: type[Exception], mend: str, fields: dict[str, A
     if sealed:
         said = found.pop(sealed[0])
         if sealed != [CHECKSUM] or said != _checksum(found):
-            raise error(f"{path} is not as it was written: its {CHECKSUM} does not match what is in it; {mend}.")
+            wrong = f"{path} is not as it was written: its {CHECKSUM} does not match what is in it"
+            if changed is None:
+                raise error(f"{wrong}; {mend}.")
+            changed(wrong)
     version = found.pop(VERSION, FORM)
     if version != FORM or isinstance(version, bool):
         raise error(

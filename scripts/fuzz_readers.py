@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from breaking.mutations import NASTY, bytes_changed, data_changed
 
-from kdjax.json_files import CHECKSUM, _checksum, write_json
+from kdjax.json_files import CHECKSUM, _checksum, read_json, write_json
 
 SECONDS, MEMORY = 10, 2 * 2**30  # of one input; beyond what the process has
 FAULTS = ("traceback", "hang", "memory", "nonsense")
@@ -97,10 +97,23 @@ def experiment_data() -> dict[str, Any]:
     return to_data(load_config("digits/smoke")("kd"))
 
 
+def sound_experiment(value: Any, sound: Any, changed_bytes: bool) -> str:
+    """One that was changed may be read, for people edit it; then it is said on standard error."""
+    from kdjax.experiment import ExperimentError
+
+    try:
+        read_json(KEPT["path"], ExperimentError, "")
+    except ExperimentError:
+        return ""
+    return same_if_bytes(value, sound, changed_bytes)
+
+
 def read_experiment(path: Path) -> Any:
     from kdjax.experiment.serialization import load, to_data
 
-    found = load(path)
+    KEPT["path"] = path
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = load(path)
     found.problems()
     return to_data(found)
 
@@ -254,14 +267,11 @@ def sound_picture(found: Any, sound: Any, changed_bytes: bool) -> str:
 
 def make_torch(folder: Path) -> Path:
     """A state dict; it is changed entry by entry, in memory."""
-    from flax import nnx
+    from kdjax.models.weights.torch import _Layout, _table
 
-    from kdjax.models import from_nnx, zoo
-    from kdjax.models.weights.torch import cifar_resnet_to_torch
-
-    rngs = nnx.Rngs(0)
-    trees = from_nnx(zoo.build("resnet8", num_classes=10, in_channels=3, rngs=rngs)).init(None)
-    KEPT["torch"] = cifar_resnet_to_torch(*trees)
+    rng = np.random.default_rng(0)
+    entries = _table(_Layout(blocks=1, channels=(16, 16, 32, 64), in_channels=3, num_classes=10))  # a ResNet-8
+    KEPT["torch"] = {entry.name: rng.random(entry.shape, np.float32) for entry in entries}
     (folder / "state_dict").touch()
     return folder / "state_dict"
 
@@ -286,7 +296,9 @@ def torch_changed(chance: random.Random) -> dict[Any, Any]:
     for _ in range(chance.choice((1, 1, 2))):
         name = chance.choice(list(made))
         value = made[name]
-        size = np.shape(value)
+        if not isinstance(value, np.ndarray):
+            continue
+        size = value.shape
         match chance.randrange(12):
             case 0:
                 del made[name]
@@ -325,7 +337,7 @@ def torch_changed(chance: random.Random) -> dict[Any, Any]:
 def readers() -> list[Reader]:
     own, data = ("ExperimentError",), ("DataError",)
     return [
-        Reader("experiment.json", saved("experiment.json", experiment_data), read_experiment, own, same_if_bytes),
+        Reader("experiment.json", saved("experiment.json", experiment_data), read_experiment, own, sound_experiment),
         Reader("result.json", saved("result.json", result), read_result, own, same_if_bytes),
         Reader("network.json", saved("network.json", network), read_network, (*own, "ValueError"), same_if_bytes),
         Reader("metrics.jsonl", make_metrics, read_rows, ("CheckpointError",), sound_rows),

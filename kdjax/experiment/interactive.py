@@ -17,7 +17,7 @@ from kdjax.experiment.spec import Experiment
 from kdjax.experiment.trained import Trained, trained_of
 from kdjax.references import label
 from kdjax.terminal import make_console
-from kdjax.training.progress import Progress, make_progress
+from kdjax.training.progress import Heard, Progress, make_progress
 
 
 class Results(dict):
@@ -93,7 +93,8 @@ def run(
     experiment = _experiment(config, method)
     folder = _place(folder, "-".join([experiment.name, *([label(method)] if method else [])]))
     results = run_experiment(
-        experiment, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir), progress=progress or make_progress(),
+        experiment, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir),
+        progress=progress or Heard(make_progress()),
     )  # fmt: skip
     return Results(results, experiment, folder)
 
@@ -128,7 +129,7 @@ def compare(
     folder = _place(folder, f"{first.name}-compare")
     comparison = run_comparison(
         experiments, seeds, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir),
-        progress=progress or make_progress(), announce=announce, together=together,
+        progress=progress or Heard(make_progress()), announce=announce, together=together,
     )  # fmt: skip
     return Comparison(comparison, first, folder, write_report(folder, comparison, first.data))
 

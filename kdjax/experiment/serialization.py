@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdjax import objectives, schedules
+from kdjax.data.errors import note
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.json_files import read_json, shown, write_json
 from kdjax.objectives import ByReference, Objective, Sum
 from kdjax.objectives.by_reference import by_reference
 from kdjax.tasks import kinds as task_kinds
 from kdjax.training import optimizers
-
-EDITED = "give a saved experiment or a .py config, or take its checksum out if it was edited on purpose"
 
 KINDS: dict[str, type] = {
     cls.__name__: cls
@@ -101,7 +100,8 @@ def load(path: Path) -> Experiment:
     Raises:
       ExperimentError: naming the file, and the place in it.
     """
-    found = read_json(path, ExperimentError, EDITED if path.exists() else "give a saved experiment or a .py config")
+    edited = lambda what: note(f"{what}; it is read as it is now, as if that was on purpose")
+    found = read_json(path, ExperimentError, "give a saved experiment or a .py config", changed=edited)
     try:
         experiment = from_data(found)
     except ExperimentError as error:

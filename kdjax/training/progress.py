@@ -186,5 +186,5 @@ def make_progress() -> Progress:
     state of a bar below the one before."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):
-        return Heard(Page())
-    return Heard(Bar() if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ else Lines())
+        return Page()
+    return Bar() if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ else Lines()

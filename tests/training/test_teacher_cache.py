@@ -221,7 +221,7 @@ def test_any_bit_that_flips_in_its_files_is_found(tmp_path):
 def test_a_damaged_description_is_a_sentence(content, tmp_path):
     cache(tmp_path)
     (tmp_path / "description.json").write_text(content)
-    with pytest.raises(CacheError, match="description.json|delete that folder") as error:
+    with pytest.raises(CacheError, match=r"description\.json|delete that folder") as error:
         cache(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -239,7 +239,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
         add(kept, IDS)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["description.json"]
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match="cannot be kept in .*file/cache: .*another folder with --cache-dir"):
+    with pytest.raises(CacheError, match=r"cannot be kept in .*file/cache: .*another folder with --cache-dir"):
         cache(tmp_path / "file/cache")
 
 
