@@ -103,7 +103,15 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
 def _open(file: str | bytes):
     from PIL import Image
 
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else _Bounded(io.FileIO(file)), formats=FORMATS)
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked than there is: a damaged length would make room for gigabytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextlib.contextmanager
