@@ -100,10 +100,13 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
     return size[::-1] if turn < 5 else size
 
 
+@contextlib.contextmanager
 def _open(file: str | bytes):
     from PIL import Image
 
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else _Bounded(io.FileIO(file)), formats=FORMATS)
+    opened = io.BytesIO(file) if isinstance(file, bytes) else _Bounded(io.FileIO(file))
+    with opened as stream, Image.open(stream, formats=FORMATS) as image:
+        yield image
 
 
 class _Bounded(io.BufferedReader):

@@ -105,7 +105,8 @@ def load(path: Path) -> Experiment:
     try:
         experiment = from_data(found)
     except ExperimentError as error:
-        raise ExperimentError(f"{path} cannot be read: {error}") from error
+        said = " ".join(str(error).split())
+        raise ExperimentError(f"{path} cannot be read: {said if len(said) < 1500 else said[:1500] + ' ...'}") from error
     except RecursionError as error:
         raise ExperimentError(f"{path} cannot be read: its fields are nested too deeply.") from error
     if not isinstance(experiment, Experiment):
