@@ -1,17 +1,21 @@
 """The command line: `kdjax train | distill | evaluate | compare | methods | data`."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from kdjax import __version__
 from kdjax.command_line import CompareOptions, DistillOptions, RunOptions, configure_jax, parse, read_config
+from kdjax.places import disk_fault, local
 from kdjax.references import label
-from kdjax.terminal import make_console, say_all
+from kdjax.terminal import Unheard, make_console, say_all, visible
 
 USAGE = """usage: kdjax COMMAND ...
 
@@ -50,15 +54,26 @@ def main(argv: list[str] | None = None) -> int:
 
         near = get_close_matches(argv[0], commands, n=1)
         return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
+    return guarded(lambda: run_command(import_own(argv), commands))
+
+
+def run_command(argv: list[str], commands: dict) -> int:
+    status = commands[argv[0]](argv[1:]) or 0
+    sys.stdout.flush()
+    return status
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence."""
+    threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
     try:
-        argv = import_own(argv)
-        return commands[argv[0]](argv[1:]) or 0
-    except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("kdjax: interrupted before there was anything to save.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        with own_signals():
+            return command()
+    except (KeyboardInterrupt, Terminated) as error:
+        name = getattr(error, "name", "SIGINT")
+        say(f"kdjax: stopped by {name}. What was saved before is kept; say --resume to go on from there.")
+        status = 128 + signal.Signals[name]
+        return leave(status) if among_others() else status
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in (
             "orbax",
@@ -73,22 +88,99 @@ def main(argv: list[str] | None = None) -> int:
         raise
     except Exception as error:
         if type(error).__name__ == "Stopped":
-            print(f"{error}\nIts state is saved; run the same command with --resume to go on.", file=sys.stderr)
+            say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
             return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
         if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError"):
             return fail(str(error))
-        if "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
-            abandon()
+        if unheard(error):
+            return 128 + signal.SIGPIPE
+        sentence = disk_fault(error)
+        if sentence:
+            fail(sentence)
+            return leave(1)  # writers in the background would say the same again, at length
+        if among_others():
+            traceback.print_exc()
+            return leave(1)
         raise
 
 
-def abandon() -> None:
-    """Ends this process, one of several, on an error nobody foresaw: an ordinary exit would wait for the others, who wait for
-    this one in their next step."""
-    traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+def among_others() -> bool:
+    """Whether this is one of several processes of a run."""
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+
+
+def leave(status: int) -> int:
+    """Ends this process at once. An ordinary exit would wait for threads that cannot end, or for the other processes of a run,
+    which wait for this one in their next step. (Within pytest it returns: the process is not this command's own.)"""
+    if "pytest" in sys.modules:
+        return status
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+class Terminated(BaseException):
+    """A signal asked the command to end where there is no state to save."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+@contextlib.contextmanager
+def own_signals():
+    """Within it, SIGTERM ends the command with a sentence wherever it is; while a phase trains, its loop saves the state first.
+    SIGHUP (a terminal that is closed) is taken for SIGTERM, unless it is ignored, as under nohup."""
+    previous = {}
+
+    def terminate(number, frame):
+        raise Terminated(signal.Signals(number).name)
+
+    def hang_up(number, frame):
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers = {"SIGTERM": terminate, "SIGHUP": hang_up}
+    try:
+        for name, handler in handlers.items():
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, handler)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def in_the_background(raised) -> None:
+    """What becomes of an error in a thread: one of the disk is said in the foreground, where it comes up again."""
+    if raised.exc_value is None or disk_fault(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
+def not_of_writers(raised) -> None:
+    """What becomes of an error that nobody can catch: that of a writer whose loop was closed, on a full disk, is not shown."""
+    if "Event loop is closed" not in str(raised.exc_value):
+        sys.__unraisablehook__(raised)
+
+
+def unheard(error: BaseException) -> bool:
+    """Whether an error is that standard output takes no more. Nothing more is written there then."""
+    if not isinstance(error, Unheard | BrokenPipeError):
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, Unheard):
+        say(f"kdjax: standard output takes no more ({error}); what was run is kept, and `kdjax evaluate RUN` shows it.")
+    return True
+
+
+def say(sentence: str) -> None:
+    """On standard error, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(visible(sentence), file=sys.stderr, flush=True)
 
 
 def import_own(argv: list[str]) -> list[str]:
@@ -109,7 +201,7 @@ def import_own(argv: list[str]) -> list[str]:
 
 
 def fail(sentence: str) -> int:
-    print(f"kdjax: error: {sentence}", file=sys.stderr)
+    say(f"kdjax: error: {sentence}")
     return 1
 
 
@@ -150,7 +242,7 @@ def compare(argv):
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import write_report
     from kdjax.experiment.tables import show_comparison
-    from kdjax.training.progress import make_progress
+    from kdjax.training.progress import Heard, make_progress
 
     builder = Builder(options.data_dir or None)
     experiments = {name: with_teacher(experiment, options.teacher, builder) for name, experiment in experiments.items()}
@@ -160,16 +252,21 @@ def compare(argv):
     folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
     comparison = run_comparison(
         experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=first_only(make_progress()), profile=options.profile, together=options.together,
-        announce=lambda line: first_only(True) and console.print(f"[bold]{line}[/bold]", highlight=False),
+        progress=first_only(Heard(make_progress())), profile=options.profile, together=options.together,
+        announce=lambda line: first_only(True) and announce(console, line),
     )  # fmt: skip
     if not first_only(True):
         return 0
     task = next(iter(experiments.values())).data
-    show_comparison(comparison, task, console)
     written = write_report(folder, comparison, task)
-    console.print(f"Report: [link]{written}[/link]", highlight=False, soft_wrap=True)
+    show_comparison(comparison, task, console)
+    console.print(f"Report: {written}", soft_wrap=True)
     return 0
+
+
+def announce(console, line: str) -> None:
+    with contextlib.suppress(Unheard):  # the runs go on
+        console.print(line, style="bold")
 
 
 def evaluate(argv):
@@ -179,9 +276,10 @@ def evaluate(argv):
     options = parser.parse_args(argv)
     configure_jax()
     from kdjax.experiment.artifacts import evaluate_run, saved_experiment
+    from kdjax.experiment.folder import run_place
     from kdjax.experiment.tables import show_evaluation
 
-    folder = Path(options.run).expanduser()
+    folder = run_place(options.run)
     task = saved_experiment(folder).data
     show_evaluation(task, evaluate_run(folder, options.data_dir or None), make_console())
     return 0
@@ -201,10 +299,13 @@ def export(argv):
     options = parser.parse_args(argv)
     configure_jax()
     from kdjax.experiment.export import export
+    from kdjax.experiment.folder import run_place
+    from kdjax.experiment.spec import ExperimentError
     from kdjax.experiment.trained import load_trained
 
     trained = load_trained(options.run, options.phase or None)
-    place = Path(options.to or Path(options.run) / f"{options.phase or 'student'}.{options.format}").expanduser()
+    name = f"{options.phase or 'student'}.{options.format}"
+    place = local(options.to, ExperimentError, "The file") if options.to else run_place(options.run) / name
     export(trained, options.format, place)
     make_console().print(f"{trained.network.name} is in {place}, {place.stat().st_size:,} bytes.", soft_wrap=True)
     return 0
@@ -246,8 +347,8 @@ def configs(argv):
         console.print(f"{options.name} is copied to {configs.copy(options.name, options.to)}", soft_wrap=True)
         return 0
     for name in configs.names():
-        console.print(f"{name:<36}{configs.summary(name)}", soft_wrap=True, markup=False)
-    console.print("\n`kdjax distill NAME` runs one, `kdjax configs copy NAME FILE` copies it.", markup=False)
+        console.print(f"{name:<36}{configs.summary(name)}", soft_wrap=True)
+    console.print("\n`kdjax distill NAME` runs one, `kdjax configs copy NAME FILE` copies it.")
     return 0
 
 
@@ -276,8 +377,9 @@ def with_teacher(experiment, teacher: str, builder):
     if not teacher:
         return experiment
     from kdjax.experiment.artifacts import taught_by
+    from kdjax.experiment.spec import ExperimentError
 
-    return taught_by(experiment, Path(teacher).expanduser().absolute(), builder)
+    return taught_by(experiment, local(teacher, ExperimentError, "A teacher").absolute(), builder)
 
 
 def execute(experiment, options, suffix: str, teacher: str = "") -> int:
@@ -285,7 +387,7 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
     from kdjax.experiment.program import Builder
     from kdjax.experiment.run import run
     from kdjax.experiment.tables import show_results
-    from kdjax.training.progress import make_progress
+    from kdjax.training.progress import Heard, make_progress
 
     builder = Builder(options.data_dir or None)
     experiment = with_teacher(experiment, teacher, builder)
@@ -298,7 +400,7 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         builder=builder,
-        progress=first_only(make_progress()),
+        progress=first_only(Heard(make_progress())),
         profile=options.profile,
     )
     if first_only(True):
@@ -313,11 +415,9 @@ def dry_run(experiment, builder) -> int:
 
 
 def run_folder(options, name: str) -> Path:
-    from kdjax.experiment.folder import check_place
+    from kdjax.experiment.folder import run_place
 
-    folder = Path(options.run or Path("runs") / name).expanduser()
-    check_place(folder)
-    return folder
+    return run_place(options.run or Path("runs") / name)
 
 
 def first_only(value):

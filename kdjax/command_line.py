@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import os
 import re
-from pathlib import Path
 from typing import Annotated, Any
+
+from kdjax.places import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +156,7 @@ def configure_jax(distributed: str = "") -> None:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if virtual:
         jax.config.update("jax_cpu_enable_async_dispatch", False)

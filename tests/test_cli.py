@@ -8,6 +8,7 @@ import pytest
 from kdjax import __version__
 from kdjax.cli import main
 from kdjax.experiment import program
+from kdjax.json_files import read_json, write_json
 from kdjax.objectives import METHODS
 from kdjax.objectives.catalogue import reads
 from kdjax.training import make_runner
@@ -63,7 +64,7 @@ def test_distill_with_a_teacher_at_hand_then_evaluate_then_run_again(teacher, op
 def test_a_teacher_of_other_classes_is_refused_in_words(teacher, tmp_path, options, capsys):
     path = teacher / "teacher/network.json"
     saved = path.read_text()
-    path.write_text(json.dumps(json.loads(saved) | {"num_classes": 7}))
+    write_json(path, read_json(path, ValueError, "") | {"num_classes": 7})
     try:
         assert main(["distill", CONFIG, "--teacher", str(teacher), "--run", str(tmp_path / "run"), *options]) == 1
     finally:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import SPLITS
+from kdjax.data.npz import BROKEN, check_npz, why
 from kdjax.data.splits import test_part
 
 INPUTS = ("x", "images", "image", "imgs", "data", "inputs", "features")
@@ -93,11 +92,11 @@ def read_arrays(path: Path) -> Parts:
     """
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                keys = {key: (lambda key=key: np.load(path, allow_pickle=False)[key]) for key in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            names = check_npz(path)
+            keys = {key: (lambda key=key: np.load(path, allow_pickle=False)[key]) for key in names}
+        except BROKEN as error:
             raise DataError(
-                f"{path} cannot be read as .npz; write it with numpy.savez(path, x_train=..., y_train=...)."
+                f"{path} cannot be read as .npz ({why(error)}); write it with numpy.savez(path, x_train=..., y_train=...)."
             ) from error
     else:
         folder = path if path.is_dir() else path.parent
@@ -162,15 +161,8 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
             raise DataError(f"{path} has {', '.join(keys) or 'no arrays'}, and needs x_train and y_train (and x_test, y_test), "
                             "or x and y; images, labels and the like will do.")  # fmt: skip
         return Parts({s: tuple(keys[found[s, role]]() for role in "xy") for s in sorted(pairs)}, names)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # a ValueError: objects, a cut-off file
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} holds arrays that cannot be read ({why}); save plain numbers.") from error
+    except BROKEN as error:  # objects, a cut-off file
+        raise DataError(f"{path} holds arrays that cannot be read ({why(error)}); save plain numbers.") from error
 
 
 def _images(where: str, x: Any) -> np.ndarray:
@@ -184,6 +176,8 @@ def _images(where: str, x: Any) -> np.ndarray:
         x = x.astype(np.uint8)
     if x.ndim == 3:
         x = x[..., None]
+    if x.ndim == 4 and not len(x):
+        raise DataError(f"{where} has no examples; give it some, or leave that part out.")
     if x.ndim != 4 or 0 in x.shape:
         raise DataError(f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C].")
     if x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
@@ -203,9 +197,11 @@ def _labels(where: str, y: Any, classes: int) -> tuple[np.ndarray, np.ndarray | 
     """`[N]` int32 classes, and soft labels `[N, C]` or None."""
     y = _plain_labels(where, y)
     if y.ndim == 1:
-        if y.size and not 0 <= y.min() <= y.max() < classes:
+        wrong = np.flatnonzero((y < 0) | (y >= classes))
+        if len(wrong):
             raise DataError(
-                f"The labels of {where} go from {y.min()} to {y.max()}; number the {classes} classes from 0 on."
+                f"The labels of {where} go from {y.min()} to {y.max()}; number the {classes} classes from 0 on. (The first that "
+                f"is none is {y[wrong[0]]}, number {wrong[0]}; {len(wrong):,} of {len(y):,} are.)"
             )
         return y.astype(np.int32), None
     y = y.astype(np.float32)
@@ -228,15 +224,31 @@ def _plain_labels(where: str, y: Any) -> np.ndarray:
     return y
 
 
+def _check_largest(name: str, split: str, y: np.ndarray, trained: int, *, named: bool) -> None:
+    """Refuses a label that makes classes of which there is no example: as many as it says must be there."""
+    row, most = int(y.argmax()), int(y.max())
+    if named:
+        return
+    if split != "train" and 0 < trained <= most:
+        raise DataError(
+            f"Label {most} of {name} ({split}), number {row}, is none of the training part, whose labels go to {trained - 1}; "
+            "mend it, or give class_names."
+        )
+    if split == "train" and most >= max(len(y), 1000):
+        raise DataError(f"Label {most:,} of {name} ({split}), number {row}, would be one of more classes than examples; mend "
+                        "it, or give class_names.")  # fmt: skip
+
+
 def _num_classes(name: str, parts: Parts) -> int:
     """As many as there are names, columns of soft labels, or numbers up to the largest label of any split."""
     found = set()
     largest = 0
-    for split, (_, y) in parts.splits.items():
+    for split, (_, y) in sorted(parts.splits.items(), key=lambda item: item[0] != "train"):
         y = _plain_labels(f"{name} ({split})", y)
         if y.ndim == 2:
             found.add(y.shape[1])
         elif y.size:
+            _check_largest(name, split, y, largest, named=bool(parts.class_names))
             largest = max(largest, int(y.max()) + 1)
     if parts.class_names:
         found.add(len(parts.class_names))

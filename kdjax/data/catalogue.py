@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdjax.data import fashion_mnist
 from kdjax.data.errors import DataError
+from kdjax.places import local
 
 OWN = ("fashion_mnist/subset", "fashion_mnist/full", "digits")
 
@@ -93,7 +94,7 @@ def flaw(builder) -> str | None:
 def data_folder(data_dir: str | os.PathLike | None = None) -> str:
     """The folder asked for, or TFDS's own default, read now rather than when TFDS was imported."""
     folder = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return folder if "://" in folder else os.path.expanduser(folder)
+    return folder if "://" in folder else str(local(folder, DataError, "The folder of data sets"))
 
 
 def _own(name: str):

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from kdjax.data.errors import DataError
 from kdjax.data.folders import Folder
 from kdjax.data.pictures import Reading, Unreadable, draws_of, picture_size
+from kdjax.places import cache_folder
 
 HEADERS = 20_000  # of a larger set, so many files are looked at before training
 
@@ -175,7 +175,7 @@ def readable(files: Folder, reading: Reading) -> tuple[np.ndarray, dict[int, str
     """Positions of the pictures that can be decoded, and what is wrong with the others. Reads all of them, once: what was found
     is kept in the user's cache until a name or a size changes."""
     whole = dataclasses.replace(reading, size=0)
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "unreadable"
+    home = cache_folder("unreadable")
     key = hashlib.sha256(f"{files.root} {files.stamp()} {whole}".encode(errors="surrogateescape")).hexdigest()[:24]
     kept = home / f"{key}.txt"
     if kept.exists():

@@ -1,7 +1,10 @@
 """What is wrong with data, and what is worth knowing of it."""
 
+import contextlib
 import functools
 import sys
+
+from kdjax.terminal import visible
 
 
 class DataError(Exception):
@@ -11,4 +14,5 @@ class DataError(Exception):
 @functools.cache
 def note(sentence: str) -> None:
     """Says once, on stderr, how data was read where that is not what everybody expects."""
-    print(f"kdjax: {sentence}.", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody is listening
+        print(f"kdjax: {visible(sentence)}.", file=sys.stderr)

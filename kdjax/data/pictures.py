@@ -100,10 +100,21 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
     return size[::-1] if turn < 5 else size
 
 
+@contextlib.contextmanager
 def _open(file: str | bytes):
     from PIL import Image
 
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    opened = io.BytesIO(file) if isinstance(file, bytes) else _Bounded(io.FileIO(file))
+    with opened as stream, Image.open(stream, formats=FORMATS) as image:
+        yield image
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked than there is: a damaged length would make room for gigabytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextlib.contextmanager

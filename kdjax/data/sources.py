@@ -13,9 +13,11 @@ from kdjax.data.catalogue import COUNTS, OWN, data_folder, open_builder, resolve
 from kdjax.data.encoded import Encoded, FolderFiles, check_headers, differing, readable, unreadable_files
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import Folder, open_folder
+from kdjax.data.npz import why
 from kdjax.data.pictures import Reading
 from kdjax.data.prepare import build
 from kdjax.data.tfds_records import explain, image_and_label, open_records
+from kdjax.places import is_address, local
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read from disk as it goes
 
@@ -47,6 +49,16 @@ class Source:
     records: Any = dataclasses.field(default=None, repr=False)
     soft: np.ndarray | None = None
     varies: bool = False
+
+    def __post_init__(self):
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= self.num_classes))
+        if len(wrong):
+            row = int(wrong[0])
+            said = self.records.files.said(row) if isinstance(self.records, Encoded) else f"Example {row}"
+            raise DataError(
+                f"{said} of {self.name} ({self.split}) has the label {self.labels[row]}, and there are {self.num_classes} "
+                f"classes, from 0 on ({len(wrong):,} such of {len(self.labels):,}); mend it, or leave it out."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -145,9 +157,11 @@ def load(
         raise
     except Exception as error:  # TFDS and its readers raise many kinds
         explanation = explain(name, builder, split)
-        if explanation is None:
-            raise
-        raise DataError(explanation) from error
+        raise DataError(
+            explanation
+            or f"{name} in {builder.data_path} cannot be read ({type(error).__name__}: {why(error)}); delete that folder and run "
+            f"`kdjax data prepare {name}`."
+        ) from error
 
 
 def stand_in(
@@ -176,7 +190,11 @@ def own_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | Non
     Raises:
       DataError: it can only mean a path, and there is nothing.
     """
-    path = Path(name).expanduser()
+    if is_address(name):
+        raise DataError(
+            f"Data sets lie on this machine's disks, and {name} is an address; copy it here, and give its path."
+        )
+    path = local(name, DataError, "A data set")
     can_only_be = name.startswith(("/", "./", "../", "~", ".\\")) or path.suffix in (".npz", ".npy")
     if can_only_be and not path.exists():
         raise DataError(

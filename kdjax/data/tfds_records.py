@@ -1,5 +1,6 @@
 """Sets of TFDS, read example by example without TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -11,8 +12,10 @@ import numpy as np
 
 from kdjax.data.encoded import Encoded, readers
 from kdjax.data.errors import DataError
+from kdjax.data.npz import BROKEN
 from kdjax.data.pictures import Reading, Unreadable
 from kdjax.data.prepare import unreadable
+from kdjax.places import cache_folder
 
 AT_ONCE = 1000  # examples in one read: six times as fast as one by one
 
@@ -126,15 +129,16 @@ def _decoded(reader: Encoded, file: Any, row: int) -> np.ndarray:
 def all_labels(builder, split: str, records: Records) -> np.ndarray:
     """`[N]` int32 classes of a split that is not read into memory. Every record is read for them once, none is decoded, and they
     are kept in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "labels"
+    home = cache_folder("labels")
     info = Path(str(builder.data_path), "dataset_info.json")
     state = info.stat().st_mtime_ns if info.exists() else 0
     facts = f"{builder.data_path} {records.origin} {len(records)} {records.label_key} {state}"
     kept = home / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.npy"
     if kept.exists():
-        labels = np.load(kept)
-        if labels.shape == (len(records),):
-            return labels
+        with contextlib.suppress(*BROKEN):  # a damaged one is made anew
+            labels = np.load(kept, allow_pickle=False)
+            if labels.shape == (len(records),) and labels.dtype == np.int32:
+                return labels
     found = readers().map(lambda part: records.labels_of(records.examples(part)), list(records.parts()))
     labels = np.concatenate([np.zeros(0, np.int32), *found])
     if state:

@@ -12,19 +12,21 @@ from kdjax.experiment import serialization
 from kdjax.experiment.folder import (
     COMPARISON,
     EXPERIMENT,
+    NETWORK,
     OBJECTIVE,
     RESULT,
     check_data,
     network_folder,
+    read_network,
     read_result,
 )
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.json_files import read_json, write_json
+from kdjax.json_files import write_json
 from kdjax.models import join_members
 from kdjax.tasks.facts import facts_of
 from kdjax.training import Variables, count_parameters
-from kdjax.training.checkpoints import DAMAGED, load_network, save_network
+from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.processes import by_first
 from kdjax.training.state import content_hash
 
@@ -138,7 +140,11 @@ def load_phase(program: Program, place: Path) -> Finished:
     objective = None
     if (place / OBJECTIVE).exists():
         objective, _ = load_network(place / OBJECTIVE, program.compiled.objective_template())
-    return Finished(network, read_result(place), objective)
+    result = read_result(place)
+    lacking = [name for name in ("network", "parameters", "last") if name not in result]
+    if lacking:
+        raise ExperimentError(f"{place / RESULT} is damaged: it has no {lacking[0]}; delete it and say --resume.")
+    return Finished(network, result, objective)
 
 
 def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experiment:
@@ -155,11 +161,11 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
         return taught_by_file(experiment, folder)
     source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
     changes: dict[str, Any] = {"weights": str(folder)}
-    facts = read_json(source / "network.json", ExperimentError, DAMAGED)
+    facts = read_network(source)
     if (source.parent / EXPERIMENT).exists():
         saved = serialization.load(source.parent / EXPERIMENT)
         if type(saved.data) is type(experiment.data):
-            model, classes = saved.phase(facts["phase"]).network, facts.get("class_names", ())
+            model, classes = saved.phase(facts.get("phase", "")).network, facts.get("class_names", ())
             changes["network"] = experiment.data.as_trained(
                 model, saved.data, classes, builder.dataset(experiment.data)
             )
@@ -199,8 +205,7 @@ def stored_network(program: Program, folder: Path) -> tuple[Variables, dict[str,
 def check_classes(folder: Path, program: Program) -> None:
     """Refuses a network for another number of classes in words, rather than by the shape of its last layer, and one that knows
     the same classes by other numbers."""
-    path = folder / "network.json"
-    facts = read_json(path, ExperimentError, DAMAGED) if path.exists() else {}
+    facts = read_network(folder) if (folder / NETWORK).exists() else {}
     info = program.dataset.info
     ours = program.phase.network.known_classes(info.class_names)
     there, here = facts.get("num_classes"), info.num_classes if ours == info.class_names else len(ours)

@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any
 
 from kdjax.experiment import configs, serialization
@@ -18,6 +17,7 @@ from kdjax.experiment.folder import EXPERIMENT
 from kdjax.experiment.schemes import with_method
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.objectives import Sum, method, part_names
+from kdjax.places import local
 from kdjax.references import load_file
 
 Config = Callable[[str | None], Experiment]
@@ -29,7 +29,7 @@ def load_config(path: str) -> Config:
     A Python file defines `experiment()`, or `experiment(method)` to say what suits each method here. Anything else is read
     as data, and nothing in it is executed.
     """
-    place = Path(path).expanduser()
+    place = local(path, ExperimentError, "A config")
     if not place.exists():
         place = configs.find(path) or place
     if place.is_dir():

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from kdjax.experiment.spec import ExperimentError
+from kdjax.places import local
 
 INSTALLED = Path(__file__).parents[1] / "configs"  # where the wheel puts them
 CLONE = Path(__file__).parents[2] / "configs"
@@ -43,7 +44,7 @@ def copy(name: str, to: str | Path) -> Path:
     source = find(name)
     if source is None:
         raise ExperimentError(f"There is no config {name!r}; there are {', '.join(names())}.")
-    place = Path(to).expanduser()
+    place = local(to, ExperimentError, "A copy")
     place = place / source.name if place.is_dir() else place
     if place.exists():
         raise ExperimentError(f"{place} exists; copy {name} to another name.")

@@ -7,6 +7,7 @@ from kdjax.experiment.interactive import Results, run
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.experiment.trained import Trained
 from kdjax.objectives import Objective, method
+from kdjax.places import local
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
 from kdjax.tasks.given import GivenNetwork, given_data, named
@@ -76,7 +77,7 @@ def distill(
     chosen = _objective(objective)
     phases = ()
     if isinstance(teacher, str | Path):
-        stored = Path(teacher).expanduser().absolute()
+        stored = local(teacher, ExperimentError, "A teacher").absolute()
         phases = (Phase(name="teacher", network=_stored(stored), weights=str(stored)),)
     elif teacher is not None:
         phases = (Phase(name="teacher", network=_model(teacher, "teacher", trained=True)),)

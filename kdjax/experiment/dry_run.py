@@ -15,6 +15,7 @@ from kdjax.models import output_shapes
 from kdjax.objectives import check
 from kdjax.objectives.catalogue import written
 from kdjax.tasks.task import NOT_HERE
+from kdjax.terminal import visible
 from kdjax.training import count_parameters
 from kdjax.types import Tree
 
@@ -138,7 +139,7 @@ def show(reports: list[PhaseReport], console: Any) -> int:
     for report in reports:
         phase = report.phase
         taught = f", taught by {phase.teacher}" if phase.teacher else ""
-        console.rule(f"[bold]{phase.name}[/bold]: {phase.network.name}{taught}")
+        console.rule(visible(f"{phase.name}: {phase.network.name}{taught}"))
         if phase.weights:
             console.print(f"weights are taken from {Path(phase.weights)}")
         console.print(f"objective: {written(phase.objective)}", highlight=False)
@@ -154,9 +155,8 @@ def show(reports: list[PhaseReport], console: Any) -> int:
         for name, text in report.numbers.items():
             console.print(f"{name}: {text}", highlight=False)
         for problem in report.problems:
-            console.print(f"[bold red]wrong:[/bold red] {problem}")
+            console.print(f"wrong: {problem}", style="red")
     count = sum(len(report.problems) for report in reports)
-    console.print(
-        f"[bold red]{count} problem(s).[/bold red]" if count else "[bold green]Nothing is wrong.[/bold green]"
-    )
+    said = (f"{count} problem(s).", "bold red") if count else ("Nothing is wrong.", "bold green")
+    console.print(said[0], style=said[1])
     return count

@@ -1,7 +1,7 @@
 """Run folders: what is in them, and the rule that none is overwritten unasked."""
 
 import os
-import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,36 @@ from typing import Any
 from kdjax.experiment import serialization
 from kdjax.experiment.lock import LOCK
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.json_files import read_json, write_json
+from kdjax.json_files import NUMBER, read_json, write_json
+from kdjax.places import is_address, local
 from kdjax.tasks import Dataset
 from kdjax.training.processes import say
 
 EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.json"
 CHANGES = "changes.txt"  # what was changed of a run that was gone on with
 DATA = "data.json"  # what tells a run's data from others of the same name
+NETWORK = "network.json"
 OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
+DAMAGED = "train that phase again"
+REMOVED = ".overwritten-"  # begins the name of a folder of what is being deleted
+
+EVALUATION = {"step": int | None, "student": dict[str, NUMBER | None], "teacher?": dict[str, NUMBER | None]}
+RESULT_FIELDS = {
+    "hash": str, "phase?": str, "network?": str, "parameters?": int, "last?": EVALUATION, "best?": (type(None), EVALUATION),
+    "extra_parameters?": int, "examples_visited?": int, "seed?": int | None, "data_seed?": int | None,
+    "steps?": int | None, "seconds?": NUMBER | None, "train_seconds?": NUMBER | None, "kept?": str,
+    "examples_per_s?": NUMBER | None, "flops_per_step?": NUMBER | None, "teacher_share?": NUMBER | None,
+    "flops_per_s?": NUMBER | None, "peak_share?": NUMBER | None, "input_share?": NUMBER | None,
+    "device_bytes?": NUMBER | None, "device?": str, "teacher_hash?": str | None, "teacher_frozen?": str | None,
+    "teacher_cache?": (type(None), {"storage": str, "found": int, "computed": int, "largest_change?": NUMBER,
+                                    "mass?": NUMBER}),
+    "from?": str,
+}  # fmt: skip
+NETWORK_FIELDS = {
+    "hash": str, "shapes": dict[str, str], "phase?": str, "network?": str, "num_classes?": int, "class_names?": list[str],
+    "data?": (type(None), {"name": str, "num_classes": int, "num_examples": int, "targets": list[str],
+                           "class_names?": list[str]}),
+}  # fmt: skip
 
 
 def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -30,7 +52,7 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
         raise ExperimentError("--resume and --overwrite exclude each other; say one of them.")
     saved = folder / EXPERIMENT
     check_place(folder)
-    if folder.exists() and any(child.name != LOCK for child in folder.iterdir()):
+    if folder.exists() and any(map(counts, folder.iterdir())):
         if overwrite:
             _remove(folder, experiment)
         elif not resume:
@@ -46,13 +68,29 @@ def open_run(folder: Path, experiment: Experiment, *, resume: bool = False, over
         serialization.save(experiment, saved)
 
 
+def counts(path: Path) -> bool:
+    """Whether something in a folder is more than what a system or a killed run leaves behind."""
+    return not path.name.startswith(".") and path.suffix != ".tmp" and path.name.lower() not in RUBBISH
+
+
+RUBBISH = ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def run_place(path: str | Path) -> Path:
+    """The folder that a person wrote for a run, with ~ as the home folder; refused where there can be none."""
+    check_place(Path(path))
+    folder = local(path, ExperimentError, "A run folder")
+    check_place(folder)
+    return folder
+
+
 def check_place(folder: Path) -> None:
     """Refuses a path at which there can be no run folder, before anything is made.
 
     Raises:
       ExperimentError: an address, a file, or something below a file.
     """
-    if "://" in str(folder) or re.match(r"[a-z][a-z0-9]+:/[^/]", str(folder)):  # a Path makes one slash of two
+    if is_address(folder):
         raise ExperimentError(
             f"Runs are written to local folders, and {folder} is an address; give a folder, and copy it there afterwards."
         )
@@ -69,6 +107,7 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
     """Refuses another experiment than was saved; what may change while a run is gone on with is saved anew, and said."""
     before = serialization.to_data(serialization.load(saved))
     differing = serialization.differences(before, serialization.to_data(experiment))
+    differing = [line for line in differing if not line.startswith("cache_dir:")]  # changes nothing of the run
     others = [line for line in differing if not _may_change(line, saved.parent, experiment)]
     if others:
         raise ExperimentError(
@@ -97,7 +136,12 @@ def check_data(folder: Path, dataset: Dataset) -> None:
     path = folder / DATA
     if not path.exists():
         return
-    before = read_json(path, ExperimentError, "delete it if the data are those the run was started with")
+    before = read_json(
+        path,
+        ExperimentError,
+        "delete it if the data are those the run was started with",
+        {"train?": str, "evaluated?": str},
+    )
     for part, now in dataset.fingerprints.items():
         if before.get(part, now) != now:
             examples = dataset.train if part == "train" else dataset.held
@@ -128,8 +172,14 @@ def _remove(folder: Path, experiment: Experiment) -> None:
                     f"--overwrite would delete {folder} with the network in {source} that phase {phase.name!r} takes; "
                     "choose another folder with --run."
                 )
-    for child in [c for c in folder.iterdir() if c.name != LOCK]:  # not the folder itself, which may be a link
-        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+    # Not the folder itself, which may be a link. What says that it is a run goes last, and no phase is left in half.
+    children = [child for child in folder.iterdir() if not child.name.endswith("lock")]  # this run's own lock stays
+    children.sort(key=lambda child: child.name in (EXPERIMENT, COMPARISON))
+    rubbish = folder / f"{REMOVED}{secrets.token_hex(4)}"
+    rubbish.mkdir()
+    for child in children:
+        child.rename(rubbish / child.name)
+    shutil.rmtree(rubbish)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -137,24 +187,36 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT
     if not path.exists():
         return None
-    result = read_json(path, ExperimentError, "delete it and say --resume: the phase goes on from its last checkpoint")
+    mend = "delete it and say --resume: the phase goes on from its last checkpoint"
+    result = read_json(path, ExperimentError, mend, RESULT_FIELDS)
     if "images_per_s" in result:  # as it was called before there were other tasks
         result["examples_per_s"] = result.pop("images_per_s")
     return result
 
 
-def find_network(path: Path, phase: str) -> Path:
+def read_network(folder: Path) -> dict[str, Any]:
+    """What a finished network is, from its folder."""
+    return read_json(folder / NETWORK, ExperimentError, DAMAGED, NETWORK_FIELDS)
+
+
+def find_network(path: Path, phase: str, seen: tuple[Path, ...] = ()) -> Path:
     """The folder of a finished network: `path` itself, its phase of that name, or its last finished phase.
 
     A phase that took its network from elsewhere leads there.
     """
-    candidates = [path, path / phase, *sorted(path.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)]
+    folders = [child for child in path.glob("*/") if counts(child)]
+    candidates = [path, path / phase, *sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
     for candidate in candidates:
-        if (candidate / "network.json").exists():
+        if (candidate / NETWORK).exists():
             return candidate
         result = read_result(candidate)
         if result is not None and "from" in result:
-            return find_network(Path(result["from"]), phase)
+            there = Path(result["from"])
+            if there in seen:
+                raise ExperimentError(
+                    f"{path} took its network from {there}, which took it from there; name another run."
+                )
+            return find_network(there, phase, (*seen, there))
     raise ExperimentError(f"{path} holds no finished network; give the folder of a run or phase that has ended.")
 
 

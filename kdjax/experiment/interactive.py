@@ -9,14 +9,15 @@ from typing import Any
 from kdjax.experiment import tables
 from kdjax.experiment.compare import compare as run_comparison
 from kdjax.experiment.config import by_method, load_config
-from kdjax.experiment.folder import check_place
+from kdjax.experiment.folder import run_place
 from kdjax.experiment.program import Builder
 from kdjax.experiment.report import embedded, listed, write_report
 from kdjax.experiment.run import run as run_experiment
 from kdjax.experiment.spec import Experiment
 from kdjax.experiment.trained import Trained, trained_of
 from kdjax.references import label
-from kdjax.training.progress import Progress, make_progress
+from kdjax.terminal import make_console
+from kdjax.training.progress import Heard, Progress, make_progress
 
 
 class Results(dict):
@@ -92,7 +93,8 @@ def run(
     experiment = _experiment(config, method)
     folder = _place(folder, "-".join([experiment.name, *([label(method)] if method else [])]))
     results = run_experiment(
-        experiment, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir), progress=progress or make_progress(),
+        experiment, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir),
+        progress=progress or Heard(make_progress()),
     )  # fmt: skip
     return Results(results, experiment, folder)
 
@@ -127,7 +129,7 @@ def compare(
     folder = _place(folder, f"{first.name}-compare")
     comparison = run_comparison(
         experiments, seeds, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir),
-        progress=progress or make_progress(), announce=announce, together=together,
+        progress=progress or Heard(make_progress()), announce=announce, together=together,
     )  # fmt: skip
     return Comparison(comparison, first, folder, write_report(folder, comparison, first.data))
 
@@ -139,14 +141,10 @@ def _experiment(config: Experiment | str | Path, method: str | None) -> Experime
 
 
 def _place(folder: str | Path | None, name: str) -> Path:
-    place = Path(folder or Path("runs") / name).expanduser()
-    check_place(place)
-    return place
+    return run_place(folder or Path("runs") / name)
 
 
 def _text(show: Callable[[Any], None]) -> str:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=140, highlight=False)
+    console = make_console(file=io.StringIO(), width=140)
     show(console)
     return console.file.getvalue()

@@ -1,5 +1,7 @@
 """The two pictures that every comparison has: where every seed ended, and how training went."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,19 @@ from kdjax.tasks import Task
 from kdjax.training.writers import read_metrics
 
 COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#8e6bbf", "#e09f3e", "#6c8ead", "#9b5de5")
+
+
+def plain_texts(draw: Callable[..., None]) -> Callable[..., None]:
+    """Draws with texts as they are: a name with two dollar signs is no formula."""
+
+    @functools.wraps(draw)
+    def plainly(*given: Any) -> None:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+            draw(*given)
+
+    return plainly
 
 
 def figure(width: float, height: float):
@@ -22,6 +37,7 @@ def figure(width: float, height: float):
     return made, axes
 
 
+@plain_texts
 def plot_comparison(comparison: dict[str, Any], task: Task, path: Path) -> None:
     """One row a method: a dot a seed, a bar for mean ± sd; the teacher as a line."""
     methods, metric = comparison["methods"], task.metric
@@ -52,6 +68,7 @@ def plot_comparison(comparison: dict[str, Any], task: Task, path: Path) -> None:
     save(made, path)
 
 
+@plain_texts
 def plot_curves(comparison: dict[str, Any], task: Task, folder: Path, path: Path) -> None:
     """The metric over training: mean over seeds, and their range as a band."""
     metric = task.metric
@@ -61,7 +78,7 @@ def plot_curves(comparison: dict[str, Any], task: Task, folder: Path, path: Path
         for seed in summary["seeds"]:
             for file in (folder / name / f"seed{seed}").glob("*/metrics.jsonl"):
                 for row in read_metrics(file):
-                    if row["kind"] == "eval":
+                    if row["kind"] == "eval" and row.get(metric.name) is not None:
                         curves.setdefault(row["step"], []).append(metric.scale * row[metric.name])
         steps = sorted(step for step, values in curves.items() if len(values) == len(summary["seeds"]))
         if not steps:

@@ -8,6 +8,7 @@ from typing import Any
 from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.plots import plot_comparison, plot_curves
 from kdjax.experiment.tables import headings, markdown_table, mean_sd, rows_of, setting, shared_note, verdicts
+from kdjax.json_files import write_whole
 from kdjax.tasks import Task
 
 
@@ -39,9 +40,9 @@ def write_report(folder: Path, comparison: dict[str, Any], task: Task) -> Path:
         seed_heads="".join(f"<th>seed {html.escape(str(seed))}</th>" for seed in next(iter(methods.values()))["seeds"]),
         baseline=html.escape(BASELINE), metric=html.escape(metric.title), noun=noun, legend=html.escape(task.legend),
     )  # fmt: skip
-    (folder / "table.md").write_text(markdown_table(comparison, task), encoding="utf-8")
+    write_whole(folder / "table.md", markdown_table(comparison, task))
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

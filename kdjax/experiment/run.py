@@ -11,6 +11,8 @@ from kdjax.experiment.lock import locked
 from kdjax.experiment.phase import train_phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.experiment.teacher_outputs import check_outputs_folder
+from kdjax.places import hear_once
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress, Silent
 
@@ -44,6 +46,7 @@ def run(
       TrainingError, CheckpointError, Stopped: see `kdjax.training`.
     """
     builder, progress = builder or Builder(), progress or Silent()
+    hear_once()
     problems = experiment.problems()
     if jax.process_count() > 1 and experiment.runner == "pmap":
         problems.insert(0, "Several processes run under jit or fsdp, not under pmap; set runner to jit.")
@@ -52,6 +55,8 @@ def run(
     # Everything is built and found before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     check_sources(experiment, programs, folder)
+    if any(phase.teacher_cache for phase in experiment.phases):
+        check_outputs_folder(experiment.cache_dir)
     with locked([folder]):
         by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
         by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)

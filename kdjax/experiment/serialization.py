@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdjax import objectives, schedules
+from kdjax.data.errors import note
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.json_files import read_json, write_json
+from kdjax.json_files import read_json, shown, write_json
 from kdjax.objectives import ByReference, Objective, Sum
 from kdjax.objectives.by_reference import by_reference
 from kdjax.tasks import kinds as task_kinds
@@ -59,12 +60,12 @@ def from_data(data: Any, where: str = "experiment") -> Any:
       ExperimentError: naming the place, for an unknown kind or key, or a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise ExperimentError(f'{where}: expected an object with a "kind", found {data!r}.')
+        raise ExperimentError(f'{where}: expected an object with a "kind", found {shown(data)}.')
     known = KINDS | task_kinds()
-    cls = known.get(data.get("kind", ""))
+    cls = known.get(data["kind"]) if isinstance(data.get("kind"), str) else None
     if cls is None:
         raise ExperimentError(
-            f"{where}: unknown kind {data.get('kind')!r}{_nearest(data.get('kind'), known)}. (A task of your own must be "
+            f"{where}: unknown kind {shown(data.get('kind'))}{_nearest(data.get('kind'), known)}. (A task of your own must be "
             "imported before its experiments are read: --import its file.)"
         )
     hints = typing.get_type_hints(cls)
@@ -94,8 +95,20 @@ def save(experiment: Experiment, path: Path) -> None:
 
 
 def load(path: Path) -> Experiment:
-    """The experiment saved at `path`."""
-    experiment = from_data(read_json(path, ExperimentError, "give a saved experiment or a .py config"))
+    """The experiment saved at `path`.
+
+    Raises:
+      ExperimentError: naming the file, and the place in it.
+    """
+    edited = lambda what: note(f"{what}; it is read as it is now, as if that was on purpose")
+    found = read_json(path, ExperimentError, "give a saved experiment or a .py config", changed=edited)
+    try:
+        experiment = from_data(found)
+    except ExperimentError as error:
+        said = " ".join(str(error).split())
+        raise ExperimentError(f"{path} cannot be read: {said if len(said) < 1500 else said[:1500] + ' ...'}") from error
+    except RecursionError as error:
+        raise ExperimentError(f"{path} cannot be read: its fields are nested too deeply.") from error
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{path} holds a {type(experiment).__name__}, not an Experiment.")
     return experiment
@@ -127,14 +140,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             except ExperimentError:
                 if choice is choices[-1]:
                     raise
-        raise ExperimentError(f"{where}: {value!r} is not a {hint}.")
+        raise ExperimentError(f"{where}: {shown(value)} is not a {hint}.")
     if origin is Literal:
         if value not in arguments:
-            raise ExperimentError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+            raise ExperimentError(f"{where}: {shown(value)} is not one of {', '.join(map(repr, arguments))}.")
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise ExperimentError(f"{where}: expected a list, found {value!r}.")
+            raise ExperimentError(f"{where}: expected a list, found {shown(value)}.")
         return tuple(_convert(item, arguments[0], f"{where}.{i}") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         item = from_data(value, where)
@@ -144,7 +157,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ExperimentError(f"{where}: expected a {hint.__name__}, found {value!r}.")
+        raise ExperimentError(f"{where}: expected a {hint.__name__}, found {shown(value)}.")
     return value
 
 

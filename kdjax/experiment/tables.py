@@ -1,5 +1,7 @@
 """What a person reads at the end: the tables on the terminal, and what they say in sentences."""
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from kdjax.experiment.accounting import in_words
 from kdjax.experiment.compare import BASELINE, paired_gain
 from kdjax.experiment.spec import Experiment
 from kdjax.tasks import Task
+from kdjax.terminal import visible
 from kdjax.training.metrics import Metric
 
 
@@ -47,9 +50,15 @@ def rows_of(comparison: dict[str, Any], task: Task) -> list[tuple[str, ...]]:
 def markdown_table(comparison: dict[str, Any], task: Task) -> str:
     """The table for a README."""
     titles = headings(comparison, task)
-    lines = [" | ".join(titles), " | ".join(["---", *["---:"] * (len(titles) - 1)])]
-    lines += [" | ".join(row) for row in rows_of(comparison, task)]
+    lines = [" | ".join(map(markdown, titles)), " | ".join(["---", *["---:"] * (len(titles) - 1)])]
+    lines += [" | ".join(map(markdown, row)) for row in rows_of(comparison, task)]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """A text in a cell of a Markdown table, of which nothing is markup."""
+    shown = re.sub(r"([\\\\`*\[\]|$~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(visible(text).split()))
+    return html.escape(shown, quote=False)
 
 
 def mean_sd(value: dict[str, Any] | None, metric: Metric) -> str:
@@ -187,8 +196,8 @@ def show_results(experiment: Experiment, results: dict[str, dict[str, Any]], fol
     for (name, result), row in zip(results.items(), last, strict=True):
         best = result.get("best")
         table.add_row(
-            name, result["network"], f"{result['parameters']:,}", metric.text(row[metric.name]),
-            f"{metric.text(best['student'][metric.name])} ({best['step']})" if best else "–",
+            name, result["network"], f"{result['parameters']:,}", _cell(row, metric),
+            f"{_cell(best['student'], metric)} ({best['step']})" if best else "–",
             *(_cell(row, column) for column in columns), _rate(result.get("examples_per_s")),
             _seconds(result.get("seconds")),
         )  # fmt: skip
@@ -236,7 +245,7 @@ def empty_table(title: str | None, titles: tuple[str, ...], words: int) -> Any:
 
 
 def _cell(row: dict[str, float], column: Metric) -> str:
-    return column.text(row[column.name]) if column.name in row else "–"
+    return "–" if row.get(column.name) is None else column.text(row[column.name])
 
 
 def _rate(value: float | None) -> str:

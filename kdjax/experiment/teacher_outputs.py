@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import Pipeline
+from kdjax.places import cache_folder, local
 from kdjax.tasks import Dataset, Task
 from kdjax.training import Runner, Variables, content_hash
 from kdjax.training.processes import any_of, by_first, is_first, of_first
 from kdjax.training.teacher_cache import CacheError, Storage, TeacherCache, with_teacher
 from kdjax.types import Batch, Clock, ModelOutput, Network
+
+
+def outputs_folder(named: str) -> Path:
+    """The folder of all caches of teachers' outputs: the named one, or one of the user's cache."""
+    return local(named, CacheError, "A folder of teachers' outputs") if named else cache_folder("teachers")
+
+
+def check_outputs_folder(named: str) -> None:
+    """Refuses a folder in which nothing can be kept, before a teacher is trained for it. What is there already may do without.
+
+    Raises:
+      CacheError: it cannot be made or written.
+    """
+    folder = outputs_folder(named)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"outputs")
+    except OSError as error:
+        raise CacheError(
+            f"A teacher's outputs cannot be kept in {folder} ({error.strerror or error}); name another folder with --cache-dir."
+        ) from error
 
 
 class StoredOutputs:
@@ -74,9 +98,8 @@ class TeacherOutputs:
             "views": views.facts,
         }
         digest = hashlib.sha256(json.dumps([description, storage.name], sort_keys=True).encode()).hexdigest()[:16]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdjax" / "teachers"
         make = lambda: TeacherCache(
-            Path(folder or home) / digest, description, examples=len(dataset.train), views=views.count,
+            outputs_folder(folder) / digest, description, examples=len(dataset.train), views=views.count,
             shape=logits.shape[1:], storage=storage, writes=is_first(),
         )  # fmt: skip
         if jax.process_count() > 1:

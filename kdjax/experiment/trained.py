@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.experiment.artifacts import saved_experiment
-from kdjax.experiment.folder import network_folder
+from kdjax.experiment.folder import NETWORK, network_folder, read_network, run_place
 from kdjax.experiment.networks import make_network, make_networks
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.json_files import read_json
 from kdjax.tasks.facts import dataset_of
 from kdjax.tasks.given import GivenNetwork, named
 from kdjax.training import Variables
-from kdjax.training.checkpoints import DAMAGED, load_network
+from kdjax.training.checkpoints import load_network
 from kdjax.types import Network, Tree
 
 
@@ -65,7 +64,7 @@ def load_trained(
     Raises:
       ExperimentError, CheckpointError: there is no such network, or it is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = run_place(folder)
     experiment = saved_experiment(folder)
     chosen = experiment.phase(phase).name if phase else experiment.student.name
     if network is not None:
@@ -80,9 +79,9 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
     """The finished network of a phase of an experiment that was run in a folder; raises as `load_trained`."""
     chosen = experiment.phase(phase)
     place = network_folder(chosen, folder / phase)
-    if not (place / "network.json").exists():
+    if not (place / NETWORK).exists():
         raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
-    facts = read_json(place / "network.json", ExperimentError, DAMAGED).get("data")
+    facts = read_network(place).get("data")
     try:
         dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
         if any(

@@ -94,7 +94,7 @@ def show_methods(console: Any, names: Iterable[str] = METHODS) -> None:
     for name, paper, of_family, read, trained, objective, summary in rows(names):
         if of_family != family:
             family = of_family
-            console.print(f"\n[bold]{family}[/bold]")
+            console.print(f"\n{family}", style="bold")
         console.print(f"{name:<20}{summary}", highlight=False, soft_wrap=True)
         facts = [paper, f"reads {read}", "" if trained == "–" else f"trains {trained}", objective]
         console.print(Padding(Text("; ".join(filter(None, facts)), "dim"), (0, 0, 0, 20)))
@@ -103,34 +103,36 @@ def show_methods(console: Any, names: Iterable[str] = METHODS) -> None:
 
 
 def show_method(name: str, console: Any) -> None:
+    from rich.text import Text
+
     entry = method(name)
 
     def line(text: str, **style: Any) -> None:
         console.print(text, highlight=False, soft_wrap=True, **style)
 
-    line(f"[bold]{name}[/bold]: {entry.summary}")
-    line(written(entry.objective), markup=False)
+    console.print(Text.assemble((name, "bold"), f": {entry.summary}"), soft_wrap=True)
+    line(written(entry.objective))
     line(f"weights from: {entry.setting or 'no published setting; see the objective'}")
     if any(part.trains for part in entry.objective.parts):
         line(f"trains beside the student: {trains(entry.objective)}")
     for part_name, part in part_names(entry.objective).items():
-        line(f"\n[bold]{part.weight} × {part_name}[/bold]")
+        line(f"\n{part.weight} × {part_name}", style="bold")
         explain(part, line)
 
 
 def explain(part: Objective, line: Any) -> None:
     """Prints formula, text, fields and paper of one objective, and of the one it wraps."""
     if part.formula:
-        line(f"  {part.formula}", markup=False)
-    line(inspect.getdoc(type(part)), markup=False)
+        line(f"  {part.formula}")
+    line(inspect.getdoc(type(part)))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name != "weight":
-            line(f"  {field.name} = {written(value) if isinstance(value, Objective) else value}", markup=False)
+            line(f"  {field.name} = {written(value) if isinstance(value, Objective) else value}")
     if part.paper is not None:
         paper = part.paper
         arxiv = f", arXiv {paper.arxiv}" if paper.arxiv else ""
-        line(f"  {paper.authors}: {paper.title}. {paper.venue} {paper.year}{arxiv}", markup=False)
+        line(f"  {paper.authors}: {paper.title}. {paper.venue} {paper.year}{arxiv}")
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if isinstance(value, Objective):

@@ -1,14 +1,18 @@
 """What a finished network must know of the data it was trained on, to be built again where that data is not."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax.tasks.task import Dataset
 from kdjax.types import DataInfo, Tree
+
+LARGEST = 10**8  # examples of a set, or values of an example
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
@@ -25,9 +29,19 @@ def facts_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def dataset_of(facts: dict[str, Any]) -> Dataset:
-    """A data set of which only `facts_of` is known: it has the shapes, and zeros in place of the examples."""
+    """A data set of which only `facts_of` is known: it has the shapes, and zeros in place of the examples.
+
+    Raises:
+      ValueError: these are no facts of a data set.
+    """
     count, classes = facts["num_examples"], facts["num_classes"]
-    examples = Remembered(facts["name"], "train", jax.tree.map(_shape, facts["inputs"]), count)
+    if not (0 <= count <= LARGEST and 0 <= classes <= LARGEST):
+        raise ValueError(
+            f"The network's data are said to have {count:,} examples and {classes:,} classes; train it again."
+        )
+    if not jax.tree.leaves(facts.get("inputs")):
+        raise ValueError("The network does not say what its inputs are; train it again.")
+    examples = Remembered(facts["name"], "train", jax.tree.map(_shape, facts.get("inputs", {})), count)
     rows = np.arange(count)
     labels = (rows % max(classes, 1)).astype(np.int32)
     info = DataInfo(
@@ -60,5 +74,15 @@ class Remembered:
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:
-    dtype, sizes = re.fullmatch(r"(\w+)\[([\d, ]*)\]", text).groups()
-    return jax.ShapeDtypeStruct(tuple(int(size) for size in sizes.split(",") if size.strip()), np.dtype(dtype))
+    found = re.fullmatch(r"((?:u?int|float|bfloat|bool)\d*)\[((?:\d{1,8}(?:, )?)*)\]", str(text))
+    if not found:
+        raise ValueError(f"The network's inputs are said to be {text!r}, which is no type and shape; train it again.")
+    shape = tuple(int(size) for size in found[2].split(",") if size.strip())
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"The network's inputs are said to have the shape {list(shape)}; train it again.")
+    try:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(found[1]))
+    except TypeError as error:
+        raise ValueError(
+            f"The network's inputs are said to be {text!r}, which is no type and shape; train it again."
+        ) from error

@@ -167,6 +167,12 @@ def given_data(
             raise DataError(f"The labels of {name}, {split}, are {labels.dtype}; give classes as integers from 0.")
         splits[split] = Arrays(name, split, inputs, labels.astype(np.int32))
     largest = max(int(arrays.targets.max()) for arrays in splits.values())
+    trained, tested = splits["train"].targets, splits["test"].targets
+    if num_classes is None and trained.ndim == 1 and tested.max() > trained.max():
+        raise DataError(
+            f"Label {tested.max()} of {name}, test, at {tested.argmax()}, is none of the training part, whose labels go to "
+            f"{trained.max()}; mend it, or give num_classes={largest + 1}."
+        )
     classes = largest + 1 if num_classes is None else num_classes
     for split, arrays in splits.items():
         wrong = np.flatnonzero((arrays.targets < 0) | (arrays.targets >= classes))

@@ -1,10 +1,13 @@
 """What a person sees while a phase trains: a bar with time left and examples/s, or a line now and then."""
 
+import contextlib
 import html
 import os
 import sys
 import time
 from typing import Protocol
+
+from kdjax.terminal import visible
 
 
 class Progress(Protocol):
@@ -34,6 +37,37 @@ class Silent:
 
     def finish(self):
         pass
+
+
+class Heard:
+    """Shows what another one does as long as there is somebody to show it to: a pipe that is closed, a terminal that is gone or
+    a full disk behind either ends the lines, and not the training."""
+
+    def __init__(self, shown: Progress):
+        self.shown = shown
+
+    def start(self, name, step, total, batch_size, noun):
+        self._try("start", visible(name), step, total, batch_size, noun)
+
+    def advance(self, step):
+        self._try("advance", step)
+
+    def show(self, metrics, rate):
+        self._try("show", metrics, rate)
+
+    def evaluated(self, said):
+        self._try("evaluated", said)
+
+    def finish(self):
+        self._try("finish")
+
+    def _try(self, name: str, *given) -> None:
+        try:
+            getattr(self.shown, name)(*given)
+        except OSError as error:
+            self.shown = Silent()
+            with contextlib.suppress(OSError):
+                print(f"kdjax: progress cannot be shown any more ({error.strerror}); the run goes on.", file=sys.stderr)
 
 
 class Lines:
@@ -99,10 +133,12 @@ class Bar(_Facts):
         self._bar = None
 
     def start(self, name, step, total, batch_size, noun):
+        from rich.markup import escape
+
         self.noun, self.loss, self.metric, self.rate = noun, "", "", ""
         self._bar = self._make(*self._columns)
         self._bar.start()
-        self._task = self._bar.add_task(name, total=total, completed=step, rate="", note="compiling")
+        self._task = self._bar.add_task(escape(name), total=total, completed=step, rate="", note="compiling")
 
     def advance(self, step):
         self._bar.update(self._task, completed=step, rate=self.rate, note=f"{self.loss} {self.metric}".strip())

@@ -6,18 +6,22 @@ Outputs are kept in memory and in a folder, and later runs with the same teacher
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdjax.json_files import read_json, write_json
+from kdjax.json_files import own_name, read_json, sync_folder, write_json
+from kdjax.places import disk_fault
 from kdjax.types import Batch, ModelOutput
 
 DESCRIPTION = "description.json"
-VERSION = 1
+FORM = 2  # of the files; those of form 1 had no checksum
+SEAL = b"sha256"  # what the last record of a file begins with
 
 
 class CacheError(Exception):
@@ -103,11 +107,14 @@ class TeacherCache:
         self._place = np.full(examples * views, -1, np.int32)
         self._count = 0
         self._error = {"rows": 0, "largest": 0.0, "mass": 0.0}
-        description = {"version": VERSION, "storage": storage.name, "classes": shape[-1], **description}
+        description = {"form": FORM, "storage": storage.name, "classes": shape[-1], **description}
         if len(shape) > 1:
             description["elements"] = list(shape[:-1])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check(json.loads(json.dumps(description)))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check(json.loads(json.dumps(description)))
+        except OSError as error:
+            raise self._unwritable(error) from error
         self.parts = 0
         for path in sorted(self.folder.glob("*.array_record")):
             self._add(*self._read(path))
@@ -129,7 +136,13 @@ class TeacherCache:
         return self.storage.unpack(self._rows[self._place[ids]])
 
     def add(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Keeps `(ids [B], logits [B, ..., C] float32)`, in memory and as one more file, which is there whole or not at all."""
+        """Keeps `(ids [B], logits [B, ..., C] float32)`, in memory and as one more file, which is there whole or not at all.
+
+        Any number of processes may add to one folder at the same moment.
+
+        Raises:
+          CacheError: it cannot be written.
+        """
         with self._file() as write:
             for ids, logits in blocks:
                 logits = np.asarray(logits, np.float32)
@@ -141,18 +154,57 @@ class TeacherCache:
 
     @contextlib.contextmanager
     def _file(self):
-        """Writes records to one more file."""
+        """Writes records to one more file, whose last one is a checksum of the others."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         if not self.writes:
             yield lambda record: None
             return
-        path = self.folder / f"{self.parts:05d}.array_record"
-        temporary = path.with_suffix(".tmp")
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        yield writer.write
-        writer.close()
-        temporary.rename(path)
+        temporary, digest, failed = own_name(self.folder / "outputs"), hashlib.sha256(), []
+
+        def write(record: bytes) -> None:
+            digest.update(record)
+            attempt(lambda: writer.write(record))
+
+        def attempt(action: Callable[[], Any]) -> Any:
+            try:
+                return action()
+            except Exception as error:  # the writer's own are of many kinds
+                failed.append(error)
+                raise
+
+        try:
+            writer = attempt(lambda: ArrayRecordWriter(str(temporary), "group_size:1"))
+            yield write
+            attempt(lambda: (writer.write(SEAL + digest.digest()), writer.close(), self._publish(temporary)))
+        except Exception as error:
+            if any(error is one for one in failed):
+                raise self._unwritable(error) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _publish(self, temporary: Path) -> None:
+        """Gives a file that is written the next number that nobody has taken."""
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        number = self.parts
+        while True:
+            try:
+                os.link(temporary, self.folder / f"{number:05d}.array_record")
+                break
+            except FileExistsError:
+                number += 1
+            except OSError:  # a file system without links: its own name stays
+                temporary.replace(temporary.with_suffix(".array_record"))
+                break
+        sync_folder(self.folder)
+
+    def _unwritable(self, error: BaseException) -> CacheError:
+        why = disk_fault(error) or f"{type(error).__name__}: {error}"
+        return CacheError(
+            f"A teacher's outputs cannot be kept in {self.folder}: {why.rstrip('.')}. Or name another folder with --cache-dir."
+        )
 
     def error(self) -> dict[str, float]:
         """What keeping changed of the outputs that were added: the largest change of a logit, or the mean probability of the
@@ -183,21 +235,31 @@ class TeacherCache:
         self._count = needed
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and rows of a file, whose checksum is verified."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         try:
             reader = ArrayRecordReader(str(path))
+            *records, seal = reader.read_all()
+            reader.close()
+            digest = hashlib.sha256()
             ids, rows = [np.empty(0, np.int64)], [np.empty(0, self._rows.dtype)]
-            for record in reader.read_all():
+            for record in records:
+                digest.update(record)
                 count = int(np.frombuffer(record, np.int64, 1)[0])
                 ids.append(np.frombuffer(record, np.int64, count, 8))
                 rows.append(np.frombuffer(record, self._rows.dtype, count, 8 + 8 * count))
-            reader.close()
+            if seal != SEAL + digest.digest():
+                raise ValueError("its checksum does not match what is in it")
+            found = np.concatenate(ids)
+            if len(found) and not 0 <= found.min() <= found.max() < len(self._place):
+                raise ValueError(f"it is of view {found.max()}, and there are {len(self._place)}")
         except Exception as error:  # of many kinds for a damaged file
+            why = str(error) if type(error) is ValueError else type(error).__name__
             raise CacheError(
-                f"{path} is damaged ({type(error).__name__}); delete it: what it held is computed again."
+                f"{path} is damaged ({why.splitlines()[0]}); delete it: what it held is computed again."
             ) from error
-        return np.concatenate(ids), np.concatenate(rows)
+        return found, np.concatenate(rows)
 
     def _check(self, description: dict[str, Any]) -> None:
         path = self.folder / DESCRIPTION

@@ -5,6 +5,9 @@ import math
 import os
 from pathlib import Path
 
+from kdjax.json_files import NUMBER, parse, wrong_field
+from kdjax.training.checkpoints import CheckpointError
+
 
 class MetricWriter:
     """Appends rows to `metrics.jsonl` and mirrors their numbers to TensorBoard.
@@ -65,13 +68,32 @@ class Nowhere:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics file, without a last line that was cut short; [] if there is none."""
+    """The rows of a metrics file, without an end that was cut short or is zeros; [] if there is none.
+
+    Raises:
+      CheckpointError: a row that others follow is damaged; its line is named.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    rows, damaged = [], None
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        row = _row(line)
+        if row is None:
+            damaged = damaged or number * bool(line.strip())
+        elif damaged:
+            raise CheckpointError(f"Line {damaged} of {path} is damaged; mend or delete that line.")
+        else:
+            rows.append(row)
     return rows
+
+
+def _row(line: str) -> dict | None:
+    """A row, or None where the line is none."""
+    try:
+        row = parse(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or wrong_field(row, {"step": int, "kind": str}):
+        return None
+    numbers = {name: value for name, value in row.items() if name != "kind"}
+    return None if wrong_field({"numbers": numbers}, {"numbers": dict[str, NUMBER | None]}) else row

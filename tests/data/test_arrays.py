@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdjax.data import DataError, from_arrays, load
 
@@ -75,7 +76,10 @@ BAD = {
     "text": (np.array(["a"] * 30), Y, "are <U1"),
     "labels of text": (X, np.array(["a"] * 30), "labels of .* are <U1"),
     "fractions": (X, Y + 0.5, "whole numbers from 0 on"),
-    "negative": (X, Y - 1, "go from -1 to 1; number the 2 classes"),
+    "negative": (X, Y - 1, r"go from -1 to 1; number the 2 classes.*\(The first that is none is -1, number 0; 10 of 30"),
+    "one beyond": (X, np.where(np.arange(30) == 7, 5000, Y), r"Label 5,000 of .*bad.npz \(train\), number 7, would be"),
+    "no examples": (X[:0], Y[:0], "has no examples"),
+    "infinite": (np.where(np.arange(30).reshape(30, 1, 1, 1) == 4, np.inf, X / 255), Y, "nan or inf.* number 4;"),
     "rows that add up to 2": (X, np.full((30, 4), 0.5), "each row add up to 1"),
     "too few names": (X, Y, "2 and 3 classes by its names"),
 }  # fmt: skip
@@ -101,3 +105,47 @@ def test_files_that_say_nothing_are_refused_with_their_names(tmp_path):
     says("no file or folder .*nowhere.npz", str(tmp_path / "nowhere.npz"), split="train")
     (tmp_path / "e.csv").write_text("1,2")
     says("is a file; give a folder", str(tmp_path / "e.csv"), split="train")
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize(
+    ("label", "said"), [(3, "is none of the training part, whose labels go to 2"), (-1, "go from -1 to")]
+)
+def test_labels_that_are_no_classes_are_named_in_every_split(split, label, said, tmp_path):
+    wrong = np.where(np.arange(30) == 11, label, Y)
+    np.savez(tmp_path / "set.npz", x_train=X, y_train=Y, **{f"x_{split}": X, f"y_{split}": wrong})
+    says(rf"set.npz .*{said}.*|.*number 11.*{said}", str(tmp_path / "set.npz"), split="test")
+    says("number 11", str(tmp_path / "set.npz"), split="test")
+
+
+def test_an_array_may_not_be_larger_than_its_file(tmp_path):
+    """A header that says otherwise is not believed: nothing is made of that size."""
+    path = tmp_path / "set.npz"
+    np.savez(path, x=X, y=Y)
+    path.write_bytes(path.read_bytes().replace(b"(30, 5, 4, 3)", b"(90000000000,)"[:13]))
+    says("cannot be read as .npz", str(path), split="train")
+
+
+def test_examples_that_are_trained_on_and_evaluated_are_reported(tmp_path, capsys):
+    from kdjax.tasks.classification import Classification
+
+    shared = np.concatenate([X[20:25], 255 - X[:5]])
+    np.savez(tmp_path / "set.npz", x_train=X, y_train=Y, x_test=shared, y_test=(np.arange(20, 30) + 1) % 3)
+    Classification(name=str(tmp_path / "set.npz"), batch_size=64).load()
+    said = capsys.readouterr().err
+    assert "5 of the 10 examples" in said and "are in its split train too, 5 of them with another label" in said
+    assert "the first is number 0, there number 20" in said
+    assert "has 30 examples to train on, fewer than a batch of 64" in said
+    pictures = tmp_path / "pictures"
+    for split, classes in {"train": "ab", "test": "ab"}.items():
+        for name in classes:
+            (pictures / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(X[i + 3 * (name == "b") + 5 * (split == "test")]).save(
+                    pictures / split / name / f"{i}.png"
+                )
+    Classification(name=str(pictures), batch_size=2).load()
+    said = capsys.readouterr().err
+    assert (
+        "1 of the 6 examples" in said and "1 of them with another label; the first is number 0, there number 5" in said
+    )

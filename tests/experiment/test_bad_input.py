@@ -13,6 +13,7 @@ from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.json_files import read_json, write_json
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet, SimKD
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classification, Classifier, Views
@@ -121,9 +122,9 @@ def test_a_teacher_that_saw_other_inputs_is_told_of(finished, tmp_path, builder,
 
 def test_a_network_that_knows_the_classes_in_another_order_is_refused(copy, builder):
     path = copy / "teacher/network.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path, ExperimentError, "")
     assert facts["class_names"] == list("0123456789")
-    path.write_text(json.dumps(facts | {"class_names": list("1023456789")}))
+    write_json(path, facts | {"class_names": list("1023456789")})
     with pytest.raises(ExperimentError, match="in another order: number 0 is '1' to it and '0' in the data"):
         evaluate_run(copy, builder.data_dir)
 
@@ -182,7 +183,7 @@ def test_a_teacher_of_another_architecture_is_refused(finished, tmp_path, builde
 
 def test_a_teacher_with_other_classes_is_refused(copy, tmp_path, builder):
     path = copy / "teacher/network.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 100}))
+    write_json(path, read_json(path, ExperimentError, "") | {"num_classes": 100})
     experiment = small().replace_phase("teacher", weights=str(copy))
     with pytest.raises(ExperimentError, match=r"has 100 classes, the data set digits has 10"):
         run(experiment, tmp_path / "other", builder=builder)
@@ -324,3 +325,74 @@ def test_a_student_with_something_behind_it_neither_teaches_nor_goes_on(field):
     assert problem.startswith(
         f"Phase 'again' takes its {field} from 'student', whose network is deployed with its 'simkd'"
     )
+
+
+# --- what is left behind, and files of others ---
+
+
+def test_what_a_killed_run_or_a_system_leaves_behind_is_no_run(tmp_path, builder):
+    folder = tmp_path / "run"
+    for name in ("experiment.json.123-ab.tmp", "experiment.tmp", ".DS_Store", "Thumbs.db"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+    from kdjax.experiment.folder import open_run
+
+    open_run(folder, small())
+    assert (folder / "experiment.json").exists()
+
+
+def test_what_is_overwritten_goes_as_a_whole_and_what_says_that_it_is_a_run_last(finished, copy, monkeypatch):
+    from kdjax.experiment import folder as folders
+
+    kept, moved = folders.Path.rename, []
+
+    def killed(path, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return kept(path, target)
+
+    monkeypatch.setattr(folders.Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folders.open_run(copy, small(), overwrite=True)
+    monkeypatch.undo()
+    assert "experiment.json" not in moved and (copy / "experiment.json").exists()
+    folders.open_run(copy, small(), overwrite=True)
+    assert [path.name for path in copy.iterdir()] == ["experiment.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": "<script>alert(1)</script>"}, "seed is '<script>alert"),
+        ({"parameters": "many"}, "parameters is 'many' and not int"),
+        ({"last": {"step": 4, "student": {"top1": "<b>"}}}, "last.student.top1 is '<b>' and not"),
+        ({"hash": 7}, "hash is 7 and not str"),
+        ({"best": []}, r"best is \[\] and not"),
+    ],
+)
+def test_a_result_of_another_type_is_refused(changed, said, copy, builder):
+    path = copy / "student/result.json"
+    write_json(path, read_json(path, ExperimentError, "") | changed)
+    with pytest.raises(ExperimentError, match=rf"student/result\.json is damaged: {said}"):
+        run(small(), copy, resume=True, builder=builder)
+
+
+def test_networks_that_were_taken_from_each_other_are_no_circle(tmp_path):
+    from kdjax.experiment.folder import find_network
+
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "result.json", {"hash": "0", "from": str(tmp_path / other)})
+    with pytest.raises(ExperimentError, match=r"took its network from .* which took it from there"):
+        find_network(tmp_path / "a", "teacher")
+
+
+def test_a_cache_folder_that_cannot_be_is_said_before_a_teacher_is_trained(tmp_path, builder):
+    from kdjax.training.teacher_cache import CacheError
+
+    (tmp_path / "file").touch()
+    cached = small(student={"teacher_cache": "float32"}, cache_dir=str(tmp_path / "file/cache"))
+    with pytest.raises(CacheError, match=r"cannot be kept in .*file/cache .*; name another folder with --cache-dir"):
+        run(cached, tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Comparisons: one teacher, equal budgets, honest tables, a report that stands alone."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -12,9 +13,10 @@ from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import compare, paired_gain, spread
 from kdjax.experiment.report import write_report
-from kdjax.experiment.tables import rows_of, verdicts
+from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
+from kdjax.terminal import make_console
 from tests.experiment.conftest import small
 
 OPTIONS = {"data": {"labelled": 200}, "length": 6}
@@ -69,6 +71,28 @@ def test_the_report_stands_alone(compared):
     for sentence in verdicts(comparison, TASK):
         assert sentence in page
     assert "{" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", page, flags=re.S), "nothing is left unfilled"
+
+
+NAMES = ("<script>alert(1)</script>", "a|b\nc", "[bold]x[/x]", "$\\frac{$", "\x1b[2J", "_x_ *y* `z`")
+
+
+def test_names_are_no_markup_anywhere(compared, tmp_path):
+    """Of the report, the Markdown table, the terminal and the pictures."""
+    comparison = json.loads(json.dumps(compared[1]))
+    kd = comparison["methods"].pop("kd")
+    comparison["methods"] |= {name: kd for name in NAMES}
+    comparison["name"] = comparison["student"] = comparison["data"]["name"] = " ".join(NAMES)
+    comparison["teacher"]["network"] = comparison["device"] = comparison["data"]["description"] = " ".join(NAMES)
+    page = write_report(tmp_path, comparison, TASK).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    table = (tmp_path / "table.md").read_text().splitlines()
+    cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+    assert len(table) == 3 + len(comparison["methods"]) and len(cells) == 1, "a cell is a cell"
+    assert "&lt;script&gt;" in table[5] and "\\_x\\_ \\*y\\* \\`z\\`" in table[-1] and "\x1b" not in "".join(table)
+    console = make_console(file=io.StringIO(), width=400)
+    show_comparison(comparison, TASK, console)
+    shown = console.file.getvalue()
+    assert "[bold]x[/x]" in shown and "\\x1b[2J" in shown and "\x1b" not in shown
 
 
 def test_a_comparison_is_gone_on_with_and_grows(compared, builder):

@@ -106,12 +106,36 @@ def test_probabilities_become_logits(tmp_path):
         ({"logits": np.zeros((2, 2)), "index": np.array([1, 1])}, "has example 1 twice"),
         ({"logits": np.zeros((2, 2)), "index": np.array([1.0, 2.0])}, "index of .* is float64"),
         ({"logits": np.array([[None, "a"]], object)}, "cannot be read"),
+        ({"logits": np.array([["a", "b"]])}, "must be floats"),
+        ({"logits": np.zeros((4, 2), complex)}, "is complex128"),
+        ({"logits": np.array([[1.0, np.inf]])}, "is infinite in row 0"),
+        ({"logits": np.zeros((0, 5))}, "is empty"),
+        ({"logits": np.zeros((1, 2)), "index": np.array([-1])}, "is of example -1"),
     ],
 )
 def test_a_file_that_is_not_it_is_refused(arrays, said, tmp_path):
     np.savez(tmp_path / "said.npz", **arrays)
     with pytest.raises(DataError, match=said):
         read_outputs(tmp_path / "said.npz", 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"index": 1, "logits": [NaN, 1]}', "line 2 is no JSON"),
+        ('{"index": 1, "logits": [1, "2"]}', "line 2 is not"),
+        ('{"index": true, "logits": [1, 2]}', "line 2 is not"),
+        ('{"index": 1, "logits": [1]}', "cannot be read"),
+        ('{"index": 1, "probs": [0.5, 0.5]}', "both logits and probs"),
+        ("[" * 5000, "line 2 is no JSON"),
+    ],
+)
+def test_a_line_that_is_none_is_named(line, said, tmp_path):
+    path = tmp_path / "said.jsonl"
+    path.write_text(f'{{"index": 0, "logits": [1, 2]}}\r\n{line}\n')
+    with pytest.raises(DataError, match=said) as error:
+        read_outputs(path, 4)
+    assert "\n" not in str(error.value)
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(live, builder, tmp_path):

@@ -1,6 +1,8 @@
 """Outputs of a teacher that are kept: exact, computed once, and never those of something else."""
 
+import errno
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -165,3 +167,88 @@ def test_they_go_on_from_any_step_and_a_second_run_asks_nothing(start, tmp_path)
         np.testing.assert_array_equal(found.index, batch.index)
         np.testing.assert_array_equal(found.teacher.logits, batch.teacher.logits)
     assert not asked
+
+
+# --- several writers, damage, full disks ---
+
+
+def test_several_may_write_one_cache_at_the_same_moment(tmp_path):
+    """Each begins with what is there, and adds its own in three files: nothing is lost, of whatever number of writers."""
+    together, failed = threading.Barrier(5), []
+
+    def work(writer):
+        try:
+            together.wait()
+            kept = cache(tmp_path)
+            for part in range(3):
+                add(kept, np.arange(14 * writer, 14 * writer + 14)[part::3])
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(writer,)) for writer in range(5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not failed
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 16 and names[0] == "00000.array_record" and not any("tmp" in name for name in names)
+    np.testing.assert_array_equal(cache(tmp_path).get(np.arange(70)).logits, LOGITS.reshape(-1, CLASSES)[:70])
+
+
+def test_any_bit_that_flips_in_its_files_is_found(tmp_path):
+    kept = cache(tmp_path)
+    add(kept, IDS)
+    path = tmp_path / "00000.array_record"
+    raw, found = path.read_bytes(), 0
+    for place in np.random.default_rng(0).integers(0, 8 * len(raw), 150):
+        changed = bytearray(raw)
+        changed[place // 8] ^= 1 << int(place) % 8
+        path.write_bytes(changed)
+        try:
+            np.testing.assert_array_equal(cache(tmp_path).get(IDS).logits, LOGITS.reshape(-1, CLASSES)[IDS])
+        except CacheError as error:
+            found += str(path) in str(error)
+    assert found > 0
+    path.write_bytes(raw)
+    other = tmp_path / "other"
+    add(cache(other), IDS[:2])
+    (other / path.name).rename(path)  # sound, but not what was to be read: the checksum is of a whole file
+    assert len(cache(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\0\0\0", '{"form": 2', "[]", '{"form": 1}', "[" * 9999, '{"storage": 5, "version": 9}']
+)
+def test_a_damaged_description_is_a_sentence(content, tmp_path):
+    cache(tmp_path)
+    (tmp_path / "description.json").write_text(content)
+    with pytest.raises(CacheError, match=r"description\.json|delete that folder") as error:
+        cache(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+    kept = cache(tmp_path / "cache")
+
+    def full(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    monkeypatch.setattr(kept, "_publish", full)
+    with pytest.raises(
+        CacheError, match=r"cannot be kept in .*cache: The disk of .* is full.*another folder with --cache-dir"
+    ):
+        add(kept, IDS)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["description.json"]
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"cannot be kept in .*file/cache: .*another folder with --cache-dir"):
+        cache(tmp_path / "file/cache")
+
+
+def test_what_the_teacher_raises_is_not_taken_for_the_disk(tmp_path):
+    def blocks():
+        yield IDS[:2], answer(IDS[:2] // VIEWS, IDS[:2] % VIEWS)
+        raise ValueError("of the teacher")
+
+    kept = cache(tmp_path)
+    with pytest.raises(ValueError, match="of the teacher"):
+        kept.add(blocks())
+    assert [path.name for path in tmp_path.iterdir()] == ["description.json"]

@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 
+from kdjax.training.checkpoints import CheckpointError
+from kdjax.training.progress import Heard, Lines
 from kdjax.training.writers import MetricWriter, read_metrics
 
 
@@ -120,3 +122,39 @@ def test_nothing_is_left_beside_the_file(tmp_path):
     write(tmp_path, [1])
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['{"step": 2, "kind"', "\0" * 30, '{"step": "2", "kind": "train"}', '{"step": 2, "loss": 1}', "[]",
+     '{"step": 2, "kind": "train", "loss": NaN}', "[" * 9999],
+)  # fmt: skip
+def test_a_damaged_row_that_others_follow_is_named_and_at_the_end_left_out(damage, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 1, "kind": "train", "loss": 0.5}'
+    path.write_text(f"{good}\n{damage}\n{good}\n")
+    with pytest.raises(CheckpointError, match=r"Line 2 of .*metrics\.jsonl is damaged; mend or delete that line"):
+        read_metrics(path)
+    path.write_text(f"{good}\n{damage}\n\0\0")
+    assert read_metrics(path) == [{"step": 1, "kind": "train", "loss": 0.5}]
+
+
+class Gone:
+    """A pipe that somebody has closed."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self):
+        pass
+
+
+def test_a_closed_pipe_ends_the_lines_and_not_the_training(capsys):
+    shown = Heard(Lines(seconds=0.0, file=Gone()))
+    shown.start("student", 0, 9, 4, "images")
+    for step in range(1, 9):
+        shown.advance(step)
+        shown.show({"loss": 0.5}, 3.0)
+    shown.finish()
+    said = capsys.readouterr().err
+    assert said == "kdjax: progress cannot be shown any more (Broken pipe); the run goes on.\n"

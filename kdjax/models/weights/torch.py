@@ -8,6 +8,7 @@ read it. Convolution kernels are `[out, in, height, width]` there and `[height, 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 Tree = dict[str, Any]
@@ -54,10 +55,10 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
       `params["stages"]["0"]["1"]["conv1"]["kernel"]`, each of the dtype it had.
 
     Raises:
-      ValueError: an entry is missing, unknown or of another shape; the message names it.
+      ValueError: an entry is missing, unknown, of another shape, no floats, or not finite; the message names it.
     """
-    state_dict = unwrapped(state_dict)
-    shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
+    state_dict = {name: _plain(name, value) for name, value in unwrapped(state_dict).items()}
+    shapes = {name: value.shape for name, value in state_dict.items()}
     entries = _table(_layout_of_state_dict(shapes))
     unknown = sorted(set(shapes) - {entry.name for entry in entries})
     if unknown:
@@ -69,6 +70,7 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
         _require(shapes, entry.name)
         if shapes[entry.name] != entry.shape:
             raise ValueError(f"entry {entry.name!r} has shape {shapes[entry.name]}, expected {entry.shape}")
+        _check_values(entry, state_dict[entry.name])
         node = trees[entry.tree]
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
@@ -76,11 +78,40 @@ def cifar_resnet_from_torch(state_dict: Mapping[str, Any]) -> tuple[Tree, Tree]:
     return trees["params"], trees["state"]
 
 
+def _plain(name: str, value: Any) -> np.ndarray:
+    """An entry as an array of numbers."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"entry {name!r} is no array ({str(error).splitlines()[0][:100]})") from error
+    if array.dtype.kind not in "biufc" and array.dtype not in LOW:
+        raise ValueError(f"entry {name!r} is {array.dtype}, expected floats")
+    return array
+
+
+LOW = tuple(np.dtype(kind) for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2))
+
+
+def _check_values(entry: _Entry, array: np.ndarray) -> None:
+    if array.dtype.kind != "f" and array.dtype not in LOW:
+        raise ValueError(f"entry {entry.name!r} is {array.dtype}, expected floats")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"entry {entry.name!r} has nan or inf; take a checkpoint from before")
+    if entry.path[-1] == "var" and (array < 0).any():
+        raise ValueError(f"entry {entry.name!r} has a variance below 0; take another checkpoint")
+
+
 def unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict of a checkpoint: that of its entry "model", "state_dict" or the like, without the prefixes that
     `DataParallel` and `torch.compile` put before every name."""
-    while wrapper := next((w for w in WRAPPERS if isinstance(checkpoint.get(w), Mapping)), None):
-        checkpoint = checkpoint[wrapper]
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"the state dict is a {type(checkpoint).__name__}, expected names with arrays")
+    for _ in WRAPPERS:  # one in the other
+        wrapper = next((w for w in WRAPPERS if isinstance(checkpoint.get(w), Mapping)), None)
+        checkpoint = checkpoint if wrapper is None else checkpoint[wrapper]
+    unnamed = [name for name in checkpoint if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f"the state dict has an entry {unnamed[0]!r}, whose name is no text")
     for prefix in PREFIXES * 2:  # one in the other, in either order
         if checkpoint and all(name.startswith(prefix) for name in checkpoint):
             checkpoint = {name.removeprefix(prefix): value for name, value in checkpoint.items()}
@@ -121,12 +152,15 @@ def _layout_of_state_dict(shapes: Mapping[str, tuple[int, ...]]) -> _Layout:
         if len(shapes[name]) != rank:
             raise ValueError(f"entry {name!r} has shape {shapes[name]}, expected {rank} axes")
     parts = [name.split(".") for name in shapes if name.startswith(("layer1.", "layer2.", "layer3."))]
-    return _Layout(
-        blocks=1 + max(int(part[1]) for part in parts if part[1].isdigit()),
+    layout = _Layout(
+        blocks=1 + max(int(part[1]) for part in parts if part[1].isdecimal() and len(part[1]) < 6),
         channels=tuple(shapes[name][0] for name in kernels),
         in_channels=shapes["conv1.weight"][1],
         num_classes=shapes["fc.weight"][0],
     )
+    if layout.blocks > len(shapes):
+        raise ValueError(f"the state dict has a block {layout.blocks - 1}, and only {len(shapes)} entries")
+    return layout
 
 
 def _require(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:

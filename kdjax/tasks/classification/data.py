@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
+from kdjax.data.errors import note
+from kdjax.data.overlap import said as overlapping
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
@@ -80,6 +82,13 @@ class Classification(Task):
         else:
             held = split("test")
             rows = np.arange(len(held))
+        if self.evaluate_on != "validation" and (shared := overlapping(train, held)):
+            note(shared)
+        if len(splits.train) < self.batch_size:
+            note(
+                f"{train.name} ({train.split}) has {len(splits.train):,} examples to train on, fewer than a batch of "
+                f"{self.batch_size:,}: each batch repeats them, and counts them once"
+            )
         if held.soft is not None:  # evaluated by the likeliest class
             held = dataclasses.replace(held, soft=None)
         if 0 < self.eval_examples < len(rows):

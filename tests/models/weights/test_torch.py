@@ -129,3 +129,37 @@ def test_what_wraps_a_state_dict_is_taken_off(resnet8):
 def test_what_is_there_is_said_where_an_entry_is_missing():
     with pytest.raises(ValueError, match=r"no entry 'conv1.weight'; it has weights, epoch$"):
         cifar_resnet_from_torch({"weights": np.zeros(3), "epoch": 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda x: x.astype(np.complex64), "is complex64, expected floats"),
+        (lambda x: x.astype(np.int8), "is int8, expected floats"),
+        (lambda x: x.astype(object), "is object, expected floats"),
+        (lambda x: x.astype(str), "expected floats"),
+        (lambda x: [[1.0], [1.0, 2.0]], "is no array"),
+        (lambda x: None, "is object, expected floats"),
+        (lambda x: np.full_like(x, np.nan), "has nan or inf"),
+        (lambda x: np.where(x == x.max(), np.inf, x), "has nan or inf"),
+    ],
+)
+def test_what_is_no_weight_is_refused_by_its_name(value, said, resnet8):
+    resnet8["layer2.0.conv1.weight"] = value(resnet8["layer2.0.conv1.weight"])
+    with pytest.raises(ValueError, match=rf"entry 'layer2\.0\.conv1\.weight' .*{said}"):
+        cifar_resnet_from_torch(resnet8)
+
+
+def test_checkpoints_that_are_none_are_refused(resnet8):
+    inside_itself = dict(resnet8)
+    inside_itself["model"] = inside_itself
+    for saved, said in (
+        ({**resnet8, 3: np.zeros(3)}, "entry 3, whose name is no text"),
+        ({**resnet8, None: np.zeros(3)}, "entry None, whose name is no text"),
+        ([1, 2], "is a list, expected names"),
+        (inside_itself, "'model'"),
+        ({**resnet8, "layer1.99999.conv1.weight": np.zeros(1)}, "block 99999, and only"),
+        ({**resnet8, "bn1.running_var": -np.ones(16, np.float32)}, "variance below 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cifar_resnet_from_torch(saved)

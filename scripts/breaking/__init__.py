@@ -1,0 +1,1 @@
+"""What `soak.py` and `fuzz_readers.py` break runs and files with."""
