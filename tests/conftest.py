@@ -11,15 +11,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # Most of a run is compilation, of small programs that run once or twice: less optimisation of machine code, and code
 # generators that take a third less time; together less than half of it.
 # KDJAX_TEST_OPTIMIZED=1 compiles as users do. XLA ends the process at a flag it does not know; these are jaxlib 0.10's.
-OPTIMIZED = os.environ.get("KDJAX_TEST_OPTIMIZED", "0") != "0"
 os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_emitter_verification_level=0"
-    if version("jaxlib").startswith("0.10.") and not OPTIMIZED
+    if version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
     else ""
 )
 # Nothing at all is optimised where that is quicker, which is nearly everywhere; commands that tests start inherit it.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not OPTIMIZED))
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"))
 # XLA sizes its CPU thread pool by this. Eight devices on two threads wait for each other in a collective for ever.
 os.environ["NPROC"] = "32"
 
@@ -54,7 +53,8 @@ LONG_PROGRAMS = ("tests/objectives/features/test_connected",)
 def machine_code(request):
     """Somewhat optimised after all, where programs run for long."""
     long = request.node.nodeid.startswith(LONG_PROGRAMS)
-    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED and not long)
+    wanted = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and not long
+    jax.config.update("jax_disable_most_optimizations", wanted)
 
 
 def pytest_collection_finish():

@@ -1,13 +1,13 @@
 """Run folders: what is in them, and the rule that none is overwritten unasked."""
 
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
 from kdjax.experiment import serialization
-from kdjax.experiment.lock import LOCK
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.json_files import NUMBER, read_json, write_json
 from kdjax.places import is_address, local

@@ -183,9 +183,7 @@ def test_missing_rows_are_as_if_they_were_not_there(subject):
     assert_zero((on_rows(result.student, lambda x: x[~WHERE]), result.frozen))
     there = on_rows((said, rows), lambda x: x[WHERE])
     with refused("batches may have any size", subject), jax.enable_x64(True):
-        checked = checkify.checkify(
-            evaluation(subject, train=not normalises(subject)), errors=checkify.nan_checks
-        )
+        checked = checkify.checkify(evaluation(subject, train=not normalises(subject)), errors=checkify.nan_checks)
         arguments = cast((*initial(subject), classifier(), there[0]), np.float64)
         error, wanted = jax.device_get(jax.jit(checked, compiler_options=QUICK)(*arguments, there[1], np.int32(STEP)))
         error.throw()
