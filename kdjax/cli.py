@@ -91,7 +91,8 @@ def guarded(command: Callable[[], int]) -> int:
             say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
             return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
         if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError"):
-            return fail(str(error))
+            status = fail(str(error))
+            return leave(status) if among_others() else status  # the others may not have met it
         if unheard(error):
             return 128 + signal.SIGPIPE
         sentence = disk_fault(error)
@@ -106,7 +107,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 def among_others() -> bool:
     """Whether this is one of several processes of a run."""
-    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def leave(status: int) -> int:
