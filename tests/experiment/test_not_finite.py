@@ -89,7 +89,7 @@ def test_steps_are_left_out_a_bounded_number_of_times(tmp_path, builder, monkeyp
     run(experiment, tmp_path / "run", builder=builder)
     assert result(tmp_path / "run")["skipped"] == 5
     assert "parameters is not finite at step 5, and is left out" in capsys.readouterr().err
-    run(student_only(rates(0.05, 1e38)).replace_phase("student", duration=steps(4)), tmp_path / "four", builder=builder)
+    run(experiment.replace_phase("student", duration=steps(4)), tmp_path / "four", builder=builder)
     assert result(tmp_path / "run")["hash"] == result(tmp_path / "four")["hash"]
     rows = [json.loads(line) for line in (tmp_path / "run/student/metrics.jsonl").read_text().splitlines()]
     assert [row.get("skipped", 0) for row in rows if row["kind"] == "train"] == [0, 0, 2, 2, 1]
