@@ -178,4 +178,4 @@ def test_labels_are_not_asked_for_where_none_are_read():
     step = make_step(network, network, bound, optax.sgd(0.1))
     state = init_state(network, bound, optax.sgd(0.1), seed=0)
     _, metrics = jax.eval_shape(step, state, Variables(*network.init(None)), Batch.of(x))
-    assert set(metrics) == {"loss", "kd", "agreement", "gradient_norm"}
+    assert set(metrics) == {"loss", "kd", "agreement", "gradient_norm", "finite"}

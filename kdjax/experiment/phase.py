@@ -231,7 +231,7 @@ def conclude(
     if program.networks.objective.modules and any(later.start == program.phase.name for later in experiment.phases):
         objective = compiled.whole(Variables(state.params["objective"], state.state["objective"]))
     network = compiled.whole(program.networks.deployment.variables(state, teacher))
-    bad = missing_numbers(result["last"], "last")
+    bad = missing_numbers(result["last"]["student"], "last.student")
     bad += [] if jax.jit(all_finite)((network.params, network.state)) else ["the network"]
     if bad:
         raise TrainingError(

@@ -108,7 +108,7 @@ def show_method(name: str, console: Any) -> None:
     entry = method(name)
 
     def line(text: str, **style: Any) -> None:
-        console.print(text, highlight=False, soft_wrap=True, **style)
+        console.print(text, highlight=False, markup=False, soft_wrap=True, **style)
 
     console.print(Text.assemble((name, "bold"), f": {entry.summary}"), soft_wrap=True)
     line(written(entry.objective))

@@ -294,7 +294,7 @@ class Loop:
         for results, (track, writer) in zip(self.evaluate(state), logs, strict=True):
             student = results["student"]
             value = student[self.metric.name]
-            bad = finite.missing_numbers(results)
+            bad = finite.missing_numbers(student, "student")  # a teacher that lacks classes has an infinite nll
             if bad and (step == self.total_steps or not np.isfinite(value)):
                 values = {f"{role}.{name}": number for role, means in results.items() for name, number in means.items()}
                 raise finite.NotFinite(step, [f"the evaluation ({', '.join(bad)})"], values, sound=step - 1)

@@ -1,7 +1,5 @@
 """kdjax.distill: one's own networks and arrays by one call, with all that a run has."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ from flax import nnx
 import kdjax
 from kdjax.data import DataError
 from kdjax.experiment import ExperimentError, program
+from kdjax.json_files import read_json
 from kdjax.models import from_linen, from_nnx, to_nnx
 from kdjax.objectives import KD, CrossEntropy
 from kdjax.schedules import epochs, steps
@@ -112,7 +111,7 @@ def test_what_is_not_the_same_is_not_gone_on_with(ran, teacher):
         again(augment=None)
     with pytest.raises(ExperimentError, match="'MLP' that was handed over is not the one this run began with"):
         again(teacher=MLP(16, nnx.Rngs(8)))
-    assert again()["student"] == json.loads((ran.folder / "student/result.json").read_text())
+    assert again()["student"] == read_json(ran.folder / "student/result.json", ExperimentError, "")
 
 
 def test_linen_modules_any_pytree_and_what_was_trained_before(ran, tmp_path):
