@@ -3,19 +3,15 @@
 import argparse
 import contextlib
 import dataclasses
-import os
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from kdjax import __version__
 from kdjax.command_line import CompareOptions, DistillOptions, RunOptions, configure_jax, parse, read_config
-from kdjax.places import disk_fault, local
+from kdjax.endings import fail, guarded
+from kdjax.places import local
 from kdjax.references import label
-from kdjax.terminal import Unheard, make_console, say_all, visible
+from kdjax.terminal import Unheard, make_console, say_all
 
 USAGE = """usage: kdjax COMMAND ...
 
@@ -37,151 +33,30 @@ Every command takes `--import FILE.py` first of all, for a run whose task is one
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status. Errors a user can mend are one sentence."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     say_all()
     commands = {
         "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
         "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
-    if not argv or argv[0] in ("-h", "--help"):
+    if not given or given[0] in ("-h", "--help"):
         print(USAGE)
-        return 0 if argv else 2
-    if argv[0] == "--version":
+        return 0 if given else 2
+    if given[0] == "--version":
         print(f"kdjax {__version__}")
         return 0
-    if argv[0] not in commands:
+    if given[0] not in commands:
         from difflib import get_close_matches
 
-        near = get_close_matches(argv[0], commands, n=1)
-        return fail(f"Unknown command {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
-    return guarded(lambda: run_command(import_own(argv), commands))
+        near = get_close_matches(given[0], commands, n=1)
+        return fail(f"Unknown command {given[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
+    return guarded(lambda: run_command(import_own(given), commands), own_process=argv is None)
 
 
 def run_command(argv: list[str], commands: dict) -> int:
     status = commands[argv[0]](argv[1:]) or 0
     sys.stdout.flush()
     return status
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence."""
-    threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
-    try:
-        with own_signals():
-            return command()
-    except (KeyboardInterrupt, Terminated) as error:
-        name = getattr(error, "name", "SIGINT")
-        say(f"kdjax: stopped by {name}. What was saved before is kept; say --resume to go on from there.")
-        status = 128 + signal.Signals[name]
-        return leave(status) if among_others() else status
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in (
-            "orbax",
-            "tensorflow_datasets",
-            "grain",
-            "tyro",
-            "rich",
-            "tensorboardX",
-            "PIL",
-        ):
-            return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
-        raise
-    except Exception as error:
-        if type(error).__name__ == "Stopped":
-            say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
-            return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
-        if type(error).__name__ in ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError"):
-            status = fail(str(error))
-            return leave(status) if among_others() else status  # the others may not have met it
-        if unheard(error):
-            return 128 + signal.SIGPIPE
-        sentence = disk_fault(error)
-        if sentence:
-            fail(sentence)
-            return leave(1)  # writers in the background would say the same again, at length
-        if among_others():
-            traceback.print_exc()
-            return leave(1)
-        raise
-
-
-def among_others() -> bool:
-    """Whether this is one of several processes of a run."""
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
-
-
-def leave(status: int) -> int:
-    """Ends this process at once. An ordinary exit would wait for threads that cannot end, or for the other processes of a run,
-    which wait for this one in their next step. (Within pytest it returns: the process is not this command's own.)"""
-    if "pytest" in sys.modules:
-        return status
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
-
-
-class Terminated(BaseException):
-    """A signal asked the command to end where there is no state to save."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
-@contextlib.contextmanager
-def own_signals():
-    """Within it, SIGTERM ends the command with a sentence wherever it is; while a phase trains, its loop saves the state first.
-    SIGHUP (a terminal that is closed) is taken for SIGTERM, unless it is ignored, as under nohup."""
-    previous = {}
-
-    def terminate(number, frame):
-        raise Terminated(signal.Signals(number).name)
-
-    def hang_up(number, frame):
-        signal.raise_signal(signal.SIGTERM)
-
-    handlers = {"SIGTERM": terminate, "SIGHUP": hang_up}
-    try:
-        for name, handler in handlers.items():
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                previous[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread: signals are somebody else's
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def in_the_background(raised) -> None:
-    """What becomes of an error in a thread: one of the disk is said in the foreground, where it comes up again."""
-    if raised.exc_value is None or disk_fault(raised.exc_value) is None:
-        threading.__excepthook__(raised)
-
-
-def not_of_writers(raised) -> None:
-    """What becomes of an error that nobody can catch: that of a writer whose loop was closed, on a full disk, is not shown."""
-    if "Event loop is closed" not in str(raised.exc_value):
-        sys.__unraisablehook__(raised)
-
-
-def unheard(error: BaseException) -> bool:
-    """Whether an error is that standard output takes no more. Nothing more is written there then."""
-    if not isinstance(error, Unheard | BrokenPipeError):
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, Unheard):
-        say(f"kdjax: standard output takes no more ({error}); what was run is kept, and `kdjax evaluate RUN` shows it.")
-    return True
-
-
-def say(sentence: str) -> None:
-    """On standard error, if anybody listens."""
-    with contextlib.suppress(OSError, ValueError):
-        print(visible(sentence), file=sys.stderr, flush=True)
 
 
 def import_own(argv: list[str]) -> list[str]:
@@ -199,11 +74,6 @@ def import_own(argv: list[str]) -> list[str]:
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     return import_own(argv[:at] + argv[at + 2 :])
-
-
-def fail(sentence: str) -> int:
-    say(f"kdjax: error: {sentence}")
-    return 1
 
 
 def train(argv):

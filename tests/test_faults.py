@@ -13,7 +13,7 @@ import time
 import fuzz_readers
 import pytest
 
-from kdjax.cli import guarded, in_the_background
+from kdjax.endings import guarded, in_the_background
 from kdjax.terminal import Unheard
 
 

@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 
 SILENT, PROBES, BETWEEN = 4, 3, 3  # seconds until a silent host is probed, how often, and seconds between: 13 in all
 BYE = b"."  # the last that a process sends which ends well
@@ -103,7 +104,13 @@ def listen(
 
 
 def leave(connections: dict[int, socket.socket], ending: threading.Event) -> None:
-    """Says that this process ends well."""
+    """Says that this process ends well; or ends it at once where an error ends it that nobody caught, for JAX would have it wait
+    for the others, and the others would wait for it."""
+    if getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1"):  # its traceback was printed
+        time.sleep(1)  # the error may be that another process is gone, which `listen` then says
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     ending.set()
     for connection in connections.values():
         with contextlib.suppress(OSError):

@@ -113,7 +113,7 @@ class Run:
             if memory is not None:
                 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
-            from kdjax import cli
+            from kdjax.endings import guarded
             from kdjax.experiment.run import run
             from kdjax.training.progress import Heard, Lines
 
@@ -121,7 +121,7 @@ class Run:
                 run(experiment(), self.folder, resume=resume, progress=Heard(Lines(seconds=0.5)))
                 return 0
 
-            status = cli.guarded(work or command)
+            status = guarded(work or command, own_process=True)
         except BaseException:
             import traceback
 

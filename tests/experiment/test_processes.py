@@ -148,7 +148,6 @@ def test_what_the_first_finds_wrong_is_said_by_all(config, tmp_path, data_dir):
     assert (folder / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.xfail(reason="since the watch between processes, the first may wait for the second: to be mended", run=False)
 def test_one_that_breaks_ends_all(config, tmp_path, data_dir):
     """And does not leave the others waiting for it."""
     broken = tmp_path / "broken.py"
@@ -181,17 +180,22 @@ while True:
 """
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_one_ends_the_others_with_a_sentence(victim):
-    """Soon, and not by an abort; one that is stopped for a while is waited for."""
+def together(script):
+    """Two processes of one's own script, not of the command."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    begun = [
-        subprocess.Popen([sys.executable, "-c", TOGETHER, f"127.0.0.1:{port},2,{number}"], text=True,
+    return [
+        subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{port},2,{number}"], text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for number in range(2)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_one_ends_the_others_with_a_sentence(victim):
+    """Soon, and not by an abort; one that is stopped for a while is waited for."""
+    begun = together(TOGETHER)
     for process in begun:
         assert any("together" in line for line in process.stdout)
     begun[victim].send_signal(signal.SIGSTOP)
@@ -205,6 +209,18 @@ def test_a_killed_one_ends_the_others_with_a_sentence(victim):
     assert f"Process {victim} of this run is gone" in said and "start all of them again with --resume" in said
     assert "Traceback" not in said and "***" not in said
     begun[victim].communicate()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_nobody_catches_ends_the_others_too(victim):
+    """Though an ordinary exit would have JAX wait for them."""
+    error = f'    if sys.argv[1].endswith(",{victim}"):\n        raise RuntimeError("the disk of this host is gone")\n'
+    began = time.monotonic()
+    begun = together(TOGETHER + error)
+    said = [process.communicate(timeout=60)[1] for process in begun]
+    assert [process.returncode for process in begun] == [1, 1] and time.monotonic() - began < 40
+    assert "RuntimeError: the disk of this host is gone" in said[victim]
+    assert f"Process {victim} of this run is gone" in said[1 - victim]
 
 
 def test_alone_nothing_is_asked_of_others(capsys, config):

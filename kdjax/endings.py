@@ -1,0 +1,136 @@
+"""How a command ends: signals, disks, listeners and other processes that fail are a sentence and an exit status."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from kdjax.places import disk_fault
+from kdjax.terminal import Unheard, visible
+
+# Whose sentence is for the user. By name: most commands never import where they are defined.
+OURS = ("ExperimentError", "TrainingError", "CheckpointError", "DataError", "CacheError")
+TRAIN_EXTRA = ("orbax", "tensorflow_datasets", "grain", "tyro", "rich", "tensorboardX", "PIL")
+
+
+def guarded(command: Callable[[], int], *, own_process: bool = False) -> int:
+    """Runs a command and returns its exit status. Signals and errors that are not the program's are a sentence.
+
+    Args:
+      command: returns the exit status where nothing goes wrong.
+      own_process: nothing but the command is in this process, which ends at once where it would otherwise wait: for threads
+        that cannot end, or for the other processes of a run, which wait for it in their next step.
+    """
+    threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
+    try:
+        with own_signals():
+            return command()
+    except (KeyboardInterrupt, Terminated) as error:
+        name = getattr(error, "name", "SIGINT")
+        say(f"kdjax: stopped by {name}. What was saved before is kept; say --resume to go on from there.")
+        return leave(128 + signal.Signals[name], own_process and among_others())
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
+            raise
+        return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
+    except Exception as error:
+        if type(error).__name__ == "Stopped":
+            say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
+            return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
+        if unheard(error):
+            return 128 + signal.SIGPIPE
+        if type(error).__name__ in OURS:
+            return leave(fail(str(error)), own_process and among_others())  # the others may not have met it
+        sentence = disk_fault(error)
+        if sentence:
+            return leave(fail(sentence), own_process)  # writers in the background would say the same again, at length
+        if own_process and among_others():
+            traceback.print_exc()
+            return leave(1, True)
+        raise
+
+
+def among_others() -> bool:
+    """Whether this is one of several processes of a run."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def leave(status: int, at_once: bool) -> int:
+    """The exit status; or the end of this process, which waits for nobody."""
+    if at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+class Terminated(BaseException):
+    """A signal asked the command to end where there is no state to save."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+@contextlib.contextmanager
+def own_signals():
+    """Within it, SIGTERM ends the command with a sentence wherever it is; while a phase trains, its loop saves the state first.
+    SIGHUP (a terminal that is closed) is taken for SIGTERM, unless it is ignored, as under nohup."""
+    previous = {}
+
+    def terminate(number, frame):
+        raise Terminated(signal.Signals(number).name)
+
+    def hang_up(number, frame):
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers = {"SIGTERM": terminate, "SIGHUP": hang_up}
+    try:
+        for name, handler in handlers.items():
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, handler)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def in_the_background(raised) -> None:
+    """What becomes of an error in a thread: one of the disk is said in the foreground, where it comes up again."""
+    if raised.exc_value is None or disk_fault(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
+def not_of_writers(raised) -> None:
+    """What becomes of an error that nobody can catch: that of a writer whose loop was closed, on a full disk, is not shown."""
+    if "Event loop is closed" not in str(raised.exc_value):
+        sys.__unraisablehook__(raised)
+
+
+def unheard(error: BaseException) -> bool:
+    """Whether an error is that standard output takes no more. Nothing more is written there then."""
+    if not isinstance(error, Unheard | BrokenPipeError):
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, Unheard):
+        say(f"kdjax: standard output takes no more ({error}); what was run is kept, and `kdjax evaluate RUN` shows it.")
+    return True
+
+
+def say(sentence: str) -> None:
+    """On standard error, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(visible(sentence), file=sys.stderr, flush=True)
+
+
+def fail(sentence: str) -> int:
+    say(f"kdjax: error: {sentence}")
+    return 1
