@@ -24,7 +24,7 @@ SCHEME = "sha256:"
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Writes a file whole or not at all; it is on the disk when this returns. What is not finite is written as null."""
     data = _finite(data) | {VERSION: FORM}
-    write_whole(path, json.dumps({**data, CHECKSUM: _checksum(data)}, indent=2) + "\n")
+    write_whole(path, json.dumps({**data, CHECKSUM: checksum(data)}, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -93,7 +93,7 @@ def read_json(
     sealed = [name for name, value in found.items() if name == CHECKSUM or str(value).startswith(SCHEME)]
     if sealed:
         said = found.pop(sealed[0])
-        if sealed != [CHECKSUM] or said != _checksum(found):
+        if sealed != [CHECKSUM] or said != checksum(found):
             wrong = f"{path} is not as it was written: its {CHECKSUM} does not match what is in it"
             if changed is None:
                 raise error(f"{wrong}; {mend}.")
@@ -225,6 +225,6 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def _checksum(data: dict[str, Any]) -> str:
+def checksum(data: dict[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return SCHEME + hashlib.sha256(text.encode()).hexdigest()

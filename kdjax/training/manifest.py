@@ -9,6 +9,8 @@ from pathlib import Path
 
 from orbax.checkpoint import path as orbax_path
 
+from kdjax.json_files import sync_folder
+
 MANIFEST = "manifest.json"
 CHUNK = 2**20  # bytes that are read at once
 
@@ -85,17 +87,3 @@ def digest(path: Path, *, sync: bool = False) -> str:
         if sync:
             os.fsync(file.fileno())
     return found.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the file system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

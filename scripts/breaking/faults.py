@@ -62,40 +62,35 @@ def killed_while_saving(trial: Trial) -> None:
     run.wait()
 
 
-def stopped_once(trial: Trial) -> None:
-    """SIGTERM, at a random moment"""
+def signalled(trial: Trial, number: int, again_within: float | None = None) -> None:
+    """A signal at a random moment, which may come again; the run saves its state and says so, or has ended before."""
     run = Run(trial.folder)
     run.wait(seconds=trial.moment())
-    run.signal(signal.SIGTERM)
-    expect(trial, run, (0, 143))
+    run.signal(number)
+    if again_within is not None:
+        run.wait(seconds=trial.random.uniform(0, again_within))
+        run.signal(number)
+    expect(trial, run, (0, 130 if number == signal.SIGINT else 143))
+
+
+def stopped_once(trial: Trial) -> None:
+    """SIGTERM, at a random moment"""
+    signalled(trial, signal.SIGTERM)
 
 
 def stopped_twice(trial: Trial) -> None:
     """SIGTERM twice within half a second"""
-    run = Run(trial.folder)
-    run.wait(seconds=trial.moment())
-    run.signal(signal.SIGTERM)
-    run.wait(seconds=trial.random.uniform(0, 0.5))
-    run.signal(signal.SIGTERM)
-    expect(trial, run, (0, 143))
+    signalled(trial, signal.SIGTERM, 0.5)
 
 
 def interrupted_twice(trial: Trial) -> None:
     """SIGINT twice (Ctrl-C) within a second"""
-    run = Run(trial.folder)
-    run.wait(seconds=trial.moment())
-    run.signal(signal.SIGINT)
-    run.wait(seconds=trial.random.uniform(0, 1))
-    run.signal(signal.SIGINT)
-    expect(trial, run, (0, 130))
+    signalled(trial, signal.SIGINT, 1.0)
 
 
 def hung_up(trial: Trial) -> None:
     """SIGHUP: the terminal is closed"""
-    run = Run(trial.folder)
-    run.wait(seconds=trial.moment())
-    run.signal(signal.SIGHUP)
-    expect(trial, run, (0, 143))
+    signalled(trial, signal.SIGHUP)
 
 
 def frozen(trial: Trial) -> None:
