@@ -19,6 +19,10 @@ os.environ["XLA_FLAGS"] += (
 )
 # Nothing at all is optimised where that is quicker, which is nearly everywhere; commands that tests start inherit it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"))
+# For the commands too, which otherwise keep what they compile in the user's home, and what took long alone.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "KDJAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), "kdjax-test-cache")
+)
 # XLA sizes its CPU thread pool by this. Eight devices on two threads wait for each other in a collective for ever.
 os.environ["NPROC"] = "32"
 
@@ -28,10 +32,6 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nor may several programs with collectives be under way at once, which would need threads for each.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-jax.config.update(
-    "jax_compilation_cache_dir",
-    os.environ.get("KDJAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), "kdjax-test-cache")),
-)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

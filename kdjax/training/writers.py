@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-from kdjax.json_files import NUMBER, parse, wrong_field
+from kdjax.json_files import NUMBER, parse, write_whole, wrong_field
 from kdjax.training.checkpoints import CheckpointError
 
 
@@ -24,9 +24,7 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         rows = [] if resume_at is None else [row for row in read_metrics(self.path) if row["step"] <= resume_at]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.rename(self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a", encoding="utf-8")
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()  # written anew: the last points of a run that was killed are in no such file
