@@ -25,32 +25,39 @@ def guarded(command: Callable[[], int], *, own_process: bool = False) -> int:
         that cannot end, or for the other processes of a run, which wait for it in their next step.
     """
     threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
-    try:
-        with own_signals():
+    with own_signals() as own:
+        try:
             return command()
-    except (KeyboardInterrupt, Terminated) as error:
+        except BaseException as error:
+            for number in own:
+                signal.signal(number, signal.SIG_IGN)  # until the sentence is said
+            return ended_by(error, own_process)
+
+
+def ended_by(error: BaseException, own_process: bool) -> int:
+    """Says in a sentence what ended a command, or raises it again. The exit status."""
+    if isinstance(error, KeyboardInterrupt | Terminated):
         name = getattr(error, "name", "SIGINT")
         say(f"kdjax: stopped by {name}. What was saved before is kept; say --resume to go on from there.")
         return leave(128 + signal.Signals[name], own_process and among_others())
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
-            raise
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_EXTRA:
         return fail(f"The kdjax command needs {error.name}; run pip install 'kdjax[train]'.")
-    except Exception as error:
-        if type(error).__name__ == "Stopped":
-            say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
-            return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
-        if unheard(error):
-            return 128 + signal.SIGPIPE
-        if type(error).__name__ in OURS:
-            return leave(fail(str(error)), own_process and among_others())  # the others may not have met it
-        sentence = disk_fault(error)
-        if sentence:
-            return leave(fail(sentence), own_process)  # writers in the background would say the same again, at length
-        if own_process and among_others():
-            traceback.print_exc()
-            return leave(1, True)
-        raise
+    if not isinstance(error, Exception):
+        raise error
+    if type(error).__name__ == "Stopped":
+        say(f"{error}\nIts state is saved; run the same command with --resume to go on.")
+        return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
+    if unheard(error):
+        return 128 + signal.SIGPIPE
+    if type(error).__name__ in OURS:
+        return leave(fail(str(error)), own_process and among_others())  # the others may not have met it
+    sentence = disk_fault(error)
+    if sentence:
+        return leave(fail(sentence), own_process)  # writers in the background would say the same again, at length
+    if own_process and among_others():
+        traceback.print_exc()
+        return leave(1, True)
+    raise error
 
 
 def among_others() -> bool:
@@ -78,7 +85,8 @@ class Terminated(BaseException):
 @contextlib.contextmanager
 def own_signals():
     """Within it, SIGTERM ends the command with a sentence wherever it is; while a phase trains, its loop saves the state first.
-    SIGHUP (a terminal that is closed) is taken for SIGTERM, unless it is ignored, as under nohup."""
+    SIGHUP (a terminal that is closed) is taken for SIGTERM, unless it is ignored, as under nohup. Gives the numbers of those
+    that nobody else handles; they are as before at the end."""
     previous = {}
 
     def terminate(number, frame):
@@ -93,10 +101,12 @@ def own_signals():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 previous[number] = signal.signal(number, handler)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     except ValueError:  # not in the main thread: signals are somebody else's
         pass
     try:
-        yield
+        yield tuple(previous)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -169,10 +169,11 @@ class Checkpoints:
         self._check_meta(place, self._read(self._best, step, place, meta=ocp.args.JsonRestore())["meta"])
 
     def _mend(self, passed: dict[int, Damaged]) -> str:
+        phase, folder = self.description.get("phase", "NAME"), self.folder.parent
+        anew = f"move {folder} elsewhere to train this phase anew by --resume, which comes to the same"
         if any(str(error).startswith("The best state") or "/best/" in str(error) for error in passed.values()):
-            phase = self.description.get("phase", "NAME")
-            return f"go on without it by --resume --phases.{phase}.keep last, or start anew with --overwrite"
-        return "there is no sound one before it; start anew with --overwrite"
+            return f"{anew}, or go on without the best state by --resume --phases.{phase}.keep last"
+        return f"there is no sound one before it; {anew}"
 
     def _read_sound(self, manager, place, step, template):
         self._check_files(place)

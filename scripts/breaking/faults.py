@@ -249,8 +249,10 @@ def _run_unheard(trial: Trial) -> int:
 
 
 def expect(trial: Trial, run: Run, statuses: tuple[int, ...]) -> None:
-    """Notes an end that is none of these, or a traceback."""
+    """Notes an end that is none of these, or a traceback. A signal may come once all is said: a shell's status is the same."""
     status, text = run.wait(), run.said()
+    if isinstance(status, int) and status < 0 and "--resume to go on" in text:
+        status = 128 - status
     if status not in statuses or "Traceback" in text:
         trial.notes.append(f"UNSAID status {status}: {text[-1500:]}")
 
