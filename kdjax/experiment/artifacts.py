@@ -29,6 +29,7 @@ from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.processes import by_first
 from kdjax.training.state import content_hash
+from kdjax.training.writers import METRICS, read_metrics
 
 
 @dataclasses.dataclass
@@ -136,6 +137,7 @@ def keep(
 
 def load_phase(program: Program, place: Path) -> Finished:
     """A phase that has ended, from its folder."""
+    read_metrics(place / METRICS)  # refuses what is damaged
     network, _ = stored_network(program, place)
     objective = None
     if (place / OBJECTIVE).exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.tasks import Task
-from kdjax.training.writers import read_metrics
+from kdjax.training.writers import METRICS, read_metrics
 
 COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#8e6bbf", "#e09f3e", "#6c8ead", "#9b5de5")
 
@@ -76,7 +76,7 @@ def plot_curves(comparison: dict[str, Any], task: Task, folder: Path, path: Path
     for i, (name, summary) in enumerate(comparison["methods"].items()):
         curves: dict[int, list[float]] = {}
         for seed in summary["seeds"]:
-            for file in (folder / name / f"seed{seed}").glob("*/metrics.jsonl"):
+            for file in (folder / name / f"seed{seed}").glob(f"*/{METRICS}"):
                 for row in read_metrics(file):
                     if row["kind"] == "eval" and row.get(metric.name) is not None:
                         curves.setdefault(row["step"], []).append(metric.scale * row[metric.name])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -134,8 +135,13 @@ def make_metrics(folder: Path) -> Path:
     rows = [
         {"step": i, "kind": "eval" if i % 3 == 0 else "train", "loss": 1.5 / (i + 1), "top1": None} for i in range(12)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "metrics.jsonl"
+    from kdjax.training.writers import MetricWriter
+
+    writer = MetricWriter(folder)
+    for row in rows:
+        writer.write(row.pop("step"), row.pop("kind"), {name: math.nan if v is None else v for name, v in row.items()})
+    writer.close()
+    return writer.path
 
 
 def read_rows(path: Path) -> Any:

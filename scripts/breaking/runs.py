@@ -166,7 +166,9 @@ def end_of(folder: Path) -> dict[str, Any]:
         keys = ("hash", "last", "best", "steps", "parameters", "teacher_hash", "seed", "data_seed")
         found[phase] = {key: result.get(key) for key in keys}
         rows = [json.loads(line) for line in (folder / phase / "metrics.jsonl").read_text().splitlines()]
-        found[f"{phase} rows"] = [{k: v for k, v in row.items() if k != "examples_per_s"} for row in rows]
+        found[f"{phase} rows"] = [
+            {k: v for k, v in row.items() if k not in ("examples_per_s", "checksum")} for row in rows
+        ]
     return found
 
 
@@ -226,8 +228,9 @@ def gone_on_with(folder: Path, spare: Path, limit: int = 5) -> tuple[str, list[s
 
 
 def mended(folder: Path, spare: Path, sentence: str) -> bool:
-    """Does what a sentence says about a damaged file or folder: puts it aside. Whether there was one."""
-    named = [Path(found.rstrip(".")) for found in MENDS.findall(sentence)]
+    """Does what a sentence says about a damaged file or folder: puts it aside. Whether there was one. Of several ways it takes
+    the one that loses nothing."""
+    named = [Path(found.rstrip(".")) for found in MENDS.findall(sentence.split("move ")[-1])]
     for path in named:
         if folder in path.parents and path.exists():
             aside = folder.with_name(f"{folder.name}.aside") / f"{time.monotonic_ns()}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import pytest
 
@@ -15,6 +14,7 @@ from kdjax.experiment.run import run
 from kdjax.experiment.trained import load_trained
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.training.loop import Stopped
+from kdjax.training.writers import read_metrics
 from tests.experiment.conftest import small
 from tests.experiment.test_resume import StopAt
 
@@ -50,10 +50,7 @@ def test_each_comes_to_what_it_comes_to_alone(together, teacher, tmp_path, build
         found = result["student"]
         assert found["last"]["student"] == pytest.approx(wanted["last"]["student"], rel=1e-3)
         assert found["seed"] == experiment.seed and found["data_seed"] == 3 and found["together"] == len(SEEDS)
-        alone, shared = (
-            [json.loads(line) for line in (root / "student/metrics.jsonl").read_text().splitlines()]
-            for root in (tmp_path / experiment.name, place)
-        )
+        alone, shared = (read_metrics(root / "student/metrics.jsonl") for root in (tmp_path / experiment.name, place))
         for row, other in zip(alone, shared, strict=True):
             assert row.pop("kind") == other.pop("kind")
             row.pop("examples_per_s", None), other.pop("examples_per_s", None)

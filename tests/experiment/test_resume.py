@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -17,10 +18,11 @@ from kdjax.objectives import CRD, DKD, KD, CrossEntropy, FitNet
 from kdjax.schedules import Steps, WarmUp, steps
 from kdjax.tasks.classification import Views
 from kdjax.training import TrainState
-from kdjax.training.checkpoints import Checkpoints, load_network
+from kdjax.training.checkpoints import CheckpointError, Checkpoints, load_network
 from kdjax.training.loop import Stopped
 from kdjax.training.optimizers import SGD
 from kdjax.training.progress import Silent
+from kdjax.training.writers import read_metrics
 from tests.experiment.conftest import small
 from tests.objectives.conformance import bound, subjects
 from tests.training.test_checkpoints import equal
@@ -49,9 +51,9 @@ class StopAt(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def rows(folder):
+def rows(folder, phase="student"):
     """Everything logged but speeds."""
-    lines = [json.loads(line) for line in (folder / "student/metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder / phase / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key != "examples_per_s"} for line in lines]
 
 
@@ -128,6 +130,18 @@ def test_a_finished_run_is_not_run_again(whole, builder):
     results = run(EXPERIMENT, whole, resume=True, builder=builder)
     assert (whole / "student/metrics.jsonl").stat().st_mtime_ns == before
     assert results["student"]["hash"] == outcome(whole)["hash"]
+
+
+def test_a_number_that_changed_in_the_metrics_of_a_phase_that_has_ended_is_said(whole, tmp_path, builder):
+    shutil.copytree(whole, tmp_path / "run")
+    metrics = tmp_path / "run/teacher/metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b'"loss": 2.', b'"loss": 1.', 1))
+    with pytest.raises(CheckpointError, match=r"Line 1 of .*teacher/metrics.jsonl is not as it was written; delete"):
+        run(EXPERIMENT, tmp_path / "run", resume=True, builder=builder)
+    shutil.move(tmp_path / "run/teacher", tmp_path / "elsewhere")  # as the sentence says
+    run(EXPERIMENT, tmp_path / "run", resume=True, builder=builder)
+    assert rows(tmp_path / "run", "teacher") == rows(whole, "teacher")
+    assert outcome(tmp_path / "run") == outcome(whole)
 
 
 class StopDuringEvaluation(Silent):

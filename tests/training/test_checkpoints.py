@@ -116,7 +116,8 @@ def test_where_none_is_sound_nothing_is_touched(folder):
     for step in "12":
         flip(max(files(folder / "last" / step), key=lambda p: p.stat().st_size), 0.5)
     with pytest.raises(
-        CheckpointError, match=r"last/2 is damaged: .*; there is no sound one before it; move .* elsewhere to train this phase anew"
+        CheckpointError,
+        match=r"last/2 is damaged: .*; there is no sound one before it; move .* elsewhere to train this",
     ):
         restored(folder)
     assert sorted(p.name for p in (folder / "last").iterdir()) == ["1", "2"]
@@ -134,7 +135,8 @@ def test_a_best_state_that_is_gone_is_missed_where_it_is_wanted(folder, tmp_path
     assert "best/2, is missing; it is kept as" in capsys.readouterr().err
     flip(max(files(folder / "best/1"), key=lambda p: p.stat().st_size), 0.5)
     with pytest.raises(
-        CheckpointError, match=r"best/1 is damaged: .*, or go on without the best state by --resume --phases.student.keep last"
+        CheckpointError,
+        match=r"best/1 is damaged: .*, or go on without the best state by --resume --phases.student.keep last",
     ):
         restored(folder, keeps_best=True)
 

@@ -65,7 +65,7 @@ def test_what_is_no_number_is_null(tmp_path, value):
     """JSON has no nan: other readers would stop there."""
     write(tmp_path, [1], loss=value, top1=0.5)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert line == '{"step": 1, "kind": "train", "loss": null, "top1": 0.5}'
+    assert line == '{"step": 1, "kind": "train", "loss": null, "top1": 0.5, "checksum": "195f83bf"}'
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
 
 
@@ -133,10 +133,24 @@ def test_a_damaged_row_that_others_follow_is_named_and_at_the_end_left_out(damag
     path = tmp_path / "metrics.jsonl"
     good = '{"step": 1, "kind": "train", "loss": 0.5}'
     path.write_text(f"{good}\n{damage}\n{good}\n")
-    with pytest.raises(CheckpointError, match=r"Line 2 of .*metrics\.jsonl is damaged; mend or delete that line"):
+    with pytest.raises(CheckpointError, match=r"Line 2 of .*metrics\.jsonl is not as it was written; delete that line"):
         read_metrics(path)
-    path.write_text(f"{good}\n{damage}\n\0\0")
+    path.write_text(f"{good}\n{damage}")
     assert read_metrics(path) == [{"step": 1, "kind": "train", "loss": 0.5}]
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """In a row others follow and in the last one; where it is the line break that changed, no number has."""
+    write(tmp_path, [1, 2], top1=0.25)
+    path = tmp_path / "metrics.jsonl"
+    whole, rows = path.read_bytes(), read_metrics(path)
+    for at in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+            try:
+                assert read_metrics(path) == rows, f"byte {at}, bit {bit}"
+            except CheckpointError as error:
+                assert f"Line {1 + (at > whole.index(10))} of {path} is not as it was written" in str(error)
 
 
 class Gone:
