@@ -305,6 +305,7 @@ class Network(NamedTuple):
       name: what reports call it.
       paths: `inputs -> {path: shapes}`, what the submodules give that may be tapped; None where that is not known. See
         `kdjax.models.module_paths`.
+      float32: paths of parameters that are used in float32 whatever the network computes in: BatchNorm's scales and biases.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
@@ -312,6 +313,7 @@ class Network(NamedTuple):
     parts: dict[str, Callable] = {}  # noqa: RUF012  read only
     name: str = "network"
     paths: Callable[[Any], dict[str, Any]] | None = None
+    float32: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

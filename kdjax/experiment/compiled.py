@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdjax.data.errors import note
 from kdjax.experiment.networks import Networks
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
-from kdjax.models import in_microbatches, in_precision
+from kdjax.models import float32_products, in_microbatches, in_precision
 from kdjax.objectives import Bound
 from kdjax.tasks import Dataset
 from kdjax.training import Runner, TrainState, Variables, count_parameters, init_state, make_step, optimizers
@@ -126,6 +127,8 @@ def compile_phase(
         objective, optimizer, clock=clock, views=views, fit=task.fit, mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
         axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached, skip=experiment.on_nan == "skip",
     )  # fmt: skip
+    if phase.precision != "float32":
+        tell_slow_products(in_step[0], networks.inputs, phase)
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:
@@ -139,6 +142,16 @@ def compile_phase(
         phase, networks, runner, clock, optimizer, views, step, runner.compile(step, state=state),
         several and runner.compile(several, state=state, stacked=True), runner.compile(evaluation, donate=False),
     )  # fmt: skip
+
+
+def tell_slow_products(network: Network, inputs: Tree, phase: Phase) -> None:
+    """Says which part of a network computes in float32 although its phase does not."""
+    slow, products = float32_products(network, inputs)
+    if slow:
+        note(
+            f"{slow} of {products} convolutions and matrix products of {network.name} take float32, though phase {phase.name!r} "
+            f"has precision {phase.precision}: a layer before them gives it; if unmeant, tell it dtype={phase.precision}"
+        )
 
 
 def make_clock(experiment: Experiment, phase: Phase, examples: int, visited: int) -> Clock:

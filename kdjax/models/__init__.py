@@ -8,7 +8,7 @@ from kdjax.models.microbatches import in_microbatches
 from kdjax.models.nnx import from_nnx
 from kdjax.models.outputs import as_output, module_paths, output_shapes, two_heads
 from kdjax.models.plain import from_apply
-from kdjax.models.precision import in_precision
+from kdjax.models.precision import float32_products, in_precision
 from kdjax.models.tokens import token_maps
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "FunctionalModule",
     "as_output",
     "ensemble",
+    "float32_products",
     "freeze",
     "from_apply",
     "from_linen",

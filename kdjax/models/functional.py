@@ -25,11 +25,13 @@ class FunctionalModule:
 
     `init(key) -> (params, state)`: `params` are the variables that are trained, `state` all other ones (BatchNorm
     statistics, memory banks, arrays that are plain attributes) but for PRNG streams, which `call` seeds from its `key`.
-    A parameter that several modules share is there once, under the first of its paths.
+    A parameter that several modules share is there once, under the first of its paths. `float32` are the paths of those that
+    their modules use in float32, whatever type they are given.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
     trainable: Any
+    float32: tuple[tuple[str, ...], ...]
     _graph: Any
     _templates: tuple[Any, Any, Any]
 
@@ -90,13 +92,13 @@ def functionalise(
     """
     at_hand = isinstance(module, nnx.Module)
     filters = trainable, nnx.RngState, ...
-    graphs = []
+    found = []
 
     def shapes():
         made = nnx.clone(module) if at_hand else _constructed(module, jax.random.key(0))
         nnx.pop(made, nnx.Intermediate)  # what an earlier call noted down
         graph, *states = nnx.split(made, *filters)
-        graphs.append(graph)
+        found.append((_in_float32(made, states[0]), graph))
         return states
 
     templates = tuple(jax.eval_shape(shapes))
@@ -114,7 +116,13 @@ def functionalise(
         _, params, _, state = nnx.split(made, *filters)
         return to_dict(params), jax.tree.map(jnp.asarray, to_dict(state))
 
-    return FunctionalModule(init, trainable, graphs[0], templates)
+    return FunctionalModule(init, trainable, *found[0], templates)
+
+
+def _in_float32(module: nnx.Module, params: nnx.State) -> tuple[tuple[str, ...], ...]:
+    """The paths of parameters whose modules say that they use them in float32."""
+    places = {path for path, node in nnx.iter_graph(module) if getattr(node, "uses_float32", False)}
+    return tuple(tuple(map(str, path)) for path, _ in nnx.to_flat_state(params) if path[:-1] in places)
 
 
 def to_nnx(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 
 from kdjax.models import modes
@@ -80,6 +81,7 @@ def from_nnx(
             if "rngs" in inspect.signature(forward).parameters:
                 key = jax.random.fold_in(device_key(rngs, axis), 0x726E6773)
                 told["rngs"] = nnx.Rngs(key) if train else None
+            _set_types(module)
             notes = _install(module, kept)
             before = _Before(module, told.get("rngs"))
             raw = (call or _plain_call)(module, inputs, **told)
@@ -124,7 +126,8 @@ def from_nnx(
         return given
 
     entries = parts if isinstance(parts, Mapping) else {method: method for method in parts}
-    return Network(functional.init, apply, {n: part(path) for n, path in entries.items()}, name or kind, paths)
+    named = {entry: part(path) for entry, path in entries.items()}
+    return Network(functional.init, apply, named, name or kind, paths, functional.float32)
 
 
 def _plain_call(module, inputs, **told):
@@ -144,6 +147,15 @@ def _set_flags(module: nnx.Module, named: Mapping[str, bool], train: bool) -> di
                 setattr(node, name, value == train)
                 told[name] = value == train
     return told
+
+
+def _set_types(module: nnx.Module) -> None:
+    """Flax's BatchNorm gives float32 if it is not told a type, whatever it is given: it is told that of its scale or bias."""
+    for _, node in nnx.iter_modules(module):
+        if isinstance(node, nnx.BatchNorm) and node.dtype is None:
+            kinds = {v[...].dtype for v in (node.scale, node.bias) if v is not None}
+            if kinds and kinds <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}:
+                (node.dtype,) = kinds
 
 
 def _boolean_fields(module: nnx.Module) -> list[str]:

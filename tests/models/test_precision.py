@@ -1,11 +1,17 @@
 """Mixed precision: short types inside the network, long ones for all that is kept and compared."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 
-from kdjax.models import in_precision
+from kdjax.experiment.compiled import tell_slow_products
+from kdjax.experiment.spec import Phase
+from kdjax.models import float32_products, from_linen, from_nnx, in_precision
+from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives import KD, SP, CrossEntropy, bind
 from kdjax.training import Variables, init_state, make_runner, make_step
 from kdjax.training.optimizers import SGD, build
@@ -49,6 +55,61 @@ def test_a_step_keeps_float32_and_comes_near_the_exact_one():
     assert near == pytest.approx(loss, rel=0.02) and near != loss
     flat = lambda tree: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
     assert np.linalg.norm(flat(short) - flat(exact)) < 0.1 * np.linalg.norm(flat(exact))
+
+
+class Normalised(nnx.Module):
+    """kdjax's BatchNorm and Flax's."""
+
+    def __init__(self, rngs):
+        self.own = nnx.List([BatchNorm(4), BatchNorm(4, affine=False)])
+        self.flax = nnx.BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(sum(norm(x) for norm in (*self.own, self.flax)))
+
+
+def test_scales_and_biases_of_batchnorm_are_not_rounded_and_nor_are_their_gradients():
+    network = from_nnx(Normalised)
+    assert set(network.float32) == {("own", "0", "scale"), ("own", "0", "bias")}
+    params, state = network.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.001, params)  # no bfloat16
+    x = jax.random.normal(jax.random.key(1), (300, 4))
+    short = in_precision(network, "bfloat16")
+
+    def total(params):
+        return jnp.sum(x[:, :3] * short.apply(params, state, x, train=True)[0].logits)
+
+    assert short.apply(params, state, x, train=True)[0].logits.dtype == jnp.bfloat16
+    by = jax.grad(total)(params)
+    rounded = lambda x: np.array_equal(x, x.astype(jnp.bfloat16))
+    assert not rounded(by["own"]["0"]["scale"]) and not rounded(by["own"]["0"]["bias"])
+    assert rounded(by["flax"]["bias"]), "else this test could not fail"
+
+
+class LinenNet(linen.Module):
+    dtype: Any
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = linen.LayerNorm(dtype=self.dtype)(linen.Dense(4)(x))
+        return linen.Dense(3)(x) + linen.Dense(3)(x)
+
+
+def test_products_that_stay_in_float32_are_counted(capsys):
+    """Behind a layer that gives float32, as Flax NNX's BatchNorm does if it is not told a type: it is told."""
+    inputs, x = jax.ShapeDtypeStruct((2, 4), jnp.float32), jnp.zeros((2, 4))
+    count = lambda network: float32_products(in_precision(network, "bfloat16"), inputs)
+    assert count(from_linen(LinenNet(jnp.float32), x)) == (2, 3)
+    assert count(from_linen(LinenNet(jnp.bfloat16), x)) == (0, 3)
+    assert count(from_nnx(Normalised)) == (0, 1)
+    assert float32_products(from_nnx(Normalised), inputs) == (1, 1)
+    for network in (from_nnx(Normalised), in_precision(from_linen(LinenNet(jnp.float32), x), "bfloat16")):
+        tell_slow_products(network, inputs, Phase(network=None))
+    said = capsys.readouterr().err
+    assert (
+        "2 of 3 convolutions and matrix products of LinenNet take float32, though phase 'student' has precision" in said
+    )
 
 
 def test_float32_is_the_network_itself_and_others_are_refused():

