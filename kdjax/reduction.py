@@ -5,9 +5,12 @@ eight devices): each device differentiates *its own share*, `local sum / global 
 over devices once, by the step. Nothing that was itself summed over devices is ever differentiated.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from kdjax.types import Array, Axis, Batch, Term, Terms
 
@@ -64,6 +67,25 @@ def term_metrics(terms: Terms, axis: Axis = None) -> dict[str, tuple[Array, Arra
 def gather_rows(x: Array, axis: Axis) -> Array:
     """Rows of the global batch: `[B, ...]` of this device to `[devices * B, ...]`. Differentiable."""
     return x if axis is None else lax.all_gather(x, axis, axis=0, tiled=True)
+
+
+def over_rows(loss: Callable[..., Array], *rows: Array, where: Array, axis: Axis) -> Array:
+    """The values of a loss that compares the rows of a batch with each other, of those held here.
+
+    Args:
+      loss: `(*rows, where=, axis_name=) -> [B]`, as all such losses of `kdjax.losses`.
+      rows: `[B, ...]` each.
+      where: `[B]` bool.
+      axis: the mapped axis. None under `jit`: where a mesh of several devices is in context, as `kdjax.training.Runner` has
+        it, and the rows divide among them, each then compares its own rows with all, as under a mapped axis. The
+        partitioner left to itself adds up whole batches of features, several times.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis is not None or len(mesh.axis_names) != 1 or mesh.size == 1 or len(where) % mesh.size:
+        return loss(*rows, where=where, axis_name=axis)
+    (name,) = mesh.axis_names
+    part = lambda where, *rows: loss(*rows, where=where, axis_name=name)
+    return jax.shard_map(part, in_specs=PartitionSpec(name), out_specs=PartitionSpec(name))(where, *rows)
 
 
 def sum_over_devices(tree, axis: Axis):

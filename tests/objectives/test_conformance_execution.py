@@ -5,12 +5,14 @@ operations one by one; here it is compared with eight devices.
 """
 
 import functools
+import re
 
 import chex
 import jax
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import use_abstract_mesh
 
 from kdjax.training import make_runner
 from tests.objectives.conformance import (
@@ -59,8 +61,14 @@ def sharded(subject):
     alike, rows = runner.replicated, runner.sharded
     with jax.enable_x64(True):
         given = arguments(subject)
+        evaluate = evaluation(subject)
+
+        def in_mesh(*given):  # as a runner has it
+            with use_abstract_mesh(runner.mesh.abstract_mesh):
+                return evaluate(*given)
+
         function = jax.jit(
-            evaluation(subject),
+            in_mesh,
             in_shardings=(alike, alike, alike, rows, rows, alike),
             out_shardings=Result(alike, rows, alike, rows, alike, alike),
         )
@@ -106,3 +114,12 @@ def test_rows_stay_on_their_device(subject):
     with expected("rows stay on their device", subject):
         for collective in ("all-gather", "all-to-all", "collective-permute"):
             assert collective not in program
+
+
+@pytest.mark.parametrize("subject", ["sp", "pkt", "rkd"])
+def test_features_are_gathered_and_their_gradients_scattered(subject):
+    """Left to itself the partitioner adds up whole batches of features over the devices, forward and backward."""
+    program = sharded(subject)[1]
+    summed = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+    assert summed and not any(re.search(r"f64\[\d", shapes) for shapes in summed), "only scalars are added up"
+    assert "reduce-scatter" in program

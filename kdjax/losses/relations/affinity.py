@@ -108,8 +108,9 @@ def affinity_kd(
     compare = _choice(LOSSES, loss, "loss")
     p = Parameters(sigma, constant, degree, gamma, order, temperature, epsilon)
     relations = []
-    for features in checks.features_pair(student_features, teacher_features):
-        paired = pairs.pair_up(features, where, axis_name)
+    given = student_features, teacher_features
+    for features, said in zip(checks.features_pair(*given), given, strict=True):
+        paired = pairs.pair_up(features, where, axis_name, said)
         matrix = measure(paired, p)
         entries = _entries(paired, matrix.ndim == 3, drop_diagonal, LOWEST.get(affinity))
         relation = rescale(jnp.reshape(matrix, (matrix.shape[0], -1)), entries, p)

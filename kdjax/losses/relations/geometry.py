@@ -54,10 +54,10 @@ def rkd(
     (True, True)
     """
     batch = {"where": where, "axis_name": axis_name}
-    student, teacher = checks.features_pair(student_features, teacher_features)
+    student, _ = checks.features_pair(student_features, teacher_features)
     rows = jnp.reshape(student, (student.shape[0], -1))
-    far = rkd_distance(student, teacher, squared=squared, **batch)
-    bent = rkd_angle(student, teacher, **batch)
+    far = rkd_distance(student_features, teacher_features, squared=squared, **batch)
+    bent = rkd_angle(student_features, teacher_features, **batch)
     return checks.per_example(distance, rows, "distance") * far + checks.per_example(angle, rows, "angle") * bent
 
 

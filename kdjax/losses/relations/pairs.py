@@ -1,5 +1,6 @@
 """The examples of a batch against those of all devices, and how any two of them (or three) are alike."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -31,11 +32,18 @@ class Pairs(NamedTuple):
     axis_name: str | None
 
 
-def pair_up(features: Array, where, axis_name: str | None) -> Pairs:
-    """The pairs of `[b, ...]` features; rows where `where` is False may hold anything."""
+def pair_up(features: Array, where, axis_name: str | None, given=None) -> Pairs:
+    """The pairs of `[b, ...]` features; rows where `where` is False may hold anything.
+
+    `given` is what the network said: its type, if it is a shorter one, is that in which the features travel.
+    """
     kept = checks.row_mask(where, features.shape[0])
     rows = jnp.where(kept[:, None], jnp.reshape(features, (features.shape[0], -1)), 0)
-    columns = gather(rows, axis_name)
+    kind = rows.dtype if given is None else jnp.result_type(given)
+    if axis_name is None or jnp.finfo(kind).bits >= jnp.finfo(rows.dtype).bits:
+        columns = gather(rows, axis_name)
+    else:
+        columns = _gather_short(rows, axis_name, kind)
     first = 0 if axis_name is None else lax.axis_index(axis_name) * rows.shape[0]
     itself = (first + jnp.arange(rows.shape[0]))[:, None] == jnp.arange(columns.shape[0])[None, :]
     return Pairs(rows, columns, kept[:, None] & gather(kept, axis_name)[None, :], itself, axis_name)
@@ -46,9 +54,33 @@ def gather(rows: Array, axis_name: str | None) -> Array:
     return rows if axis_name is None else lax.all_gather(rows, axis_name, axis=0, tiled=True)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather_short(rows: Array, axis_name: str, kind) -> Array:
+    """Gathered rows that are exact in a shorter type, which is what moves; their gradients are added up as they are."""
+    return lax.all_gather(rows.astype(kind), axis_name, axis=0, tiled=True).astype(rows.dtype)
+
+
+def _gather_short_backward(axis_name: str, kind, _, gradient: Array) -> tuple[Array]:
+    return (lax.psum_scatter(gradient, axis_name, scatter_dimension=0, tiled=True),)
+
+
+_gather_short.defvjp(lambda rows, axis_name, kind: (_gather_short(rows, axis_name, kind), None), _gather_short_backward)
+
+
 def products(pairs: Pairs) -> Array:
     """`[b, B]` dot products."""
+    if pairs.axis_name is not None and pairs.rows.shape[1] > pairs.columns.shape[0]:
+        return _products_of_slices(pairs.rows, pairs.axis_name)
     return jnp.einsum("id,jd->ij", pairs.rows, pairs.columns, precision=lax.Precision.HIGHEST)
+
+
+def _products_of_slices(rows: Array, axis_name: str) -> Array:
+    """The same where features are wider than the batch: every device adds up a slice of the width for all pairs, and the sums
+    of the slices move instead of the features."""
+    spare = -rows.shape[1] % lax.axis_size(axis_name)
+    slices = lax.all_to_all(jnp.pad(rows, ((0, 0), (0, spare))), axis_name, split_axis=1, concat_axis=0, tiled=True)
+    sums = jnp.einsum("id,jd->ij", slices, slices, precision=lax.Precision.HIGHEST)
+    return lax.psum_scatter(sums, axis_name, scatter_dimension=0, tiled=True)
 
 
 def scaled_to_unit(pairs: Pairs, epsilon: float = 0.0) -> Pairs:

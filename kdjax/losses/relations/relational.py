@@ -158,8 +158,9 @@ def cc(
     0.1266
     """
     kernels = []
-    for features in checks.features_pair(student_features, teacher_features):
-        x = pairs.pair_up(features, where, axis_name)
+    given = student_features, teacher_features
+    for features, said in zip(checks.features_pair(*given), given, strict=True):
+        x = pairs.pair_up(features, where, axis_name, said)
         kernels.append(gaussian_series(pairs.scaled_to_unit(x) if normalize else x, gamma, order))
     return Entries(x.kept, axis_name, None).row_mean((kernels[0] - kernels[1]) ** 2)
 

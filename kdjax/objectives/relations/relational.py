@@ -12,12 +12,17 @@ from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.stages import stage_shape
 from kdjax.objectives.logits.supervised import CrossEntropy
-from kdjax.reduction import per_example
+from kdjax.reduction import over_rows, per_example
 from kdjax.schedules import Schedule, value_at
 
 __all__ = ["CC", "ICKD", "PKT", "RKD", "SP", "AffinityKD", "KernelCC"]
 
 CONGRUENCE = Paper("Correlation Congruence for Knowledge Distillation", "Peng et al.", "ICCV", 2019, "1904.01802")
+
+
+def _compared(loss, ctx, *rows):
+    """The term of a loss that compares the examples of a batch with each other."""
+    return per_example(over_rows(loss, *rows, where=ctx.batch.where, axis=ctx.axis), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +39,8 @@ class RKD(Objective):
     paper: ClassVar = Paper("Relational Knowledge Distillation", "Park, Kim, Lu, Cho", "CVPR", 2019, "1904.05068")
 
     def terms(self, module, ctx):
-        values = losses.rkd(
-            ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
-            angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        weights = {"distance": value_at(self.distance, ctx.progress), "angle": value_at(self.angle, ctx.progress)}
+        return _compared(functools.partial(losses.rkd, **weights), ctx, ctx.student.embedding, ctx.teacher.embedding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,7 @@ class PKT(Objective):
     )
 
     def terms(self, module, ctx):
-        values = losses.pkt(
-            ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        return _compared(losses.pkt, ctx, ctx.student.embedding, ctx.teacher.embedding)
 
 
 class TwoEmbeddings(nnx.Module):
@@ -92,9 +91,7 @@ class CC(Objective):
         return TwoEmbeddings(student.embedding.shape[-1], teacher.embedding.shape[-1], self.width, rngs=rngs)
 
     def terms(self, module, ctx):
-        embedded = module(ctx.student.embedding, ctx.teacher.embedding)
-        values = losses.cc_neighbours(*embedded, where=ctx.batch.where, axis_name=ctx.axis)
-        return per_example(values, ctx.batch)
+        return _compared(losses.cc_neighbours, ctx, *module(ctx.student.embedding, ctx.teacher.embedding))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +108,8 @@ class KernelCC(Objective):
     paper: ClassVar = CONGRUENCE
 
     def terms(self, module, ctx):
-        values = losses.cc(
-            ctx.student.embedding, ctx.teacher.embedding, gamma=self.gamma, order=self.order, where=ctx.batch.where,
-            axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        loss = functools.partial(losses.cc, gamma=self.gamma, order=self.order)
+        return _compared(loss, ctx, ctx.student.embedding, ctx.teacher.embedding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,11 +153,8 @@ class AffinityKD(Objective):
         return losses.affinity_kd(student, teacher, **({name: getattr(self, name) for name in fields} | call))
 
     def terms(self, module, ctx):
-        values = self._values(
-            ctx.student.embedding, ctx.teacher.embedding, temperature=value_at(self.temperature, ctx.progress),
-            where=ctx.batch.where, axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        loss = functools.partial(self._values, temperature=value_at(self.temperature, ctx.progress))
+        return _compared(loss, ctx, ctx.student.embedding, ctx.teacher.embedding)
 
 
 class ChannelEmbedding(nnx.Module):
@@ -219,13 +210,7 @@ class SP(Objective):
         return None
 
     def terms(self, module, ctx):
-        values = losses.sp(
-            ctx.student.features[self.stage],
-            ctx.teacher.features[self.stage],
-            where=ctx.batch.where,
-            axis_name=ctx.axis,
-        )
-        return per_example(values, ctx.batch)
+        return _compared(losses.sp, ctx, ctx.student.features[self.stage], ctx.teacher.features[self.stage])
 
 
 OWN = "own choice; the paper's is not verified"

@@ -1,6 +1,7 @@
 """What every loss between the examples of a batch has in common: who belongs to the batch, and where it lies."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,44 @@ def test_eight_devices_give_the_values_and_gradient_of_one(loss):
         np.testing.assert_allclose(jnp.sum(shares), one, **EXACT)
         np.testing.assert_allclose(of_rows.reshape(ROWS), values, **EXACT)
         np.testing.assert_allclose(gradient.reshape(ROWS, WIDTH), expected, **EXACT)
+
+
+def on_devices(loss, student, teacher):
+    split = [x.reshape(DEVICES, ROWS // DEVICES, -1) for x in (student, teacher)]
+    step = jax.pmap(lambda s, t, w: gradient_of(loss, s, t, where=w, axis_name="data"), axis_name="data")
+    kept = KEPT.reshape(DEVICES, -1)
+    _, values, gradient = step(*split, kept)
+    return values.reshape(ROWS), gradient.reshape(student.shape), step.lower(*split, kept).as_text()
+
+
+WIDE = 21  # more than there are rows, and no multiple of the devices
+
+
+@over({name: UNORDERED[name] for name in ("sp", "pkt", "rkd", "frobenius")})
+def test_features_wider_than_the_batch_give_on_eight_devices_what_they_give_on_one(loss):
+    """Slices of the width travel then, and sums of products."""
+    with computing_in("f64") as real:
+        student, teacher = real(draw(82, ROWS, WIDE)), real(draw(83, ROWS, WIDTH))
+        for pair in ((student, teacher), (student, student + 0.1 * real(draw(84, ROWS, WIDE)))):
+            _, wanted, expected = gradient_of(loss, *pair, where=jnp.asarray(KEPT))
+            values, gradient, text = on_devices(loss, *pair)
+            np.testing.assert_allclose(values, wanted, **EXACT)
+            np.testing.assert_allclose(gradient, expected, **EXACT)
+    assert ("all_to_all" in text) == (loss not in (rkd, UNORDERED["rkd"]))
+
+
+@over({name: UNORDERED[name] for name in ("sp", "rkd", "cc")})
+def test_features_travel_in_their_own_type_and_their_gradients_in_float32(loss):
+    student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in (STUDENT, TEACHER))
+    _, wanted, expected = gradient_of(loss, student, teacher, where=KEPT)
+    values, gradient, text = on_devices(loss, student, teacher)
+    np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        np.asarray(gradient, np.float32), np.asarray(expected, np.float32), rtol=2**-7, atol=1e-6
+    )
+    gathered = [line for line in text.splitlines() if "all_gather" in line and f"x{WIDTH}x" in line]
+    assert gathered and all(f"{WIDTH}xbf16" in line for line in gathered)
+    assert re.search(rf"reduce_scatter[\s\S]*?tensor<{ROWS}x{WIDTH}xf32>", text)
 
 
 @over(UNORDERED)
