@@ -1,9 +1,11 @@
 """kdjax as somebody installs it: the wheel has what the commands name, and its types are seen. Minutes, and pip."""
 
+import json
 import os
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,24 @@ def test_a_type_checker_accepts_a_users_file_and_finds_what_is_wrong(tmp_path):
     assert right.returncode == 0, right.stdout
     assert 'Argument 2 to "kd" has incompatible type "str"' in wrong.stdout
     assert 'has no attribute "kdd"' in wrong.stdout and "Found 2 errors" in wrong.stdout
+
+
+@pytest.mark.skipif(
+    find_spec("basedpyright") is None, reason="pip install basedpyright, a pyright that needs no Node.js"
+)
+def test_pyright_accepts_a_users_file_and_finds_what_is_wrong(tmp_path):
+    settings = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)], "reportUnusedExpression": False}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+
+    def checked(text):
+        (tmp_path / "user.py").write_text(text)
+        command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "user.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    right, wrong = checked(USER), checked(WRONG)
+    assert right.returncode == 0, right.stdout
+    assert '"str" is not assignable' in wrong.stdout or "type \"Literal['teacher']\"" in wrong.stdout, wrong.stdout
+    assert '"kdd" is not a known attribute' in wrong.stdout and "2 errors" in wrong.stdout, wrong.stdout
 
 
 def test_the_wheel_is_whole(tmp_path):

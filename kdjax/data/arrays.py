@@ -179,7 +179,12 @@ def _images(where: str, x: Any) -> np.ndarray:
     if x.ndim == 4 and not len(x):
         raise DataError(f"{where} has no examples; give it some, or leave that part out.")
     if x.ndim != 4 or 0 in x.shape:
-        raise DataError(f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C].")
+        other = " Vectors and other arrays are for kdjax.distill(student, teacher, data, ...) from Python." * (
+            x.ndim == 2
+        )
+        raise DataError(
+            f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C].{other}"
+        )
     if x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
         raise DataError(
             f"The inputs of {where} have the shape {list(x.shape)}, channels first; give numpy.moveaxis(x, 1, -1)."
