@@ -24,7 +24,7 @@ def guarded(command: Callable[[], int], *, own_process: bool = False) -> int:
       own_process: nothing but the command is in this process, which ends at once where it would otherwise wait: for threads
         that cannot end, or for the other processes of a run, which wait for it in their next step.
     """
-    threading.excepthook, sys.unraisablehook = in_the_background, not_of_writers
+    threading.excepthook, sys.unraisablehook = in_the_background, of_nobody
     with own_signals() as own:
         try:
             return command()
@@ -118,9 +118,11 @@ def in_the_background(raised) -> None:
         threading.__excepthook__(raised)
 
 
-def not_of_writers(raised) -> None:
-    """What becomes of an error that nobody can catch: that of a writer whose loop was closed, on a full disk, is not shown."""
-    if "Event loop is closed" not in str(raised.exc_value):
+def of_nobody(raised) -> None:
+    """What becomes of an error that nobody can catch: those of a writer whose loop was closed, on a full disk, and of a signal that
+    came while the interpreter cleared up, are not shown."""
+    of_signal = isinstance(raised.exc_value, KeyboardInterrupt | Terminated)
+    if not of_signal and "Event loop is closed" not in str(raised.exc_value):
         sys.__unraisablehook__(raised)
 
 

@@ -13,7 +13,7 @@ import time
 import fuzz_readers
 import pytest
 
-from kdjax.endings import guarded, in_the_background
+from kdjax.endings import Terminated, guarded, in_the_background
 from kdjax.terminal import Unheard
 
 
@@ -84,6 +84,27 @@ def hooks():
     kept = threading.excepthook, sys.unraisablehook
     yield
     threading.excepthook, sys.unraisablehook = kept
+
+
+class Clearing:
+    """What is raised while it goes is nobody's."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_a_signal_that_comes_while_the_interpreter_clears_up_shows_no_traceback(capfd):
+    def command():
+        for error in (KeyboardInterrupt(), Terminated("SIGTERM"), ValueError("of somebody else")):
+            Clearing(error)
+        return 0
+
+    assert guarded(command) == 0
+    said = capfd.readouterr().err
+    assert "of somebody else" in said and "KeyboardInterrupt" not in said and "Terminated" not in said
 
 
 @pytest.mark.parametrize("reader", fuzz_readers.readers(), ids=lambda reader: reader.name)
