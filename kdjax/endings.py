@@ -119,8 +119,8 @@ def in_the_background(raised) -> None:
 
 
 def of_nobody(raised) -> None:
-    """What becomes of an error that nobody can catch: those of a writer whose loop was closed, on a full disk, and of a signal that
-    came while the interpreter cleared up, are not shown."""
+    """What becomes of an error that nobody can catch: those of a writer whose loop was closed, on a full disk, and of a signal
+    that came while the interpreter cleared up, are not shown."""
     of_signal = isinstance(raised.exc_value, KeyboardInterrupt | Terminated)
     if not of_signal and "Event loop is closed" not in str(raised.exc_value):
         sys.__unraisablehook__(raised)
