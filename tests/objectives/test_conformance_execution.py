@@ -116,7 +116,7 @@ def test_rows_stay_on_their_device(subject):
             assert collective not in program
 
 
-@pytest.mark.parametrize("subject", ["sp", "pkt", "rkd"])
+@pytest.mark.parametrize("subject", ["sp", "pkt"])
 def test_features_are_gathered_and_their_gradients_scattered(subject):
     """Left to itself the partitioner adds up whole batches of features over the devices, forward and backward."""
     program = sharded(subject)[1]

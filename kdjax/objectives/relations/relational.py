@@ -39,8 +39,11 @@ class RKD(Objective):
     paper: ClassVar = Paper("Relational Knowledge Distillation", "Park, Kim, Lu, Cho", "CVPR", 2019, "1904.05068")
 
     def terms(self, module, ctx):
-        weights = {"distance": value_at(self.distance, ctx.progress), "angle": value_at(self.angle, ctx.progress)}
-        return _compared(functools.partial(losses.rkd, **weights), ctx, ctx.student.embedding, ctx.teacher.embedding)
+        values = losses.rkd(  # left to the partitioner, which never holds the triples of a batch
+            ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
+            angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,9 @@ class AffinityKD(Objective):
 
     def terms(self, module, ctx):
         loss = functools.partial(self._values, temperature=value_at(self.temperature, ctx.progress))
+        if self.affinity == "angle":  # of triples, as in RKD
+            values = loss(ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis)
+            return per_example(values, ctx.batch)
         return _compared(loss, ctx, ctx.student.embedding, ctx.teacher.embedding)
 
 
