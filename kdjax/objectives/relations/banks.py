@@ -22,7 +22,7 @@ from kdjax.reduction import gather_rows
 from kdjax.types import Array, Axis
 
 # A bank has a multiple of this many rows, so that it can be spread over any such number of devices.
-ROWS = 64
+ROWS = 512
 # Bytes from which on a bank is spread over the devices instead of being kept on each.
 SPREAD_BYTES = 256 * 2**20
 # Rounds of the keyed permutation. An element stays where it is with a chance of 2^-12, from a start that is random too.

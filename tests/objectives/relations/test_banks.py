@@ -256,11 +256,11 @@ def test_a_full_draw_is_a_permutation(size):
 
 def test_a_new_bank():
     bank = banks.new_bank(jax.random.key(0), 1437, 128)
-    assert bank.shape == (1472, 128), "a multiple of 64 rows"
+    assert bank.shape == (1536, 128), "a multiple of 512 rows"
     bound = 1 / np.sqrt(128 / 3)
     assert np.abs(bank).max() <= bound and np.abs(bank).max() > 0.999 * bound and abs(np.mean(bank)) < 1e-3
     assert abs(np.mean(np.linalg.norm(bank, axis=1)) - 1) < 1e-2
-    assert banks.new_bank(jax.random.key(0), 64, 2).shape == (64, 2)
+    assert banks.new_bank(jax.random.key(0), 512, 2).shape == (512, 2)
 
 
 def test_labels_must_be_those_of_all_examples():

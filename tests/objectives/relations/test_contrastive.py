@@ -333,7 +333,7 @@ def test_embeddings_are_trained_and_banks_are_not():
     }  # fmt: skip
     assert params["crd"]["student_embed"]["kernel"].shape == (5, 128)
     assert params["crd"]["teacher_embed"]["kernel"].shape == (7, 128)
-    assert state["crd"]["student_bank"].shape == state["crd"]["teacher_bank"].shape == (64, 128)
+    assert state["crd"]["student_bank"].shape == state["crd"]["teacher_bank"].shape == (512, 128)
     assert all(jax.tree.leaves(bound.decay_mask(params)))
 
 
