@@ -69,10 +69,10 @@ class Classification(Task):
 
         if split("train") is None:
             return None
-        dataset = self._dataset(split)
+        dataset = self._dataset(split, real=False)
         return dataclasses.replace(dataset, description=f"{self.name}, {dataset.description}, is {NOT_HERE}")
 
-    def _dataset(self, split: Callable[[str], Source]) -> Dataset:
+    def _dataset(self, split: Callable[[str], Source], *, real: bool = True) -> Dataset:
         train = split("train")
         splits = make_splits(
             train.labels, validation=self.validation, labelled=self.labelled, split_seed=self.split_seed
@@ -82,7 +82,7 @@ class Classification(Task):
         else:
             held = split("test")
             rows = np.arange(len(held))
-        if self.evaluate_on != "validation" and (shared := overlapping(train, held)):
+        if real and self.evaluate_on != "validation" and (shared := overlapping(train, held)):
             note(shared)
         if len(splits.train) < self.batch_size:
             note(
