@@ -103,14 +103,15 @@ class Feeding:
             self.resident.evaluated.extend(placed)
         return self.resident.evaluated
 
-    def batch_template(self) -> Batch:
-        """Shapes and shardings of a batch as the step takes it."""
-        rows, devices = self.experiment.data.batch_size, self.runner.mesh.size
+    def batch_template(self, stacked: int = 0) -> Batch:
+        """Shapes and shardings of a batch as the step takes it; with `stacked`, of the batches of so many steps."""
+        rows, devices, steps = self.experiment.data.batch_size, self.runner.mesh.size, (stacked,) * bool(stacked)
 
         def spec(x):
             if self.runner.mapped:
-                return jax.ShapeDtypeStruct((devices, rows // devices, *x.shape[1:]), x.dtype)
-            return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=self.runner.sharded)
+                return jax.ShapeDtypeStruct((*steps, devices, rows // devices, *x.shape[1:]), x.dtype)
+            where = self.runner.rows(bool(stacked))
+            return jax.ShapeDtypeStruct((*steps, rows, *x.shape[1:]), x.dtype, sharding=where)
 
         one = self.dataset.shapes(1)
         if self.dataset.resident:

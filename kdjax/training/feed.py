@@ -26,7 +26,9 @@ def from_resident(step: Step) -> Step:
     def resident(state, frozen, batch: Batch):
         teacher, inputs = frozen
         index = batch.known_index("Inputs are looked up")
-        return step(state, teacher, dataclasses.replace(batch, inputs=jax.tree.map(lambda x: x[index], inputs)))
+        with jax.named_scope("views"):
+            rows = jax.tree.map(lambda x: x[index], inputs)
+        return step(state, teacher, dataclasses.replace(batch, inputs=rows))
 
     resident.axis = step.axis
     return resident
