@@ -41,8 +41,8 @@ class DistillOptions(RunOptions):
     method: str = ""
     """objective of the student, one of `kdjax methods`; the config's own if not given"""
     for_: str = ""
-    """with --dry-run: a slice of accelerators such as v5e:16x16, v5p:8x8x8 or h100:8, which need not be here; the step is compiled
-    for it, which takes minutes, and read"""
+    """with --dry-run: a slice of accelerators, such as v5e:16x16, v5p:8x8x8 or h100:8, that is not here; the step is compiled for
+    it, which takes minutes, and read"""
     teacher: str = ""
     """folder of a finished run whose network teaches, instead of training one; or a file of its outputs, .npz or .jsonl"""
 
@@ -157,7 +157,6 @@ DESCRIBED = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
 }  # fmt: skip
-DESCRIBED_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def for_described(argv: list[str], program: list[str]) -> int | None:
@@ -170,14 +169,13 @@ def for_described(argv: list[str], program: list[str]) -> int | None:
     Returns:
       The exit status of that process; None to go on here.
     """
-    named = next((b if a == "--for" else a for a, b in zip(argv, [*argv[1:], ""], strict=True) if re.match("--for(=|$)", a)), "")
-    if not named:
+    if not any(re.match("--for(=|$)", word) for word in argv):
         return None
     wanted = dict(DESCRIBED)
-    if "h100" in named:
+    if any("h100:" in word for word in argv):
         tuned = "--xla_gpu_autotune_level=0"  # there is nothing to try them on
-        wanted |= DESCRIBED_GPU | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {tuned}".strip()}
-    if "jax" in sys.modules and any(os.environ.get(name) != value for name, value in wanted.items()):
+        wanted |= {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {tuned}".strip()}
+    if "jax" in sys.modules and any(os.environ.get(name) != value for name, value in DESCRIBED.items()):
         sys.stdout.flush()
         return subprocess.run([*program, *argv], env=os.environ | wanted, check=False).returncode
     os.environ.update(wanted)

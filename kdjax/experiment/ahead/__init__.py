@@ -4,6 +4,7 @@
     hlo.py        the text of a compiled program, as instructions
     parts.py      the parts of a step, by scopes
     products.py   its convolutions and matrix products
+    traffic.py    what it reads from and writes to the main memory
     reading.py    what else it says: cycles, collectives, copies, aliasing
     compiling.py  a phase's step compiled for a slice: memory, times by the compiler's estimate, faults
     showing.py    the same as text

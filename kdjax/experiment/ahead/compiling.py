@@ -3,14 +3,15 @@
 import dataclasses
 import re
 import time
-from collections import Counter
+from collections.abc import Iterable
 
 from kdjax.experiment.accounting import readable, size, step_arguments
 from kdjax.experiment.ahead.hlo import parse
+from kdjax.experiment.ahead.products import Product, asked
 from kdjax.experiment.ahead.reading import Reading, read
 from kdjax.experiment.compiled import steps_per_dispatch
 from kdjax.experiment.program import Program
-from kdjax.experiment.spec import ExperimentError
+from kdjax.experiment.spec import ExperimentError, Phase
 from kdjax.training.devices import Chip, chip_of
 
 
@@ -79,8 +80,9 @@ def compile_ahead(program: Program) -> Ahead:
     steps = steps_per_dispatch(experiment, runner)
     arguments = step_arguments(program, stacked=steps if steps > 1 else 0)
     began = time.perf_counter()
+    traced = (compiled.steps if steps > 1 else compiled.step).trace(*arguments)
     try:
-        executable = (compiled.steps if steps > 1 else compiled.step).lower(*arguments).compile()
+        executable = traced.lower().compile()
     except Exception as error:  # jax.errors.JaxRuntimeError, by its text
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -92,7 +94,7 @@ def compile_ahead(program: Program) -> Ahead:
         kind, chip_of(kind), experiment.data.batch_size, compiled.clock.total_steps, steps, memory_of(executable),
         size(arguments[0]), reading, (), seconds,
     )  # fmt: skip
-    return dataclasses.replace(made, faults=tuple(faults(made, program)))
+    return dataclasses.replace(made, faults=tuple(faults(made, program.phase, asked(traced.jaxpr.jaxpr))))
 
 
 def memory_of(executable) -> dict[str, int]:
@@ -104,9 +106,9 @@ def memory_of(executable) -> dict[str, int]:
     }  # fmt: skip
 
 
-def faults(ahead: Ahead, program: Program) -> list[str]:
-    """What is wrong with a compiled step, a sentence each."""
-    reading, phase, found = ahead.reading, program.phase, []
+def faults(ahead: Ahead, phase: Phase, products: Iterable[Product]) -> list[str]:
+    """What is wrong with a compiled step, a sentence each; `products` are those that were asked for."""
+    reading, found = ahead.reading, []
     if reading.not_aliased:
         found.append(
             f"{len(reading.not_aliased)} arrays of the state keep their memory beside the new state's, such as "
@@ -114,13 +116,10 @@ def faults(ahead: Ahead, program: Program) -> list[str]:
         )
     if reading.differentiated:
         found.append(f"The teacher is differentiated, at {reading.differentiated[0]}.")
-    halved = {"student": phase.precision, "teacher": phase.teacher_precision}
-    wide = Counter(
-        p.place for p in reading.products
-        if "f32" in p.kinds[:2] and halved.get(p.part.split()[0]) == "bfloat16"
-    )  # fmt: skip
+    computes = {"student": phase.precision, "teacher": phase.teacher_precision}
+    wide = [p.place for p in products if "float32" in p.kinds[:2] and computes.get(p.part.split()[0]) == "bfloat16"]
     if wide:
-        found.append(f"{wide.total()} products are in float32 under precision=bfloat16, such as {next(iter(wide))}.")
+        found.append(f"{len(wide)} products are in float32 where bfloat16 was asked for, such as {wide[0]}.")
     if reading.callbacks:
         found.append(f"The step waits for the host, at {reading.callbacks[0]}.")
     if ahead.chip and ahead.chip.memory and ahead.needed > ahead.chip.memory:

@@ -130,6 +130,14 @@ class Program:
         return {name: i.op_name for i in self.all() for name in i.calls if i.op_name}
 
     @functools.cached_property
+    def _homes(self) -> dict[str, str]:
+        return {i.name: name for name, instructions in self.computations.items() for i in instructions}
+
+    def place(self, instruction: Instruction) -> str:
+        """Where an instruction comes from: its own `op_name`, or that of what runs its computation; "" if neither is said."""
+        return instruction.op_name or self.origins.get(self._homes[instruction.name], "")
+
+    @functools.cached_property
     def _times(self) -> dict[str, int]:
         found = {self.entry: 1}
         for instruction, times in self.in_order():

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from kdjax.experiment.ahead.hlo import Array, Instruction, Program
 from kdjax.experiment.ahead.parts import part_of
@@ -41,11 +43,25 @@ def products(program: Program) -> tuple[Product, ...]:
             library = re.match(LIBRARIES, i.attribute(r'custom_call_target="([^"]*)"') or "")
             operands = [places[o].results[0] for o in i.operands[:2] if o in places and places[o].results]
             if (i.opcode in ("dot", "convolution") or library) and len(operands) == 2 and i.results:
-                place = i.op_name or program.origins.get(name, "")
+                place = program.place(i)
                 kinds = (operands[0].kind, operands[1].kind, i.results[0].kind)
                 flops = 0.0 if library else product_flops(i, *operands)
                 found.append(Product(kinds, part_of(place), flops, program.times(name), place))
     return tuple(found)
+
+
+def asked(jaxpr: Any, within: str = "") -> Iterator[Product]:
+    """Those a traced function asks for, before a compiler chooses types of its own: kinds are JAX's, FLOPs are not counted."""
+    for equation in jaxpr.eqns:
+        place = f"{within}/{equation.source_info.name_stack}".strip("/")
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            kinds = tuple(str(v.aval.dtype) for v in (*equation.invars[:2], equation.outvars[0]))
+            yield Product(kinds, part_of(place), 0.0, 1, f"{place}/{equation.primitive.name}")
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from asked(inner, place)
 
 
 def product_flops(product: Instruction, left: Array, right: Array) -> float:

@@ -7,13 +7,9 @@ import re
 from kdjax.experiment.ahead.hlo import Array, Instruction, Program
 from kdjax.experiment.ahead.parts import PARTS, differentiates_teacher, part_of
 from kdjax.experiment.ahead.products import Product, products
+from kdjax.experiment.ahead.traffic import FREE, traffic
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# What neither reads nor writes memory by itself: names for what is there, and ends of what was begun before.
-FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-    "partition-id", "replica-id", "add-dependency", "opt-barrier",
-}  # fmt: skip
 COUNTED = 2**16  # bytes from which on it is said that an array is padded
 
 
@@ -26,12 +22,14 @@ class Collective:
       count: how many run.
       bytes: of what they give, together; of what goes in where that is scattered.
       largest: of the largest one.
+      types: element types of what they send, that of the most bytes first.
     """
 
     kind: str
     count: float
     bytes: float
     largest: float
+    types: tuple[str, ...] = ()
 
     def sent(self, devices: int) -> float:
         """Bytes each device sends, around a ring."""
@@ -41,11 +39,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """An instruction of the schedule, its estimated cycles in a step, and how often it runs in it."""
+    """An instruction of the schedule, where it comes from, and its estimated cycles in a step."""
 
     instruction: Instruction
+    place: str
     cycles: float
-    times: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +89,14 @@ def read(program: Program, steps: int = 1) -> Reading:
     """All that is asked of a program, which does so many steps."""
     state = {n: i for n, i in program.parameters().items() if i.op_name.startswith("state")}
     scheduled = [(i, times / steps) for i, times in program.in_order()]
-    costs = sorted((Cost(i, i.cycles * n, n) for i, n in scheduled if i.cycles), key=lambda cost: -cost.cycles)
+    costs = sorted((Cost(i, program.place(i), i.cycles * n) for i, n in scheduled if i.cycles), key=lambda cost: -cost.cycles)
     results = [array for i, _ in scheduled if i.opcode not in FREE for array in i.results]
     copied = [(i, times) for i, times in scheduled if is_layout_copy(i, program)]
     multiplied = products(program)
     loops = {i.op_name or i.name for i, _ in scheduled if i.opcode == "while" and program.trips(i) == 1}
     return Reading(
         devices=program.partitions,
-        cycles=by_part((part_of(cost.instruction.op_name), cost.cycles) for cost in costs),
+        cycles=by_part((part_of(cost.place), cost.cycles) for cost in costs),
         dearest=tuple(costs[:5]),
         loops=tuple(sorted(loops)),
         traffic=traffic(program, scheduled),
@@ -124,24 +122,10 @@ def by_part(pairs) -> dict[str, float]:
     return {part: found[part] for part in PARTS if found[part]}
 
 
-def traffic(program: Program, scheduled: list[tuple[Instruction, float]]) -> float:
-    """Bytes between the main memory and the device's units, roughly: operands and results outside of memory on the chip."""
-    places, total = program.by_name, 0.0
-    for instruction, times in scheduled:
-        if instruction.opcode in FREE or instruction.opcode.endswith(("-done", "-update")):
-            continue
-        read_from = [a for name in instruction.operands if name in places for a in places[name].results]
-        results = instruction.results
-        if instruction.opcode.endswith("-start"):  # whose results name what it reads too, and what it waits with
-            results = results[:1] if instruction.opcode == "copy-start" else results[len(read_from) :][:1]
-        total += times * sum(a.padded_bytes for a in (*read_from, *results) if a.in_main_memory)
-    return total
-
-
 def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
     """By kind, in all computations; several instructions of one channel are one."""
     owners = {called: i.name for i in program.all() if i.opcode == "fusion" for called in i.calls}
-    seen, found = set(), collections.defaultdict(list)
+    seen, found, types = set(), collections.defaultdict(list), collections.defaultdict(collections.Counter)
     for name, instructions in program.computations.items():
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
@@ -155,8 +139,13 @@ def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
             if kind == "all-reduce" and "all-reduce-scatter" in name + owners.get(name, ""):
                 kind = "reduce-scatter"  # as a TPU's compiler writes it: a sum of which a slice is kept
             found[kind].append((size, program.times(name) / steps))
+            for array in moved(instruction, kind):
+                types[kind][array.kind] += array.bytes
     return tuple(
-        Collective(kind, sum(n for _, n in sizes), sum(s * n for s, n in sizes), max(s for s, _ in sizes))
+        Collective(
+            kind, sum(n for _, n in sizes), sum(s * n for s, n in sizes), max(s for s, _ in sizes),
+            tuple(name for name, _ in types[kind].most_common()),
+        )  # fmt: skip
         for kind, sizes in sorted(found.items(), key=lambda item: COLLECTIVES.index(item[0]))
     )
 

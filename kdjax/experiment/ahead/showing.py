@@ -12,8 +12,10 @@ ESTIMATE = "a compiler's estimate, not measured"
 def in_short(ahead: Ahead) -> dict[str, str]:
     """Lines by name, for a dry run."""
     reading = ahead.reading
-    sent = ", ".join(f"{count(c.count)} {c.kind} of {readable(c.bytes)}" for c in reading.collectives) or "none"
-    lines = {"memory a device": memory_line(ahead), "collectives a step": sent, "state aliased": aliasing(ahead)}
+    sent = ", ".join(
+        f"{count(c.count)} {c.kind} of {readable(c.bytes)} ({' and '.join(c.types)})" for c in reading.collectives
+    )
+    lines = {"memory a device": memory_line(ahead), "collectives a step": sent or "none", "state aliased": aliasing(ahead)}
     if reading.cycles:
         total = sum(reading.cycles.values())
         lines["estimated cycles"] = f"{total / 1e6:.3g} million: " + ", ".join(
@@ -48,8 +50,7 @@ def in_full(ahead: Ahead, name: str) -> str:
         for cost in reading.dearest:
             result = max(cost.instruction.results, key=lambda array: array.bytes)
             shape = f"{result.kind}[{','.join(map(str, result.shape))}]"
-            place = cost.instruction.op_name or cost.instruction.name
-            lines.append(f"| `{place}` | {cost.instruction.opcode} | `{shape}` | {cost.cycles:,.0f} |")
+            lines.append(f"| `{cost.place or cost.instruction.name}` | {cost.instruction.opcode} | `{shape}` | {cost.cycles:,.0f} |")
     lines += ["", *(f"wrong: {fault}" for fault in ahead.faults)] if ahead.faults else ["", "Nothing is wrong."]
     return "\n".join(lines)
 
@@ -87,7 +88,8 @@ def times_line(ahead: Ahead) -> str:
 def speed(ahead: Ahead) -> str:
     seconds = ahead.step_time
     rate, whole = ahead.batch_size / seconds, ahead.total * seconds
-    length = f"{whole / 86400:.3g} days" if whole >= 86400 else f"{whole / 3600:.2g} hours"
+    unit, name = next((u, n) for u, n in ((86400, "days"), (3600, "hours"), (1, "seconds")) if whole >= u or u == 1)
+    length = f"{whole / unit:.3g} {name}"
     return f"{rate:,.0f} examples/s, {length} for {ahead.total:,} steps ({ESTIMATE}; evaluations and input not counted)"
 
 
@@ -114,6 +116,8 @@ def figures(ahead: Ahead) -> dict:
         "devices": reading.devices, "kind": ahead.kind, "batch_size": ahead.batch_size, "dispatched": ahead.dispatched,
         "memory": ahead.memory, "needed": ahead.needed, "cycles": reading.cycles, "flops": reading.flops,
         "traffic": reading.traffic, "times": ahead.times(), "step_time": ahead.step_time,
-        "collectives": {c.kind: {"count": c.count, "bytes": c.bytes, "largest": c.largest} for c in reading.collectives},
+        "collectives": {
+            c.kind: {"count": c.count, "bytes": c.bytes, "largest": c.largest, "types": c.types} for c in reading.collectives
+        },
         "aliased": reading.aliased, "not_aliased": reading.not_aliased, "faults": ahead.faults, "seconds": ahead.seconds,
     }  # fmt: skip
