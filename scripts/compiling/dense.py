@@ -33,9 +33,7 @@ class Dense(nnx.Module):
             shape = (len(x), SIDE, SIDE, self.width // SIDE**2)
             before.append(preactivation.reshape(shape))
             maps.append(x.reshape(shape))
-        return ModelOutput(
-            logits=self.classify(x), features=tuple(maps), preactivations=tuple(before), embedding=x
-        )
+        return ModelOutput(logits=self.classify(x), features=tuple(maps), preactivations=tuple(before), embedding=x)
 
     def classify(self, embedding):
         return self.classifier(embedding)
@@ -44,7 +42,10 @@ class Dense(nnx.Module):
 def data() -> GivenData:
     """Examples that take no memory: one zero, shown everywhere."""
     examples = Arrays(
-        "dense", "train", np.broadcast_to(np.float32(0), (EXAMPLES, INPUTS)), np.arange(EXAMPLES, dtype=np.int32) % CLASSES
+        "dense",
+        "train",
+        np.broadcast_to(np.float32(0), (EXAMPLES, INPUTS)),
+        np.arange(EXAMPLES, dtype=np.int32) % CLASSES,
     )
     return GivenData(
         name="dense", batch_size=16384, eval_batch_size=4096, num_classes=CLASSES, train=examples, test=examples

@@ -87,7 +87,9 @@ class Instruction:
     @property
     def calls(self) -> tuple[str, ...]:
         """Computations it runs: of a fusion, a call, a loop's body."""
-        named = re.findall(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
+        named = re.findall(
+            r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.rest
+        )
         listed = self.attribute(r"(?:branch_computations|called_computations)=\{([^}]*)\}") or ""
         return (*named, *re.findall(r"%?([\w.\-]+)", listed))
 

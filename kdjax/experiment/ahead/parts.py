@@ -16,7 +16,9 @@ def part_of(op_name: str) -> str:
     """Which part of a step an operation belongs to, by its `op_name`. Arguments, brought into another layout, have names too."""
     argument = re.match(r"state\b|batch\b|frozen\[1\]|frozen\b|teacher\b", op_name)
     if argument:
-        return {"frozen[1]": "views", "frozen": "teacher forward", "teacher": "teacher forward"}.get(argument[0], "the rest")
+        return {"frozen[1]": "views", "frozen": "teacher forward", "teacher": "teacher forward"}.get(
+            argument[0], "the rest"
+        )
     words = scopes(op_name)
     scope = next((scope for scope in SCOPES if scope in words), None)
     if scope == "student":

@@ -88,8 +88,6 @@ def reached(convolution: Instruction, axis: int, inputs: int, outputs: int) -> i
         return said.split("x")[axis] if said else default
 
     low = int(re.match(r"-?\d+", of_axis("pad", "0_0"))[0])
-    size, stride, apart, between = (
-        int(of_axis(name, "1")) for name in ("size", "stride", "rhs_dilate", "lhs_dilate")
-    )
+    size, stride, apart, between = (int(of_axis(name, "1")) for name in ("size", "stride", "rhs_dilate", "lhs_dilate"))
     places = (o * stride + k * apart - low for o in range(outputs) for k in range(size))
     return sum(place >= 0 and place % between == 0 and place // between < inputs for place in places)

@@ -89,7 +89,9 @@ def read(program: Program, steps: int = 1) -> Reading:
     """All that is asked of a program, which does so many steps."""
     state = {n: i for n, i in program.parameters().items() if i.op_name.startswith("state")}
     scheduled = [(i, times / steps) for i, times in program.in_order()]
-    costs = sorted((Cost(i, program.place(i), i.cycles * n) for i, n in scheduled if i.cycles), key=lambda cost: -cost.cycles)
+    costs = sorted(
+        (Cost(i, program.place(i), i.cycles * n) for i, n in scheduled if i.cycles), key=lambda cost: -cost.cycles
+    )
     results = [array for i, _ in scheduled if i.opcode not in FREE for array in i.results]
     copied = [(i, times) for i, times in scheduled if is_layout_copy(i, program)]
     multiplied = products(program)
@@ -125,7 +127,7 @@ def by_part(pairs) -> dict[str, float]:
 def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
     """By kind, in all computations; several instructions of one channel are one."""
     owners = {called: i.name for i in program.all() if i.opcode == "fusion" for called in i.calls}
-    seen, found, types = set(), collections.defaultdict(list), collections.defaultdict(collections.Counter)
+    seen, found = set(), collections.defaultdict(list)
     for name, instructions in program.computations.items():
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
@@ -133,20 +135,26 @@ def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
             if kind not in COLLECTIVES or channel in seen:
                 continue
             seen.add(channel)
-            size = sum(array.bytes for array in moved(instruction, kind))
-            if kind == "reduce-scatter":
-                size *= program.partitions
+            arrays = moved(instruction, kind)
+            size = sum(array.bytes for array in arrays) * (program.partitions if kind == "reduce-scatter" else 1)
             if kind == "all-reduce" and "all-reduce-scatter" in name + owners.get(name, ""):
                 kind = "reduce-scatter"  # as a TPU's compiler writes it: a sum of which a slice is kept
-            found[kind].append((size, program.times(name) / steps))
-            for array in moved(instruction, kind):
-                types[kind][array.kind] += array.bytes
-    return tuple(
-        Collective(
-            kind, sum(n for _, n in sizes), sum(s * n for s, n in sizes), max(s for s, _ in sizes),
-            tuple(name for name, _ in types[kind].most_common()),
-        )  # fmt: skip
-        for kind, sizes in sorted(found.items(), key=lambda item: COLLECTIVES.index(item[0]))
+            found[kind].append((size, program.times(name) / steps, arrays))
+    return tuple(summed(kind, found[kind]) for kind in COLLECTIVES if found[kind])
+
+
+def summed(kind: str, single: list[tuple[float, float, tuple[Array, ...]]]) -> Collective:
+    """Of `(bytes, times, arrays)` of each."""
+    types = collections.Counter()
+    for _, times, arrays in single:
+        for array in arrays:
+            types[array.kind] += array.bytes * times
+    return Collective(
+        kind,
+        count=sum(times for _, times, _ in single),
+        bytes=sum(size * times for size, times, _ in single),
+        largest=max(size for size, _, _ in single),
+        types=tuple(name for name, _ in types.most_common()),
     )
 
 

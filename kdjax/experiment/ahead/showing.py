@@ -15,7 +15,11 @@ def in_short(ahead: Ahead) -> dict[str, str]:
     sent = ", ".join(
         f"{count(c.count)} {c.kind} of {readable(c.bytes)} ({' and '.join(c.types)})" for c in reading.collectives
     )
-    lines = {"memory a device": memory_line(ahead), "collectives a step": sent or "none", "state aliased": aliasing(ahead)}
+    lines = {
+        "memory a device": memory_line(ahead),
+        "collectives a step": sent or "none",
+        "state aliased": aliasing(ahead),
+    }
     if reading.cycles:
         total = sum(reading.cycles.values())
         lines["estimated cycles"] = f"{total / 1e6:.3g} million: " + ", ".join(
@@ -41,16 +45,19 @@ def in_full(ahead: Ahead, name: str) -> str:
     copied, size = reading.copies
     lines += [f"- copies into another layout: {count(copied)}, {readable(size)}"]
     share = f"{reading.padded / reading.held:.2f} times" if reading.held else "no"
-    lines += [f"- padding: results take {share} their bytes; {reading.wasteful} of 64 KiB and more take twice theirs or more"]
+    lines += [
+        f"- padding: results take {share} their bytes; {reading.wasteful} of 64 KiB and more take twice theirs or more"
+    ]
     lines += [f"- callbacks: {', '.join(reading.callbacks) or 'none'}"]
     lines += [f"- loops counted once: {', '.join(reading.loops)}"] if reading.loops else []
     lines += ["", *parts_table(ahead)]
     if reading.dearest:
         lines += ["", "| dearest instructions | kind | result | cycles a step |", "| --- | --- | --- | ---: |"]
         for cost in reading.dearest:
-            result = max(cost.instruction.results, key=lambda array: array.bytes)
+            made = cost.instruction
+            result = max(made.results, key=lambda array: array.bytes)
             shape = f"{result.kind}[{','.join(map(str, result.shape))}]"
-            lines.append(f"| `{cost.place or cost.instruction.name}` | {cost.instruction.opcode} | `{shape}` | {cost.cycles:,.0f} |")
+            lines.append(f"| `{cost.place or made.name}` | {made.opcode} | `{shape}` | {cost.cycles:,.0f} |")
     lines += ["", *(f"wrong: {fault}" for fault in ahead.faults)] if ahead.faults else ["", "Nothing is wrong."]
     return "\n".join(lines)
 
@@ -66,7 +73,6 @@ def memory_line(ahead: Ahead) -> str:
 
 
 def aliasing(ahead: Ahead) -> str:
-    """A state's arrays that are handed on as they are, such as keys, are no part of the program."""
     reading = ahead.reading
     return f"{reading.aliased} of {reading.aliased + len(reading.not_aliased)} arrays"
 

@@ -48,7 +48,9 @@ def described(name: str) -> list[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **wanted).devices
     except Exception as error:  # of many types, by the plugin
         reason = re.sub(r"\s+", " ", str(error))
-        raise ExperimentError(f"The compiler describes no slice {name!r}: {reason[:300]}; ask for {EXAMPLES}.") from error
+        raise ExperimentError(
+            f"The compiler describes no slice {name!r}: {reason[:300]}; ask for {EXAMPLES}."
+        ) from error
 
 
 def parsed(name: str) -> tuple[str, tuple[int, ...]]:
