@@ -152,10 +152,11 @@ def is_shown(path: str, *, section: str, student: str) -> bool:
     return re.fullmatch(FIRST.pattern.replace("STUDENT", re.escape(student)), path) is not None
 
 
-# Read when jax and libtpu are loaded: look for no accelerator, ask no metadata server, and leave another process its libtpu.
+# Read when jax and libtpu are loaded: look for no accelerator, ask no metadata server, leave another process its libtpu, and keep
+# nothing, since what is compiled for devices that are not here cannot be read back.
 DESCRIBED = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_ENABLE_COMPILATION_CACHE": "false",
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def run(argv: list[str]) -> int:
     ahead = compile_ahead(builder.program(experiment, experiment.student))
     print(in_full(ahead, f"{experiment.name}, {options.method or 'its own method'}, on {options.for_}"))
     if place:
-        Path(place).write_text(json.dumps(figures(ahead), indent=2) + "\n", encoding="utf-8")
+        what = {"config": argv[0], "method": options.method, "for": options.for_, "runner": experiment.runner}
+        Path(place).write_text(json.dumps(what | figures(ahead), indent=2) + "\n", encoding="utf-8")
     return 1 if ahead.faults else 0
 
 

@@ -56,7 +56,7 @@ class Ahead:
             "FLOPs": (sum(reading.flops.values()), chip.flops), "HBM": (reading.traffic, chip.bandwidth),
             "interconnect": (sent, chip.links), "estimated cycles": (sum(reading.cycles.values()), chip.clock),
         }  # fmt: skip
-        return {name: amount / rate for name, (amount, rate) in work.items() if rate}
+        return {name: amount / rate for name, (amount, rate) in work.items() if rate and (amount or name != "FLOPs")}
 
     @property
     def step_time(self) -> float | None:

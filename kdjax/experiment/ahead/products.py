@@ -19,14 +19,14 @@ class Product:
     Attributes:
       kinds: element types of both operands and of the result.
       part: of the step, see `parts`.
-      flops: of one run, on one device; 0 where a library does it.
+      flops: of one run, on one device; None where a library does it, or if it was asked for and not compiled.
       times: how often it runs.
       place: where it comes from.
     """
 
     kinds: tuple[str, str, str]
     part: str
-    flops: float
+    flops: float | None
     times: int
     place: str
 
@@ -45,7 +45,7 @@ def products(program: Program) -> tuple[Product, ...]:
             if (i.opcode in ("dot", "convolution") or library) and len(operands) == 2 and i.results:
                 place = program.place(i)
                 kinds = (operands[0].kind, operands[1].kind, i.results[0].kind)
-                flops = 0.0 if library else product_flops(i, *operands)
+                flops = None if library else product_flops(i, *operands)
                 found.append(Product(kinds, part_of(place), flops, program.times(name), place))
     return tuple(found)
 
@@ -56,7 +56,7 @@ def asked(jaxpr: Any, within: str = "") -> Iterator[Product]:
         place = f"{within}/{equation.source_info.name_stack}".strip("/")
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             kinds = tuple(str(v.aval.dtype) for v in (*equation.invars[:2], equation.outvars[0]))
-            yield Product(kinds, part_of(place), 0.0, 1, f"{place}/{equation.primitive.name}")
+            yield Product(kinds, part_of(place), None, 1, f"{place}/{equation.primitive.name}")
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)

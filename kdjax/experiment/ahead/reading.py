@@ -56,7 +56,7 @@ class Reading:
       dearest: the instructions with most of them.
       loops: places of loops of which it is not known how often they run; their cycles are counted once.
       traffic: bytes of what instructions read from and write to the main memory, with padding.
-      flops: of convolutions and matrix products by part.
+      flops: of convolutions and matrix products by part; empty where libraries do some of them, as on a GPU.
       collectives: one entry a kind.
       products: every convolution and matrix product, once each.
       aliased: how many of the state's arrays give their memory to the new state; `not_aliased` names the others.
@@ -95,6 +95,7 @@ def read(program: Program, steps: int = 1) -> Reading:
     results = [array for i, _ in scheduled if i.opcode not in FREE for array in i.results]
     copied = [(i, times) for i, times in scheduled if is_layout_copy(i, program)]
     multiplied = products(program)
+    counted = [product.flops is not None for product in multiplied]
     loops = {i.op_name or i.name for i, _ in scheduled if i.opcode == "while" and program.trips(i) == 1}
     return Reading(
         devices=program.partitions,
@@ -102,7 +103,7 @@ def read(program: Program, steps: int = 1) -> Reading:
         dearest=tuple(costs[:5]),
         loops=tuple(sorted(loops)),
         traffic=traffic(program, scheduled),
-        flops=by_part((product.part, product.flops * product.times / steps) for product in multiplied),
+        flops=by_part((p.part, p.flops * p.times / steps) for p in multiplied) if all(counted) else {},
         collectives=collectives(program, steps),
         products=multiplied,
         aliased=len(state.keys() & program.aliased),

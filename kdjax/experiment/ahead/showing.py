@@ -50,7 +50,7 @@ def in_full(ahead: Ahead, name: str) -> str:
     ]
     lines += [f"- callbacks: {', '.join(reading.callbacks) or 'none'}"]
     lines += [f"- loops counted once: {', '.join(reading.loops)}"] if reading.loops else []
-    lines += ["", *parts_table(ahead)]
+    lines += ["", *parts_table(ahead)] if reading.cycles or reading.flops else []
     if reading.dearest:
         lines += ["", "| dearest instructions | kind | result | cycles a step |", "| --- | --- | --- | ---: |"]
         for cost in reading.dearest:
@@ -81,11 +81,12 @@ def times_line(ahead: Ahead) -> str:
     times = ahead.times()
     bounds = {name: seconds for name, seconds in times.items() if name != "estimated cycles"}
     said = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in times.items())
+    said += "" if ahead.reading.flops else ", FLOPs not counted, since libraries do the products"
     if not bounds:
         return said or "nothing is known of this device"
     name = max(bounds, key=bounds.get)
     if ahead.step_time:
-        said += f"; at {100 * times['FLOPs'] / ahead.step_time:.0f} % of the peak in bfloat16"
+        said += f"; at {100 * times.get('FLOPs', 0) / ahead.step_time:.0f} % of the peak in bfloat16"
         if bounds[name] < 0.5 * ahead.step_time:
             return f"{said}, bound by none of the three"
     return f"{said}; bound by {name}"
