@@ -17,8 +17,8 @@ AHEAD = 2  # batches that are placed before the step asks for them
 
 
 def laid_flat(inputs: Tree) -> Tree:
-    """Arrays `[N, ...]` as `[N, D]`: whole rows that a device finds side by side. A TPU would lay images out with examples side by
-    side, and all of them anew in every dispatch to look rows up."""
+    """Arrays `[N, ...]` as `[N, D]`, a row an example. A TPU keeps images in an order of axes in which no row can be looked up,
+    and would lay all of them out anew in every dispatch."""
     return jax.tree.map(lambda x: x.reshape(len(x), -1), inputs)
 
 
