@@ -23,13 +23,15 @@ class Collective:
       bytes: of what they give, together; of what goes in where that is scattered.
       largest: of the largest one.
       types: element types of what they send, that of the most bytes first.
+      parts: how many run in each part of the step.
     """
 
     kind: str
     count: float
     bytes: float
     largest: float
-    types: tuple[str, ...] = ()
+    types: tuple[str, ...]
+    parts: dict[str, float]
 
     def sent(self, devices: int) -> float:
         """Bytes each device sends, around a ring."""
@@ -140,22 +142,23 @@ def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
             size = sum(array.bytes for array in arrays) * (program.partitions if kind == "reduce-scatter" else 1)
             if kind == "all-reduce" and "all-reduce-scatter" in name + owners.get(name, ""):
                 kind = "reduce-scatter"  # as a TPU's compiler writes it: a sum of which a slice is kept
-            found[kind].append((size, program.times(name) / steps, arrays))
+            found[kind].append((size, program.times(name) / steps, arrays, part_of(program.place(instruction))))
     return tuple(summed(kind, found[kind]) for kind in COLLECTIVES if found[kind])
 
 
-def summed(kind: str, single: list[tuple[float, float, tuple[Array, ...]]]) -> Collective:
-    """Of `(bytes, times, arrays)` of each."""
+def summed(kind: str, single: list[tuple[float, float, tuple[Array, ...], str]]) -> Collective:
+    """Of `(bytes, times, arrays, part)` of each."""
     types = collections.Counter()
-    for _, times, arrays in single:
+    for _, times, arrays, _ in single:
         for array in arrays:
             types[array.kind] += array.bytes * times
     return Collective(
         kind,
-        count=sum(times for _, times, _ in single),
-        bytes=sum(size * times for size, times, _ in single),
-        largest=max(size for size, _, _ in single),
+        count=sum(times for _, times, _, _ in single),
+        bytes=sum(size * times for size, times, _, _ in single),
+        largest=max(size for size, _, _, _ in single),
         types=tuple(name for name, _ in types.most_common()),
+        parts=by_part((part, times) for _, times, _, part in single),
     )
 
 

@@ -1,10 +1,12 @@
 """A step compiled ahead of time as text: a few lines for a dry run, or all of it."""
 
+import dataclasses
 from collections import Counter
 
 from kdjax.experiment.accounting import readable
 from kdjax.experiment.ahead.compiling import Ahead
 from kdjax.experiment.ahead.parts import PARTS
+from kdjax.experiment.ahead.reading import Collective
 
 ESTIMATE = "a compiler's estimate, not measured"
 
@@ -12,9 +14,7 @@ ESTIMATE = "a compiler's estimate, not measured"
 def in_short(ahead: Ahead) -> dict[str, str]:
     """Lines by name, for a dry run."""
     reading = ahead.reading
-    sent = ", ".join(
-        f"{count(c.count)} {c.kind} of {readable(c.bytes)} ({' and '.join(c.types)})" for c in reading.collectives
-    )
+    sent = ", ".join(collective_words(collective) for collective in reading.collectives)
     lines = {
         "memory a device": memory_line(ahead),
         "collectives a step": sent or "none",
@@ -64,6 +64,12 @@ def in_full(ahead: Ahead, name: str) -> str:
 
 def count(number: float) -> str:
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+
+
+def collective_words(found: Collective) -> str:
+    """BatchNorm over the global batch shows as many of the student's; a gradient's is of its backward pass too."""
+    parts = ", ".join(f"{part} {count(times)}" for part, times in found.parts.items())
+    return f"{count(found.count)} {found.kind} of {readable(found.bytes)} in {' and '.join(found.types)} ({parts})"
 
 
 def memory_line(ahead: Ahead) -> str:
@@ -123,8 +129,6 @@ def figures(ahead: Ahead) -> dict:
         "devices": reading.devices, "kind": ahead.kind, "batch_size": ahead.batch_size, "dispatched": ahead.dispatched,
         "memory": ahead.memory, "needed": ahead.needed, "cycles": reading.cycles, "flops": reading.flops,
         "traffic": reading.traffic, "times": ahead.times(), "step_time": ahead.step_time,
-        "collectives": {
-            c.kind: {"count": c.count, "bytes": c.bytes, "largest": c.largest, "types": c.types} for c in reading.collectives
-        },
+        "collectives": {found.kind: dataclasses.asdict(found) for found in reading.collectives},
         "aliased": reading.aliased, "not_aliased": reading.not_aliased, "faults": ahead.faults, "seconds": ahead.seconds,
     }  # fmt: skip

@@ -46,6 +46,7 @@ def test_collectives_are_counted_a_step(reading):
     (reduced,) = reading.collectives
     assert (reduced.kind, reduced.count) == ("all-reduce", 2)
     assert reduced.bytes == 16 * 64 * 2 + 4 and reduced.largest == 16 * 64 * 2, "a gradient in bfloat16, and a loss"
+    assert reduced.parts == {"student backward": 1, "optimizer": 1}
     assert reduced.types == ("bf16", "f32") and reduced.sent(4) == 2 * 3 / 4 * reduced.bytes
 
 
