@@ -128,16 +128,17 @@ def by_part(pairs) -> dict[str, float]:
 
 
 def collectives(program: Program, steps: int = 1) -> tuple[Collective, ...]:
-    """By kind, in all computations; several instructions of one channel are one."""
+    """By kind, in all computations. A TPU's compiler writes one down as a chain of several, each beside other work."""
     owners = {called: i.name for i in program.all() if i.opcode == "fusion" for called in i.calls}
     seen, found = set(), collections.defaultdict(list)
     for name, instructions in program.computations.items():
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
-            channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
-            if kind not in COLLECTIVES or channel in seen:
+            chain = instruction.attribute(r'chain_id="(\d+)"')
+            link = instruction.name if chain is None else (chain, instruction.attribute(r"channel_id=(\d+)"))
+            if kind not in COLLECTIVES or link in seen:
                 continue
-            seen.add(channel)
+            seen.add(link)
             arrays = moved(instruction, kind)
             size = sum(array.bytes for array in arrays) * (program.partitions if kind == "reduce-scatter" else 1)
             if kind == "all-reduce" and "all-reduce-scatter" in name + owners.get(name, ""):

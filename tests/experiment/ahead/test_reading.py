@@ -89,7 +89,7 @@ def test_collectives_of_every_spelling():
     """Begun and awaited, inside a fusion that a loop of them repeats, and a sum of which a slice is kept."""
     inside = """%async_collective_fusion.1 (p: bf16[2]) -> bf16[8] {
   %p = bf16[2]{0} parameter(0)
-  ROOT %all-gather.2 = bf16[8]{0} all-gather(%p), channel_id=5, dimensions={0}
+  ROOT %all-gather.2 = bf16[8]{0} all-gather(%p), channel_id=5, dimensions={0}, frontend_attributes={chain_id="0"}
 }
 %all-reduce-scatter.3 (p.1: f32[8]) -> f32[2] {
   %p.1 = f32[8]{0} parameter(0)
@@ -102,13 +102,14 @@ def test_collectives_of_every_spelling():
             "%g = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%a), channel_id=4, dimensions={0}",
             "%d = bf16[8]{0} all-gather-done(%g)",
             "%f = bf16[8]{0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.1",
-            "%again = bf16[8]{0} all-gather(%a), channel_id=5, dimensions={0}",
+            '%again = bf16[8]{0} all-gather(%a), channel_id=5, dimensions={0}, frontend_attributes={chain_id="0"}',
+            "%other = bf16[8]{0} all-gather(%a), channel_id=5, dimensions={0}",  # those of a shard_map have one channel
             "%s = f32[2]{0} fusion(%d), kind=kCustom, calls=%all-reduce-scatter.3",
             "ROOT %r = f32[2]{0} reduce-scatter(%s), channel_id=7, dimensions={0}, to_apply=%add",
             computations=inside,
         )
     ).collectives
-    assert [(c.kind, c.count, c.bytes) for c in found] == [("all-gather", 2, 32), ("reduce-scatter", 2, 64)]
+    assert [(c.kind, c.count, c.bytes) for c in found] == [("all-gather", 3, 48), ("reduce-scatter", 2, 64)]
 
 
 def test_of_what_is_sliced_the_slice_is_read():
