@@ -19,7 +19,7 @@ def part_of(op_name: str) -> str:
         return {"frozen[1]": "views", "frozen": "teacher forward", "teacher": "teacher forward"}.get(
             argument[0], "the rest"
         )
-    words = scopes(op_name)
+    words = scopes(op_name.partition(";")[0])  # of several that were made one, the first
     scope = next((scope for scope in SCOPES if scope in words), None)
     if scope == "student":
         return "student backward" if "transpose" in words else "student forward"

@@ -12,6 +12,7 @@ from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.stages import stage_shape
 from kdjax.objectives.logits.supervised import CrossEntropy
+from kdjax.objectives.relations.spread import across_devices
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
 
@@ -34,11 +35,9 @@ class RKD(Objective):
     paper: ClassVar = Paper("Relational Knowledge Distillation", "Park, Kim, Lu, Cho", "CVPR", 2019, "1904.05068")
 
     def terms(self, module, ctx):
-        values = losses.rkd(
-            ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
-            angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        weights = {"distance": value_at(self.distance, ctx.progress), "angle": value_at(self.angle, ctx.progress)}
+        loss = functools.partial(losses.rkd, **weights)
+        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +55,7 @@ class PKT(Objective):
     )
 
     def terms(self, module, ctx):
-        values = losses.pkt(
-            ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis
-        )  # fmt: skip
+        values = across_devices(losses.pkt, ctx.student.embedding, ctx.teacher.embedding, ctx)
         return per_example(values, ctx.batch)
 
 
@@ -93,8 +90,7 @@ class CC(Objective):
 
     def terms(self, module, ctx):
         embedded = module(ctx.student.embedding, ctx.teacher.embedding)
-        values = losses.cc_neighbours(*embedded, where=ctx.batch.where, axis_name=ctx.axis)
-        return per_example(values, ctx.batch)
+        return per_example(across_devices(losses.cc_neighbours, *embedded, ctx), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +107,8 @@ class KernelCC(Objective):
     paper: ClassVar = CONGRUENCE
 
     def terms(self, module, ctx):
-        values = losses.cc(
-            ctx.student.embedding, ctx.teacher.embedding, gamma=self.gamma, order=self.order, where=ctx.batch.where,
-            axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        loss = functools.partial(losses.cc, gamma=self.gamma, order=self.order)
+        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,11 +152,8 @@ class AffinityKD(Objective):
         return losses.affinity_kd(student, teacher, **({name: getattr(self, name) for name in fields} | call))
 
     def terms(self, module, ctx):
-        values = self._values(
-            ctx.student.embedding, ctx.teacher.embedding, temperature=value_at(self.temperature, ctx.progress),
-            where=ctx.batch.where, axis_name=ctx.axis,
-        )  # fmt: skip
-        return per_example(values, ctx.batch)
+        loss = functools.partial(self._values, temperature=value_at(self.temperature, ctx.progress))
+        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
 
 
 class ChannelEmbedding(nnx.Module):
@@ -219,13 +209,8 @@ class SP(Objective):
         return None
 
     def terms(self, module, ctx):
-        values = losses.sp(
-            ctx.student.features[self.stage],
-            ctx.teacher.features[self.stage],
-            where=ctx.batch.where,
-            axis_name=ctx.axis,
-        )
-        return per_example(values, ctx.batch)
+        features = ctx.student.features[self.stage], ctx.teacher.features[self.stage]
+        return per_example(across_devices(losses.sp, *features, ctx), ctx.batch)
 
 
 OWN = "own choice; the paper's is not verified"

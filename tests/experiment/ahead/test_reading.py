@@ -182,6 +182,7 @@ def test_a_loop_of_unknown_length_is_named():
         ("jit(step)/jvp(objective)/simkd/teacher_head/dot", "objective"),
         ("jit(step)/transpose(jvp(objective))/kd/mul", "objective"),
         ("jit(step)/optimizer/sub", "optimizer"),
+        ("jit(step)/(transpose(jvp(student))/dot_general;jvp(objective)/reduce_sum)", "student backward"),
         ("jit(step)/views/vmap()/gather", "views"),
         ("frozen[1]", "views"),
         ("frozen[0].params['kernel']", "teacher forward"),
