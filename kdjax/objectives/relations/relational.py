@@ -12,7 +12,6 @@ from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.stages import stage_shape
 from kdjax.objectives.logits.supervised import CrossEntropy
-from kdjax.objectives.relations.spread import across_devices
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
 
@@ -35,9 +34,11 @@ class RKD(Objective):
     paper: ClassVar = Paper("Relational Knowledge Distillation", "Park, Kim, Lu, Cho", "CVPR", 2019, "1904.05068")
 
     def terms(self, module, ctx):
-        weights = {"distance": value_at(self.distance, ctx.progress), "angle": value_at(self.angle, ctx.progress)}
-        loss = functools.partial(losses.rkd, **weights)
-        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
+        values = losses.rkd(
+            ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
+            angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,9 @@ class PKT(Objective):
     )
 
     def terms(self, module, ctx):
-        values = across_devices(losses.pkt, ctx.student.embedding, ctx.teacher.embedding, ctx)
+        values = losses.pkt(
+            ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis
+        )  # fmt: skip
         return per_example(values, ctx.batch)
 
 
@@ -90,7 +93,8 @@ class CC(Objective):
 
     def terms(self, module, ctx):
         embedded = module(ctx.student.embedding, ctx.teacher.embedding)
-        return per_example(across_devices(losses.cc_neighbours, *embedded, ctx), ctx.batch)
+        values = losses.cc_neighbours(*embedded, where=ctx.batch.where, axis_name=ctx.axis)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +111,11 @@ class KernelCC(Objective):
     paper: ClassVar = CONGRUENCE
 
     def terms(self, module, ctx):
-        loss = functools.partial(losses.cc, gamma=self.gamma, order=self.order)
-        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
+        values = losses.cc(
+            ctx.student.embedding, ctx.teacher.embedding, gamma=self.gamma, order=self.order, where=ctx.batch.where,
+            axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,8 +159,11 @@ class AffinityKD(Objective):
         return losses.affinity_kd(student, teacher, **({name: getattr(self, name) for name in fields} | call))
 
     def terms(self, module, ctx):
-        loss = functools.partial(self._values, temperature=value_at(self.temperature, ctx.progress))
-        return per_example(across_devices(loss, ctx.student.embedding, ctx.teacher.embedding, ctx), ctx.batch)
+        values = self._values(
+            ctx.student.embedding, ctx.teacher.embedding, temperature=value_at(self.temperature, ctx.progress),
+            where=ctx.batch.where, axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 class ChannelEmbedding(nnx.Module):
@@ -209,8 +219,13 @@ class SP(Objective):
         return None
 
     def terms(self, module, ctx):
-        features = ctx.student.features[self.stage], ctx.teacher.features[self.stage]
-        return per_example(across_devices(losses.sp, *features, ctx), ctx.batch)
+        values = losses.sp(
+            ctx.student.features[self.stage],
+            ctx.teacher.features[self.stage],
+            where=ctx.batch.where,
+            axis_name=ctx.axis,
+        )
+        return per_example(values, ctx.batch)
 
 
 OWN = "own choice; the paper's is not verified"
