@@ -18,8 +18,7 @@ HEAD = (
 def row(found: dict) -> str:
     """Of one file's figures."""
     sent = ", ".join(
-        f"{kind.replace('all-', '')} {made['count']:.3g}: {readable(made['bytes'])}"
-        for kind, made in found["collectives"].items()
+        f"{made['count']:.0f} {kind}: {readable(made['bytes'])}" for kind, made in found["collectives"].items()
     )
     times = [found["times"].get(name, 0.0) * 1e3 for name in ("estimated cycles", "interconnect")]
     cells = [
