@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterable
 
-from kdjax.experiment.accounting import readable, size, step_arguments
+from kdjax.experiment.accounting import readable, step_arguments
 from kdjax.experiment.ahead.hlo import parse
 from kdjax.experiment.ahead.products import Product, asked
 from kdjax.experiment.ahead.reading import Reading, read
@@ -25,7 +25,6 @@ class Ahead:
       batch_size: examples in a step, over all devices; `total` steps are the phase.
       dispatched: steps in the compiled program, as a run dispatches them.
       memory: bytes on one device by kind.
-      state: how many arrays the state has, and their bytes on one device.
       reading: of the program.
       faults: a sentence each.
       seconds: that compiling took.
@@ -37,7 +36,6 @@ class Ahead:
     total: int
     dispatched: int
     memory: dict[str, int]
-    state: int
     reading: Reading
     faults: tuple[str, ...]
     seconds: float
@@ -92,7 +90,7 @@ def compile_ahead(program: Program) -> Ahead:
     kind = getattr(runner.mesh.devices.flat[0], "device_kind", "")
     made = Ahead(
         kind, chip_of(kind), experiment.data.batch_size, compiled.clock.total_steps, steps, memory_of(executable),
-        size(arguments[0]), reading, (), seconds,
+        reading, (), seconds,
     )  # fmt: skip
     return dataclasses.replace(made, faults=tuple(faults(made, program.phase, asked(traced.jaxpr.jaxpr))))
 
@@ -109,7 +107,9 @@ def memory_of(executable) -> dict[str, int]:
 def faults(ahead: Ahead, phase: Phase, products: Iterable[Product]) -> list[str]:
     """What is wrong with a compiled step, a sentence each; `products` are those that were asked for."""
     reading, found = ahead.reading, []
-    if reading.not_aliased:
+    if not reading.aliased:
+        found.append("No array of the state gives its memory to the new state.")
+    elif reading.not_aliased:
         found.append(
             f"{len(reading.not_aliased)} arrays of the state keep their memory beside the new state's, such as "
             f"{reading.not_aliased[0]}."

@@ -137,6 +137,7 @@ def test_each_fault_is_said(compiled):
     assert "1 arrays of the state keep their memory beside the new state's, such as state.step" in said(
         not_aliased=("state.step",)
     )[0]  # fmt: skip
+    assert said(aliased=0) == ["No array of the state gives its memory to the new state."]
     assert "differentiated, at jit(f)/transpose" in said(differentiated=("jit(f)/transpose(jvp(teacher))/mul",))[0]
     assert "waits for the host, at jit(f)/log" in said(callbacks=("jit(f)/log",))[0]
     assert "which has 1 KiB" in said(chip=Chip(1.0, 1024.0))[0] and said(chip=Chip(1.0, 2.0**30)) == []
