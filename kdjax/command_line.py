@@ -41,8 +41,7 @@ class DistillOptions(RunOptions):
     method: str = ""
     """objective of the student, one of `kdjax methods`; the config's own if not given"""
     for_: str = ""
-    """with --dry-run: a slice of accelerators, such as v5e:16x16, v5p:8x8x8 or h100:8, that is not here; the step is compiled for
-    it, which takes minutes, and read"""
+    """with --dry-run: accelerators that are not here to compile for, such as v5e:16x16 or h100:8"""
     teacher: str = ""
     """folder of a finished run whose network teaches, instead of training one; or a file of its outputs, .npz or .jsonl"""
 
