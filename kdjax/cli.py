@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 from kdjax import __version__
-from kdjax.command_line import CompareOptions, DistillOptions, RunOptions, configure_jax, parse, read_config
+from kdjax.command_line import (
+    CompareOptions,
+    DistillOptions,
+    RunOptions,
+    configure_jax,
+    for_described,
+    parse,
+    read_config,
+)
 from kdjax.endings import fail, guarded
 from kdjax.places import local
 from kdjax.references import label
@@ -50,11 +58,14 @@ def main(argv: list[str] | None = None) -> int:
 
         near = get_close_matches(given[0], commands, n=1)
         return fail(f"Unknown command {given[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see kdjax --help."))
-    return guarded(lambda: run_command(import_own(given), commands), own_process=argv is None)
+    return guarded(lambda: run_command(given, commands), own_process=argv is None)
 
 
 def run_command(argv: list[str], commands: dict) -> int:
-    status = commands[argv[0]](argv[1:]) or 0
+    status = for_described(argv, [sys.executable, "-m", "kdjax.cli"])
+    if status is None:
+        argv = import_own(argv)
+        status = commands[argv[0]](argv[1:]) or 0
     sys.stdout.flush()
     return status
 
@@ -260,10 +271,11 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
     from kdjax.experiment.tables import show_results
     from kdjax.training.progress import Heard, make_progress
 
-    builder = Builder(options.data_dir or None)
+    described = getattr(options, "for_", "")
+    builder = Builder(options.data_dir or None, described_devices(options) if described else None)
     experiment = with_teacher(experiment, teacher, builder)
     if options.dry_run:
-        return dry_run(experiment, builder)
+        return dry_run(experiment, builder, described)
     folder = run_folder(options, f"{experiment.name}-{suffix}")
     results = run(
         experiment,
@@ -279,10 +291,20 @@ def execute(experiment, options, suffix: str, teacher: str = "") -> int:
     return 0
 
 
-def dry_run(experiment, builder) -> int:
+def described_devices(options):
+    """The devices that `--for` names, which are not here."""
+    from kdjax.experiment.ahead.slices import described
+    from kdjax.experiment.spec import ExperimentError
+
+    if not options.dry_run:
+        raise ExperimentError(f"--for {options.for_} is for a dry run, which trains nothing; say --dry-run too.")
+    return described(options.for_)
+
+
+def dry_run(experiment, builder, described: str = "") -> int:
     from kdjax.experiment.dry_run import inspect_experiment, show
 
-    return 1 if show(inspect_experiment(experiment, builder), make_console()) else 0
+    return 1 if show(inspect_experiment(experiment, builder, described), make_console()) else 0
 
 
 def run_folder(options, name: str) -> Path:

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import os
 import re
+import subprocess
+import sys
 from typing import Annotated, Any
 
 from kdjax.places import cache_folder
@@ -38,6 +40,8 @@ class DistillOptions(RunOptions):
 
     method: str = ""
     """objective of the student, one of `kdjax methods`; the config's own if not given"""
+    for_: str = ""
+    """with --dry-run: accelerators that are not here to compile for, such as v5e:16x16 or h100:8"""
     teacher: str = ""
     """folder of a finished run whose network teaches, instead of training one; or a file of its outputs, .npz or .jsonl"""
 
@@ -76,6 +80,10 @@ def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any,
     from kdjax.experiment.config import load_config
 
     changes = {}
+    if hasattr(options_type, "for_"):
+        import tyro
+
+        options_type.__annotations__["for_"] = Annotated[str, tyro.conf.arg(name="for")]  # a word of Python's own
     if hasattr(options_type, "method") and known.method:
         changes["method"] = known.method
     if hasattr(options_type, "methods") and known.methods:
@@ -141,6 +149,37 @@ def is_shown(path: str, *, section: str, student: str) -> bool:
     if section:
         return section == "all" or f"{path}.".startswith(f"{section}.")
     return re.fullmatch(FIRST.pattern.replace("STUDENT", re.escape(student)), path) is not None
+
+
+# Read when jax and libtpu are loaded: look for no accelerator, ask no metadata server, leave another process its libtpu, and keep
+# nothing, since what is compiled for devices that are not here cannot be read back.
+DESCRIBED = {
+    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_ENABLE_COMPILATION_CACHE": "false",
+}  # fmt: skip
+
+
+def for_described(argv: list[str], program: list[str]) -> int | None:
+    """Sets this process up to compile for the devices that `--for` names, if it does; they are described and not here.
+
+    Args:
+      argv: the command line.
+      program: what to run it with, in a process of its own, where jax is loaded already.
+
+    Returns:
+      The exit status of that process; None to go on here.
+    """
+    if not any(re.match("--for(=|$)", word) for word in argv):
+        return None
+    wanted = dict(DESCRIBED)
+    if any("h100:" in word for word in argv):
+        tuned = "--xla_gpu_autotune_level=0"  # there is nothing to try them on
+        wanted |= {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {tuned}".strip()}
+    if "jax" in sys.modules and any(os.environ.get(name) != value for name, value in DESCRIBED.items()):
+        sys.stdout.flush()
+        return subprocess.run([*program, *argv], env=os.environ | wanted, check=False).returncode
+    os.environ.update(wanted)
+    return None
 
 
 def configure_jax(distributed: str = "") -> None:

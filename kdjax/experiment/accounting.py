@@ -30,11 +30,11 @@ class Costs:
         return self.teacher / self.step if self.step else None
 
 
-def step_arguments(program: Program) -> tuple[TrainState, Any, Batch]:
-    """Shapes and shardings of what a program's step takes: state, frozen, batch."""
+def step_arguments(program: Program, stacked: int = 0) -> tuple[TrainState, Any, Batch]:
+    """Shapes and shardings of what a program's step takes: state, frozen, batch. With `stacked`, of so many steps at once."""
     compiled, feeding = program.compiled, program.feeding
     teacher, inputs = compiled.teacher_template(), feeding.resident_template()
-    return compiled.state_template(), teacher if inputs is None else (teacher, inputs), feeding.batch_template()
+    return compiled.state_template(), teacher if inputs is None else (teacher, inputs), feeding.batch_template(stacked)
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second

@@ -132,8 +132,8 @@ def compile_phase(
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:
-        step = from_resident(step)
-    several = scanned(step) if steps_per_dispatch(experiment) > 1 else None
+        step = from_resident(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset.arrays))
+    several = scanned(step) if steps_per_dispatch(experiment, runner) > 1 else None
     state = jax.eval_shape(lambda: make_state(networks, optimizer, phase, (0, 0)))
     evaluation = make_evaluation(
         networks.deployment.network, networks.teacher, views=task.evaluation_view, sums=task.sums, axis=runner.axis
@@ -204,6 +204,6 @@ def compiled_once() -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
-def steps_per_dispatch(experiment: Experiment) -> int:
+def steps_per_dispatch(experiment: Experiment, runner: Runner) -> int:
     """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there."""
-    return experiment.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+    return experiment.steps_per_dispatch or (1 if runner.mesh.devices.flat[0].platform == "cpu" else 16)

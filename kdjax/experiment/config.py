@@ -130,6 +130,7 @@ def _children(value: Any) -> list[tuple[str, Any, Any, str]]:
     return [
         (field.name, getattr(value, field.name), hints[field.name], texts.get(field.name, ""))
         for field in dataclasses.fields(value)
+        if field.metadata.get("saved", True)  # networks and arrays at hand are no words
     ]
 
 

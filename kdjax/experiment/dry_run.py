@@ -32,8 +32,16 @@ class PhaseReport:
     problems: list[str]
 
 
-def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -> list[PhaseReport]:
-    """A report a phase. Everything that is wrong is collected instead of raised."""
+def inspect_experiment(
+    experiment: Experiment, builder: Builder | None = None, described: str = ""
+) -> list[PhaseReport]:
+    """A report a phase. Everything that is wrong is collected instead of raised.
+
+    Args:
+      experiment: what to look at.
+      builder: builds its programs, for its devices.
+      described: name of the slice these are, where they are not here: the step of the last phase is then compiled for them.
+    """
     builder = builder or Builder()
     problems = experiment.problems()
     try:
@@ -71,11 +79,11 @@ def inspect_experiment(experiment: Experiment, builder: Builder | None = None) -
         except ExperimentError as error:
             report.problems.append(str(error))
             continue
-        measure(program, report)
+        measure(program, report, described)
     return reports
 
 
-def measure(program: Program, report: PhaseReport) -> None:
+def measure(program: Program, report: PhaseReport, described: str = "") -> None:
     """Parameter counts, FLOPs by part, and memory of one step, as the compiler sees them."""
     compiled, (state, frozen, batch) = program.compiled, step_arguments(program)
     teacher = compiled.teacher_template()
@@ -87,6 +95,10 @@ def measure(program: Program, report: PhaseReport) -> None:
     report.parameters["trained beside it"] = compiled.extra_parameters()
     report.trained = module_table(state.params["objective"])
     report.numbers["steps"] = f"{compiled.clock.total_steps:,} of {program.experiment.data.batch_size} examples"
+    if described:
+        if program.phase == program.experiment.student:
+            measure_ahead(program, report, described)
+        return
     cost = costs(program)
     if cost.step:
         report.numbers["FLOPs a step"] = f"{cost.step:.3g}"
@@ -104,6 +116,21 @@ def measure(program: Program, report: PhaseReport) -> None:
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
+
+
+def measure_ahead(program: Program, report: PhaseReport, described: str) -> None:
+    """The same for a slice that is not here, as far as its compiler says it."""
+    from kdjax.experiment.ahead.compiling import compile_ahead
+    from kdjax.experiment.ahead.showing import in_short
+
+    try:
+        ahead = compile_ahead(program)
+    except ExperimentError as error:
+        report.problems.append(str(error))
+        return
+    report.numbers["compiled for"] = f"{described}, {ahead.reading.devices} × {ahead.kind}, which is not here"
+    report.numbers |= in_short(ahead)
+    report.problems += ahead.faults
 
 
 def shape_table(student: Any, teacher: Any) -> list[tuple[str, str, str]]:

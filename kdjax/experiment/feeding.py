@@ -15,6 +15,7 @@ from kdjax.models import output_shapes
 from kdjax.tasks import Dataset
 from kdjax.tasks.task import RESIDENT_BYTES
 from kdjax.training import Runner, Variables
+from kdjax.training.feed import laid_flat
 from kdjax.training.teacher_cache import Storage
 from kdjax.types import Batch, Clock, Tree
 
@@ -30,7 +31,7 @@ class Resident:
 
     def inputs(self, dataset: Dataset, runner: Runner) -> Tree:
         if self._inputs is None:
-            self._inputs = jax.device_put(dataset.arrays, runner.replicated)
+            self._inputs = jax.device_put(laid_flat(dataset.arrays), runner.replicated)
         return self._inputs
 
 
@@ -103,14 +104,15 @@ class Feeding:
             self.resident.evaluated.extend(placed)
         return self.resident.evaluated
 
-    def batch_template(self) -> Batch:
-        """Shapes and shardings of a batch as the step takes it."""
-        rows, devices = self.experiment.data.batch_size, self.runner.mesh.size
+    def batch_template(self, stacked: int = 0) -> Batch:
+        """Shapes and shardings of a batch as the step takes it; with `stacked`, of the batches of so many steps."""
+        rows, devices, steps = self.experiment.data.batch_size, self.runner.mesh.size, (stacked,) * bool(stacked)
 
         def spec(x):
             if self.runner.mapped:
-                return jax.ShapeDtypeStruct((devices, rows // devices, *x.shape[1:]), x.dtype)
-            return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=self.runner.sharded)
+                return jax.ShapeDtypeStruct((*steps, devices, rows // devices, *x.shape[1:]), x.dtype)
+            where = self.runner.rows(bool(stacked))
+            return jax.ShapeDtypeStruct((*steps, rows, *x.shape[1:]), x.dtype, sharding=where)
 
         one = self.dataset.shapes(1)
         if self.dataset.resident:
@@ -126,7 +128,7 @@ class Feeding:
         """Shapes of the inputs that stay on the devices."""
         where = self.runner.replicated
         spec = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        return jax.tree.map(spec, self.dataset.arrays) if self.dataset.resident else None
+        return jax.tree.map(spec, laid_flat(self.dataset.arrays)) if self.dataset.resident else None
 
 
 def cached_shape(networks: Networks) -> tuple[int, ...]:

@@ -136,7 +136,7 @@ def make_loop(program: Program, batches: Any, teacher: Variables | None, profile
         name=program.phase.name,
         step=compiled.step,
         steps=compiled.steps,
-        steps_per_dispatch=steps_per_dispatch(experiment),
+        steps_per_dispatch=steps_per_dispatch(experiment, compiled.runner),
         evaluate=evaluate,
         metric=experiment.data.metric,
         batches=batches.iterate,

@@ -11,22 +11,32 @@ import numpy as np
 from jax import lax
 
 from kdjax.training.step import Step
-from kdjax.types import Batch
+from kdjax.types import Batch, Tree
 
 AHEAD = 2  # batches that are placed before the step asks for them
 
 
-def from_resident(step: Step) -> Step:
+def laid_flat(inputs: Tree) -> Tree:
+    """Arrays `[N, ...]` as `[N, D]`, a row an example. A TPU keeps images in an order of axes in which no row can be looked up,
+    and would lay all of them out anew in every dispatch."""
+    return jax.tree.map(lambda x: x.reshape(len(x), -1), inputs)
+
+
+def from_resident(step: Step, shapes: Tree | None = None) -> Step:
     """A step that looks its inputs up: `(state, (teacher, inputs), batch)`, the batch without inputs.
 
     `inputs` are those of the whole training split, a pytree of arrays `[N, ...]`, and the batch's `index` says which. They are an
-    argument, so that they are no constants of the program.
+    argument, so that they are no constants of the program. With `shapes`, of the arrays before, they are `laid_flat`.
     """
 
     def resident(state, frozen, batch: Batch):
         teacher, inputs = frozen
         index = batch.known_index("Inputs are looked up")
-        return step(state, teacher, dataclasses.replace(batch, inputs=jax.tree.map(lambda x: x[index], inputs)))
+        with jax.named_scope("views"):
+            rows = jax.tree.map(lambda x: x[index], inputs)
+            if shapes is not None:
+                rows = jax.tree.map(lambda x, whole: x.reshape(len(index), *whole.shape[1:]), rows, shapes)
+        return step(state, teacher, dataclasses.replace(batch, inputs=rows))
 
     resident.axis = step.axis
     return resident

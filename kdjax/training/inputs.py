@@ -39,7 +39,8 @@ def make_views(
 ) -> tuple[dict[str, Any], Batch]:  # fmt: skip
     """The views of a batch by name, and the batch with the targets of what they show."""
     epoch, key = clock.pass_index(state.step), state.keys["data"]
-    shown = views(batch.inputs, batch.index, epoch, key)
+    with jax.named_scope("views"):
+        shown = views(batch.inputs, batch.index, epoch, key)
     shown = shown.views if isinstance(shown, MultiView) else {"main": shown}
     missing = [name for name in names if name not in shown]
     if missing:

@@ -26,7 +26,7 @@ def test_what_the_step_takes_is_what_the_run_gives_it(builder):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), given)
     first = next(iter(program.feeding.pipeline(0).iterate(0)))
     assert jax.tree.map(lambda x: x.shape, batch) == jax.tree.map(lambda x: x.shape, first)
-    assert frozen[1].shape == program.dataset.arrays.shape
+    assert frozen[1].shape == program.feeding.frozen(None)[1].shape == (len(program.dataset.train), 64)
 
 
 def test_rates_are_arithmetic(builder):

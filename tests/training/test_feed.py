@@ -11,7 +11,7 @@ import pytest
 
 from kdjax.objectives import KD, CrossEntropy, bind
 from kdjax.training import Variables, init_state, make_runner, make_step
-from kdjax.training.feed import ahead, dispatches, from_resident, grouped, scanned
+from kdjax.training.feed import ahead, dispatches, from_resident, grouped, laid_flat, scanned
 from kdjax.training.optimizers import SGD, build
 from kdjax.types import Clock, DataInfo
 from tests.training.toy import CLASSES, shapes, toy, toy_batch
@@ -44,7 +44,9 @@ def after(form, feed="one by one", together=1):
         state = runner.place(to64(init_state(student, bound, optimizer, seed=0)))
         frozen = runner.place(to64(Variables(*teacher.init(jax.random.key(7)))))
         if feed == "resident":
-            step, frozen = from_resident(step), (frozen, jax.device_put(IMAGES, runner.replicated))
+            flat = together > 1
+            step = from_resident(step, jax.ShapeDtypeStruct(IMAGES.shape, IMAGES.dtype) if flat else None)
+            frozen = frozen, jax.device_put(laid_flat(IMAGES) if flat else IMAGES, runner.replicated)
         run = runner.compile(scanned(step) if together > 1 else step, stacked=together > 1)
         batches = (batch(number, feed != "resident") for number in range(STEPS))
         seen = []
