@@ -2,19 +2,22 @@
 
 import collections
 import gc
+import itertools
 import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# The JAX whose insides are known here, and whose programs need not be what users run (KDJAX_TEST_OPTIMIZED=1).
+OURS = version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
 # Most of a run is compilation, of small programs that run once or twice: less optimisation of machine code, and code
 # generators that take a third less time; together less than half of it.
 # KDJAX_TEST_OPTIMIZED=1 compiles as users do. XLA ends the process at a flag it does not know; these are jaxlib 0.10's.
 os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_emitter_verification_level=0"
-    if version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
+    if OURS
     else ""
 )
 # Nothing at all is optimised where that is quicker, which is nearly everywhere; commands that tests start inherit it.
@@ -34,6 +37,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+
+def share_contexts():
+    """Lets 200 programs in turn be lowered in one MLIR context, where JAX makes one for each: a third of a small program's time."""
+    from jax._src.interpreters import mlir
+
+    make, calls, shared = mlir.make_ir_context, itertools.count(), []
+
+    def context():
+        if next(calls) % 200 == 0:  # A context keeps the constants of its programs.
+            shared[:] = [make()]
+        return shared[0]
+
+    mlir.make_ir_context = context
+
+
+if OURS:
+    share_contexts()
 
 
 @pytest.fixture(scope="module", autouse=True)
