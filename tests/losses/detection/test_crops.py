@@ -8,7 +8,9 @@ import pytest
 from kdjax import losses
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 MODES = {(False, "kl-ce"): "softmax", (True, "kl-ce"): "l1", (True, "kl-bce"): "binary"}

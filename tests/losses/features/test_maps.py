@@ -10,7 +10,11 @@ import pytest
 from kdjax.losses import adaptive_average_pool
 from kdjax.losses.features import attention, boundary, fsp
 from kdjax.losses.features import stages as stages_module
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+adaptive_average_pool, attention, boundary, fsp, stages_module = map(
+    compiled, (adaptive_average_pool, attention, boundary, fsp, stages_module)
+)
 
 ROWS = 3
 STUDENT, TEACHER = draw(210, ROWS, 4, 4, 3), draw(211, ROWS, 4, 4, 3)

@@ -10,8 +10,10 @@ import pytest
 from kdjax.losses import srd
 from kdjax.reduction import group_losses, whole_batch
 from tests.golden_cases import cases
-from tests.losses.computing import DTYPES, computing_in, draw, mean_and_gradient
+from tests.losses.computing import DTYPES, compiled, computing_in, draw, mean_and_gradient
 from tests.losses.masking import check_masked_rows
+
+srd = compiled(srd)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 ROWS, WIDTH, DEVICES = 16, 5, 8

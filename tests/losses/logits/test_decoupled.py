@@ -11,8 +11,10 @@ from hypothesis.extra.numpy import arrays
 from kdjax.losses import kd
 from kdjax.losses.logits.decoupled import dkd, dkd_parts, nkd, rld, rld_parts
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
 from tests.losses.logits.test_decoupled_golden import dkd_by_rows, nkd_by_rows, rld_by_rows
+
+kd, dkd, dkd_parts, nkd, rld, rld_parts = map(compiled, (kd, dkd, dkd_parts, nkd, rld, rld_parts))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 LOSSES = pytest.mark.parametrize("loss", [dkd, rld, nkd], ids=["dkd", "rld", "nkd"])

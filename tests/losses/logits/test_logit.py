@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(0, 6, 5), draw(1, 6, 5)

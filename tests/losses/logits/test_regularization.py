@@ -12,7 +12,9 @@ from kdjax import losses
 from kdjax.losses.logits.regularization import SKEW_LIMIT
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT = draw(30, 6, 5)
