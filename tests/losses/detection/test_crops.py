@@ -302,7 +302,8 @@ def test_feature_l1_pulls_the_prediction_alone_and_not_once_equal():
     np.testing.assert_array_equal(theirs, 0)
     assert learn(boxes - 0.2 * ours / np.abs(ours).max(), TARGETS[:1])[0] < before
     # Operation by operation: compiled together, the two sides may round differently.
-    value, gradient = jax.value_and_grad(loss)(boxes, boxes)
+    with jax.disable_jit():
+        value, gradient = jax.value_and_grad(loss)(boxes, boxes)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 

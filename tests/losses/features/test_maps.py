@@ -82,8 +82,13 @@ def test_nothing_flows_into_the_teacher(loss):
 
 @over({name: loss for name, loss in ALL.items() if name not in ("vid", "ab")})
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss):
-    """Operation by operation: compiled together, the two sides may round differently."""
-    value, gradient = jax.value_and_grad(lambda s: loss(s, TEACHER).sum())(jnp.asarray(TEACHER))
+    learn = jax.value_and_grad(lambda s, t: loss(s, t).sum())
+    if loss in (ALL["ft"], ALL["at_of_the_paper"]):
+        # A norm, operation by operation: compiled together, the two sides may round differently.
+        with jax.disable_jit():
+            value, gradient = learn(TEACHER, TEACHER)
+    else:
+        value, gradient = jax.jit(learn)(TEACHER, TEACHER)
     np.testing.assert_allclose(value, 0, atol=1e-6)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 

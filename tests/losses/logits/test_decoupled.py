@@ -304,7 +304,7 @@ def test_hyperparameters_may_differ_by_example():
         np.testing.assert_allclose(together, alone, rtol=2e-4)
 
 
-# --- values drawn at random, at one shape, eagerly ---
+# --- values drawn at random, at one shape ---
 
 SCORES = arrays(np.float64, (2, 3), elements=st.floats(-1e4, 1e4, allow_subnormal=False))
 

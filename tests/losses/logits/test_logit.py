@@ -166,7 +166,7 @@ def test_temperature_may_differ_by_example():
     np.testing.assert_allclose(by_column.reshape(6), expected, rtol=1e-6)
 
 
-# --- values drawn at random, at one shape, eagerly ---
+# --- values drawn at random, at one shape ---
 
 SCORES = arrays(np.float64, (2, 3), elements=st.floats(-1e4, 1e4, allow_subnormal=False))
 

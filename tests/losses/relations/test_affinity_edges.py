@@ -11,7 +11,7 @@ from kdjax.losses import affinity_grid, affinity_kd
 from kdjax.losses.relations.affinity_parts import AFFINITIES, NORMALIZATIONS
 from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
 
-affinity_grid, affinity_kd = map(compiled, (affinity_grid, affinity_kd))
+affinity_kd = compiled(affinity_kd)
 
 ROWS = 4
 STUDENT, TEACHER = draw(90, ROWS, 2, scale=1.0), draw(91, ROWS, 3, scale=1.0)
