@@ -9,15 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# The JAX whose insides are known here, and whose programs need not be what users run (KDJAX_TEST_OPTIMIZED=1).
-OURS = version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
 # Most of a run is compilation, of small programs that run once or twice: less optimisation of machine code, and code
 # generators that take a third less time; together less than half of it.
 # KDJAX_TEST_OPTIMIZED=1 compiles as users do. XLA ends the process at a flag it does not know; these are jaxlib 0.10's.
 os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_emitter_verification_level=0"
-    if OURS
+    if version("jaxlib").startswith("0.10.") and os.environ.get("KDJAX_TEST_OPTIMIZED", "0") == "0"
     else ""
 )
 # Nothing at all is optimised where that is quicker, which is nearly everywhere; commands that tests start inherit it.
@@ -41,7 +39,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def share_contexts():
-    """Lets 200 programs in turn be lowered in one MLIR context, where JAX makes one for each: a third of a small program's time."""
+    """Lowers 200 programs in turn in one MLIR context, where JAX makes one for each: a third of a small program's time."""
     from jax._src.interpreters import mlir
 
     make, calls, shared = mlir.make_ir_context, itertools.count(), []
@@ -54,7 +52,7 @@ def share_contexts():
     mlir.make_ir_context = context
 
 
-if OURS:
+if version("jaxlib").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     share_contexts()
 
 

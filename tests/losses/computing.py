@@ -55,6 +55,13 @@ def mean_and_gradient(loss, student, *rest, **hyper):
     return jax.value_and_grad(lambda s: jnp.mean(loss(s, *rest, **hyper)))(student)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def values_and_gradient(loss, student, *rest, **hyper):
+    """The values of `loss`, an array or several, and the gradient of all their sum by `student`."""
+    values, pull = jax.vjp(lambda s: loss(s, *rest, **hyper), student)
+    return values, pull(jax.tree.map(jnp.ones_like, values))[0]
+
+
 def draw(seed, *shape, scale=3.0):
     """Float32 normal numbers: the same in either precision."""
     return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
