@@ -165,19 +165,24 @@ def without_nonsense(ctx: Context) -> Context:
     A loss that leaves such a one out would still send 0 * nan back to the network. What is finite there stays: it may enter
     the statistics of a BatchNorm.
     """
-    batch = ctx.batch
-    elements = () if batch.elements is None else batch.elements.shape
-
-    def clear(x):
-        if x.shape[:1] != batch.where.shape:
-            return x
-        of_elements = elements and x.shape[: len(elements)] == elements
-        kept = batch.mask(elements if of_elements else x.shape[:1])
-        return jnp.where(jnp.reshape(kept, kept.shape + (1,) * (x.ndim - kept.ndim)) | jnp.isfinite(x), x, 0)
-
-    student, teacher, peer = jax.tree.map(clear, (ctx.student, ctx.teacher, ctx.peer))
+    student, teacher, peer = _cleared((ctx.student, ctx.teacher, ctx.peer), ctx.batch.where, ctx.batch.elements)
     views = {name: without_nonsense(view) for name, view in ctx.views.items()}
     return dataclasses.replace(ctx, student=student, teacher=teacher, peer=peer, views=views)
+
+
+@jax.jit  # traced once for outputs of the same shapes, not for every objective and program anew
+def _cleared(outputs, where, elements):
+    masks = Batch({}, None, None, where, where, elements)
+    shape = () if elements is None else elements.shape
+
+    def clear(x):
+        if x.shape[:1] != where.shape:
+            return x
+        of_elements = shape and x.shape[: len(shape)] == shape
+        kept = masks.mask(shape if of_elements else x.shape[:1])
+        return jnp.where(jnp.reshape(kept, kept.shape + (1,) * (x.ndim - kept.ndim)) | jnp.isfinite(x), x, 0)
+
+    return jax.tree.map(clear, outputs)
 
 
 def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | None = None) -> list[str]:

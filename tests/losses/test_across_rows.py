@@ -10,8 +10,10 @@ import pytest
 from kdjax.losses.logits import correlation, multilevel
 from kdjax.losses.logits.self_distillation import uskd
 from kdjax.reduction import group_losses, per_example, whole_batch
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
 from tests.losses.masking import check_masked_rows
+
+correlation, multilevel, uskd = map(compiled, (correlation, multilevel, uskd))
 
 ROWS, CLASSES, DEVICES = 16, 5, 8
 STUDENT, TEACHER = draw(60, ROWS, CLASSES), draw(61, ROWS, CLASSES)

@@ -11,7 +11,11 @@ from kdjax.losses.logits.logit import kd
 from kdjax.types import Clock
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+align_gradients, project_conflict, scale_gradient, kd = map(
+    compiled, (align_gradients, project_conflict, scale_gradient, kd)
+)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 

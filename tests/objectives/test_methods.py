@@ -57,8 +57,19 @@ class ThreeStages(nnx.Module):
         return ((self.norm.scale[...], self.norm.bias[...]),) * 2 + ((jnp.ones(self.width), jnp.zeros(self.width)),)
 
 
+@functools.cache
 def network(width):
     return from_nnx(lambda rngs: ThreeStages(width, rngs), parts=("classify", "norms"))
+
+
+@functools.cache
+def said(width):
+    return shapes(network(width), rows=len(toy_batch().labels))
+
+
+@functools.cache
+def variables_of(width):
+    return jax.device_get(Variables(*network(width).init(jax.random.key(7))))
 
 
 def two_views(inputs, index, epoch, key):
@@ -71,17 +82,18 @@ def four_steps(name):
     objective = METHODS[name].objective
     needs_teacher = reads_teacher(objective.parts)
     alike = any("teacher.gradient" in part.reads for part in objective.parts)
-    student, teacher = network(3), network(3 if alike else 4)
+    width = 3 if alike else 4
+    student, teacher = network(3), network(width)
     batch = toy_batch()
     labels, rows = batch.labels, len(batch.labels)
     batch = dataclasses.replace(batch, targets={"labels": labels, "multi_hot": np.eye(CLASSES, dtype=np.int32)[labels]})
-    said = shapes(student, rows=rows), shapes(teacher, rows=rows) if needs_teacher else None
+    both = said(3), said(width) if needs_teacher else None
     data = DataInfo(CLASSES, 64, targets=("labels", "multi_hot"), labels=np.resize(labels, 64))
-    bound = bind(objective, *said, data)
+    bound = bind(objective, *both, data)
     clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=rows)
     optimizer = build(SGD(learning_rate=1e-3, momentum=0.0), clock, bound)
     runner = make_runner("jit", jax.devices()[:1])
-    variables = runner.place(Variables(*teacher.init(jax.random.key(7)))) if needs_teacher else None
+    variables = runner.place(variables_of(width)) if needs_teacher else None
     statistics = variables.state if bound.teacher_mode == "train" else None
     state = init_state(student, bound, optimizer, seed=0, teacher_state=statistics)
     step = make_step(student, teacher if needs_teacher else None, bound, optimizer, clock=clock, views=two_views)

@@ -10,7 +10,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in
+from tests.losses.computing import compiled, computing_in
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 CASES = cases("det_atss")

@@ -9,7 +9,9 @@ import pytest
 
 from kdjax import losses
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in
+from tests.losses.computing import compiled, computing_in
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 KINDS = ["iou", "iof", "giou", "diou", "ciou", "iof_centre"]

@@ -8,8 +8,10 @@ import pytest
 from kdjax import losses
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
 from tests.losses.tokens.head_case import distillation_weights, head_weights, locations, maps, rows
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 ld = jax.jit(losses.ld)

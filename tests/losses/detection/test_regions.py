@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import draw
+from tests.losses.computing import compiled, draw
+
+losses = compiled(losses)
 
 STUDENT, TEACHER = draw(80, 5, 3), draw(81, 5, 3)
 MASKS = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)

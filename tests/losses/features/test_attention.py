@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax.losses.features import attention
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+attention = compiled(attention)
 
 STUDENT, TEACHER = draw(220, 3, 2, 4, 3), draw(221, 3, 2, 4, 5)
 EXACT = {"rtol": 1e-10, "atol": 1e-13}

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax.losses import ab
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+ab = compiled(ab)
 
 STUDENT, TEACHER = draw(230, 3, 2, 4, 3, scale=1.5), draw(231, 3, 2, 4, 3)
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 MAP, TARGET = draw(340, 3, 4, 4, 5), draw(341, 3, 4, 4, 5)
 LOGITS, TEACHER = draw(342, 3, 6), draw(343, 3, 6)

@@ -10,7 +10,9 @@ import pytest
 
 from kdjax.losses import adaptive_average_pool
 from kdjax.losses.features import fsp
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+adaptive_average_pool, fsp = map(compiled, (adaptive_average_pool, fsp))
 
 SHAPES = (4, 4, 3), (2, 2, 5), (2, 2, 4)
 STUDENT, TEACHER = ([draw(seed + i, 2, *shape) for i, shape in enumerate(SHAPES)] for seed in (240, 250))

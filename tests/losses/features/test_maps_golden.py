@@ -6,7 +6,9 @@ import pytest
 
 from kdjax.losses.features import attention, boundary, fsp
 from tests.golden_cases import cases, nchw, nhwc
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
+
+attention, boundary, fsp = map(compiled, (attention, boundary, fsp))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 

@@ -9,7 +9,9 @@ import pytest
 
 from kdjax import losses
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 STUDENT, TEACHER = draw(300, 3, 4, 4, 5), draw(301, 3, 4, 4, 5)
 MARGIN = -np.abs(draw(302, 5))

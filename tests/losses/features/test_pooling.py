@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+losses = compiled(losses)
 
 
 def by_windows(x, size):

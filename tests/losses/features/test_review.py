@@ -9,7 +9,9 @@ import pytest
 
 from kdjax import losses
 from tests.golden_cases import cases, nchw
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 
 def coarse(gap, level):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 STUDENT = [[draw(320 + 3 * i + j, 4, size, size, k) for j, (size, k) in enumerate(pairs)]
            for i, pairs in enumerate([[(4, 2), (3, 3), (2, 1)], [(2, 2), (3, 3), (2, 1)]])]  # fmt: skip

@@ -7,7 +7,9 @@ import pytest
 
 from kdjax import losses
 from tests.golden_cases import cases, nhwc
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])

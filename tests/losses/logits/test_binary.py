@@ -7,7 +7,9 @@ import pytest
 
 from kdjax.losses.logits.binary import binary_kl, binary_kl_norm
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+binary_kl, binary_kl_norm = map(compiled, (binary_kl, binary_kl_norm))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 BOTH = pytest.mark.parametrize("loss", [binary_kl, binary_kl_norm])

@@ -8,7 +8,11 @@ import pytest
 from kdjax.losses import cross_entropy, kd
 from kdjax.losses.logits.correction import kd_from_probs, label_revision, loca_calibrate, loca_logits, rc, swap_logits
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+cross_entropy, kd, kd_from_probs, label_revision, loca_calibrate, loca_logits, rc, swap_logits = map(
+    compiled, (cross_entropy, kd, kd_from_probs, label_revision, loca_calibrate, loca_logits, rc, swap_logits)
+)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(30, 8, 5), draw(31, 8, 5)

@@ -7,7 +7,9 @@ import pytest
 from kdjax.losses import kd
 from kdjax.losses.logits.correction import label_revision, rc, swap_logits
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
+
+kd, label_revision, rc, swap_logits = map(compiled, (kd, label_revision, rc, swap_logits))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 

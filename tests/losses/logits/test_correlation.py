@@ -8,7 +8,9 @@ import pytest
 from kdjax.losses.logits import correlation
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+correlation = compiled(correlation)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(70, 6, 5), draw(71, 6, 5)

@@ -7,7 +7,9 @@ import pytest
 from kdjax.losses.logits.decoupled import dkd, nkd, rld
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
+
+dkd, nkd, rld = map(compiled, (dkd, nkd, rld))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 

@@ -8,8 +8,10 @@ import pytest
 from kdjax import losses
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
 from tests.losses.tokens.test_divergences_golden import IGNORED, gkd_divisor
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 

@@ -8,7 +8,11 @@ import pytest
 from kdjax.losses.logits.logit import kd
 from kdjax.losses.logits.multi_teacher import ensemble_logits, multi_teacher_kd, random_teacher_logits
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+kd, ensemble_logits, multi_teacher_kd, random_teacher_logits = map(
+    compiled, (kd, ensemble_logits, multi_teacher_kd, random_teacher_logits)
+)
 
 STUDENT, TEACHERS = draw(120, 6, 5), draw(121, 6, 3, 5)
 WEIGHTS = np.array([0.5, 0.2, 1.3], np.float32)

@@ -10,7 +10,9 @@ import pytest
 from kdjax.losses.logits import multilevel
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+multilevel = compiled(multilevel)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 LEVELS = ("kd", "cc", "bc")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import draw
+from tests.losses.computing import compiled, draw
+
+losses = compiled(losses)
 
 STUDENT, TEACHER = draw(10, 6, 5), draw(11, 6, 5)
 LABELS = np.array([4, 0, 1, 2, 3, 3])

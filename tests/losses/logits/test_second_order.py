@@ -8,7 +8,11 @@ import pytest
 from kdjax.losses.logits.logit import kd, logit_mse
 from kdjax.losses.logits.second_order import fisher_diag, second_order_kd, weighted_repr
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+kd, logit_mse, fisher_diag, second_order_kd, weighted_repr = map(
+    compiled, (kd, logit_mse, fisher_diag, second_order_kd, weighted_repr)
+)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(140, 6, 5), draw(141, 6, 5)

@@ -10,7 +10,9 @@ from kdjax.losses.logits.logit import kd
 from kdjax.losses.logits.target_transforms import standardize, ttm, uda_kd, wsld, wttm
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+dkd, kd, standardize, ttm, uda_kd, wsld, wttm = map(compiled, (dkd, kd, standardize, ttm, uda_kd, wsld, wttm))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(100, 6, 5), draw(101, 6, 5)

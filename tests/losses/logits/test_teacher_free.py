@@ -10,7 +10,11 @@ import pytest
 from kdjax.losses.logits.logit import kd
 from kdjax.losses.logits.teacher_free import stability_metric, tf_kd_regularizer, tf_kd_self
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+kd, stability_metric, tf_kd_regularizer, tf_kd_self = map(
+    compiled, (kd, stability_metric, tf_kd_regularizer, tf_kd_self)
+)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(130, 6, 5), draw(131, 6, 5)

@@ -8,7 +8,9 @@ import pytest
 from kdjax.losses.logits.self_distillation import uskd
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+uskd = compiled(uskd)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, WEAK = draw(90, 6, 5), draw(91, 6, 5)

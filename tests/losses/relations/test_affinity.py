@@ -10,7 +10,9 @@ import pytest
 
 from kdjax.losses import affinity_grid, affinity_kd, cc, pkt, rkd_angle, rkd_distance, sp
 from kdjax.losses.relations.affinity_parts import AFFINITIES, LOSSES, NORMALIZATIONS
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+affinity_kd, cc, pkt, rkd_angle, rkd_distance, sp = map(compiled, (affinity_kd, cc, pkt, rkd_angle, rkd_distance, sp))
 
 ROWS = 4
 STUDENT, TEACHER = draw(90, ROWS, 2, scale=1.0), draw(91, ROWS, 3, scale=1.0)

@@ -9,7 +9,9 @@ import pytest
 
 from kdjax.losses import affinity_grid, affinity_kd
 from kdjax.losses.relations.affinity_parts import AFFINITIES, NORMALIZATIONS
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+affinity_kd = compiled(affinity_kd)
 
 ROWS = 4
 STUDENT, TEACHER = draw(90, ROWS, 2, scale=1.0), draw(91, ROWS, 3, scale=1.0)

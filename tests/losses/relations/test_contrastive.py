@@ -9,7 +9,9 @@ import pytest
 
 from kdjax import losses
 from kdjax.losses.relations.contrastive import unit_rows
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses, unit_rows = map(compiled, (losses, unit_rows))
 
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
 POSITIVE, NEGATIVES = draw(1, 6), draw(2, 6, 5)

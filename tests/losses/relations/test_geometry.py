@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from kdjax.losses import rkd, rkd_angle, rkd_distance
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
 from tests.losses.relations import geometry_reference as reference
+
+rkd, rkd_angle, rkd_distance = map(compiled, (rkd, rkd_angle, rkd_distance))
 
 STUDENT, TEACHER = draw(70, 5, 3), draw(71, 5, 4)
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

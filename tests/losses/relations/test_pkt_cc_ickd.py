@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 STUDENT, TEACHER = draw(50, 8, 2, 3), draw(51, 8, 7)
 KEPT = np.array([True, False, True, True, False, True, True, True])

@@ -10,7 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from kdjax import losses
 from tests.golden_cases import cases, nchw
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses = compiled(losses)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 STUDENT, TEACHER = draw(50, 8, 2, 3), draw(51, 8, 7)

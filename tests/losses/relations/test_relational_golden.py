@@ -11,8 +11,10 @@ import pytest
 
 from kdjax.losses import affinity_kd, cc, ickd, pkt, rkd
 from tests.golden_cases import cases, nchw, nhwc
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
 from tests.losses.relations.geometry_reference import rkd_gradient
+
+affinity_kd, cc, ickd, pkt, rkd = map(compiled, (affinity_kd, cc, ickd, pkt, rkd))
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 # Apart from golden tolerances, for rows that the reference's gradient does not reach.

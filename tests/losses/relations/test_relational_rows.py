@@ -10,7 +10,11 @@ import pytest
 
 from kdjax.losses import affinity_kd, cc, cc_neighbours, pkt, rkd, rkd_angle, rkd_distance, sp
 from kdjax.reduction import group_losses, per_example
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+affinity_kd, cc, cc_neighbours, pkt, rkd, rkd_angle, rkd_distance, sp = map(
+    compiled, (affinity_kd, cc, cc_neighbours, pkt, rkd, rkd_angle, rkd_distance, sp)
+)
 
 ROWS, WIDTH, DEVICES = 16, 3, 8
 STUDENT, TEACHER = draw(80, ROWS, WIDTH), draw(81, ROWS, WIDTH)

@@ -10,7 +10,9 @@ import pytest
 from kdjax import losses
 from kdjax.losses.tokens import divergences
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+losses, divergences = map(compiled, (losses, divergences))
 
 STUDENT, TEACHER = draw(70, 6, 5), draw(71, 6, 5)
 TOLERANCE = {"f64": {"rtol": 1e-9, "atol": 1e-13}, "f32": {"rtol": 2e-5, "atol": 1e-6}}

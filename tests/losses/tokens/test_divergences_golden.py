@@ -8,8 +8,10 @@ import pytest
 
 from kdjax.losses.tokens import divergences
 from tests.golden_cases import cases
-from tests.losses.computing import computing_in, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, mean_and_gradient
 from tests.losses.tokens.test_divergences import numpy_divergence
+
+divergences = compiled(divergences)
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 IGNORED = -100  # of no case's own: the convention of all of them

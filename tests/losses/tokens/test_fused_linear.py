@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from kdjax import losses
 from kdjax.losses.tokens import fused_linear_parts
-from tests.losses.computing import computing_in, draw
+from tests.losses.computing import compiled, computing_in, draw
+
+losses, fused_linear_parts = map(compiled, (losses, fused_linear_parts))
 
 ROWS, WIDTH, TEACHER_WIDTH, TOKENS = 7, 4, 3, 8
 STUDENT = {"hidden": draw(1, ROWS, WIDTH, scale=1), "head": draw(2, WIDTH, TOKENS, scale=1), "bias": draw(3, TOKENS)}

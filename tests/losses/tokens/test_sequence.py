@@ -10,7 +10,9 @@ import pytest
 from kdjax.losses.logits import logit
 from kdjax.losses.tokens import divergences, sequence, topk
 from tests.losses import numpy_reference as reference
-from tests.losses.computing import computing_in, draw, mean_and_gradient
+from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
+
+logit, divergences, sequence, topk = map(compiled, (logit, divergences, sequence, topk))
 
 STUDENT, TEACHER = draw(80, 2, 4, 7), draw(81, 2, 4, 7)
 MASK = np.array([[True, True, False, True], [False, True, False, False]])
