@@ -137,7 +137,7 @@ def keep(
 
 def load_phase(program: Program, place: Path) -> Finished:
     """A phase that has ended, from its folder."""
-    read_metrics(place / METRICS)  # refuses what is damaged
+    read_metrics(place / METRICS, ended=True)  # refuses what is damaged
     network, _ = stored_network(program, place)
     objective = None
     if (place / OBJECTIVE).exists():

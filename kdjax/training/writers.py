@@ -68,8 +68,12 @@ class Nowhere:
         pass
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: Path, *, ended: bool = False) -> list[dict]:
     """The rows of a metrics file, without an end that was cut short or is zeros; [] if there is none.
+
+    Args:
+      path: of the file.
+      ended: of a phase that has ended, whose end is no more cut short than any other line.
 
     Raises:
       CheckpointError: a row is not as it was written; its line is named.
@@ -88,7 +92,7 @@ def read_metrics(path: Path) -> list[dict]:
             raise _not_as_written(path, damaged)
         else:
             rows.append(row)
-    if damaged and damaged < len(lines):  # a line with its end was not cut short
+    if damaged and (ended or damaged < len(lines)):  # a line with its end was not cut short
         raise _not_as_written(path, damaged)
     return rows
 

@@ -109,6 +109,9 @@ def test_a_torn_last_line_is_left_out_and_mended_on_resuming(tmp_path, missing):
     path.write_bytes(path.read_bytes()[:-missing])
     whole = 3 if missing == 1 else 2  # only the line break is gone
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3][:whole]
+    if whole == 2:
+        with pytest.raises(CheckpointError, match=r"Line 3 of .* is not as it was written"):
+            read_metrics(path, ended=True)
     write(tmp_path, [4], resume_at=3)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in rows] == [*range(1, whole + 1), 4]
