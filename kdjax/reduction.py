@@ -70,7 +70,8 @@ def gather_rows(x: Array, axis: Axis) -> Array:
 
 
 def over_rows(loss: Callable[..., Array], *rows: Array, where: Array, axis: Axis) -> Array:
-    """The values of a loss that compares the rows of a batch with each other, of those held here.
+    """The values of a loss that compares the rows of a batch with each other, of those held here. For losses of wide rows, as of
+    whole maps: for vectors the partitioner does as well.
 
     Args:
       loss: `(*rows, where=, axis_name=) -> [B]`, as all such losses of `kdjax.losses`.

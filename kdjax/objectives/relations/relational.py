@@ -20,11 +20,6 @@ __all__ = ["CC", "ICKD", "PKT", "RKD", "SP", "AffinityKD", "KernelCC"]
 CONGRUENCE = Paper("Correlation Congruence for Knowledge Distillation", "Peng et al.", "ICCV", 2019, "1904.01802")
 
 
-def _compared(loss, ctx, *rows):
-    """The term of a loss that compares the examples of a batch with each other."""
-    return per_example(over_rows(loss, *rows, where=ctx.batch.where, axis=ctx.axis), ctx.batch)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RKD(Objective):
     """Relational distillation: distances and angles between the batch's embeddings agree, up to scale."""
@@ -39,7 +34,7 @@ class RKD(Objective):
     paper: ClassVar = Paper("Relational Knowledge Distillation", "Park, Kim, Lu, Cho", "CVPR", 2019, "1904.05068")
 
     def terms(self, module, ctx):
-        values = losses.rkd(  # left to the partitioner, which never holds the triples of a batch
+        values = losses.rkd(
             ctx.student.embedding, ctx.teacher.embedding, distance=value_at(self.distance, ctx.progress),
             angle=value_at(self.angle, ctx.progress), where=ctx.batch.where, axis_name=ctx.axis,
         )  # fmt: skip
@@ -61,7 +56,10 @@ class PKT(Objective):
     )
 
     def terms(self, module, ctx):
-        return _compared(losses.pkt, ctx, ctx.student.embedding, ctx.teacher.embedding)
+        values = losses.pkt(
+            ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 class TwoEmbeddings(nnx.Module):
@@ -94,7 +92,9 @@ class CC(Objective):
         return TwoEmbeddings(student.embedding.shape[-1], teacher.embedding.shape[-1], self.width, rngs=rngs)
 
     def terms(self, module, ctx):
-        return _compared(losses.cc_neighbours, ctx, *module(ctx.student.embedding, ctx.teacher.embedding))
+        embedded = module(ctx.student.embedding, ctx.teacher.embedding)
+        values = losses.cc_neighbours(*embedded, where=ctx.batch.where, axis_name=ctx.axis)
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,11 @@ class KernelCC(Objective):
     paper: ClassVar = CONGRUENCE
 
     def terms(self, module, ctx):
-        loss = functools.partial(losses.cc, gamma=self.gamma, order=self.order)
-        return _compared(loss, ctx, ctx.student.embedding, ctx.teacher.embedding)
+        values = losses.cc(
+            ctx.student.embedding, ctx.teacher.embedding, gamma=self.gamma, order=self.order, where=ctx.batch.where,
+            axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,11 +159,11 @@ class AffinityKD(Objective):
         return losses.affinity_kd(student, teacher, **({name: getattr(self, name) for name in fields} | call))
 
     def terms(self, module, ctx):
-        loss = functools.partial(self._values, temperature=value_at(self.temperature, ctx.progress))
-        if self.affinity == "angle":  # of triples, as in RKD
-            values = loss(ctx.student.embedding, ctx.teacher.embedding, where=ctx.batch.where, axis_name=ctx.axis)
-            return per_example(values, ctx.batch)
-        return _compared(loss, ctx, ctx.student.embedding, ctx.teacher.embedding)
+        values = self._values(
+            ctx.student.embedding, ctx.teacher.embedding, temperature=value_at(self.temperature, ctx.progress),
+            where=ctx.batch.where, axis_name=ctx.axis,
+        )  # fmt: skip
+        return per_example(values, ctx.batch)
 
 
 class ChannelEmbedding(nnx.Module):
@@ -216,7 +219,8 @@ class SP(Objective):
         return None
 
     def terms(self, module, ctx):
-        return _compared(losses.sp, ctx, ctx.student.features[self.stage], ctx.teacher.features[self.stage])
+        features = ctx.student.features[self.stage], ctx.teacher.features[self.stage]
+        return per_example(over_rows(losses.sp, *features, where=ctx.batch.where, axis=ctx.axis), ctx.batch)
 
 
 OWN = "own choice; the paper's is not verified"
