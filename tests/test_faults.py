@@ -23,8 +23,18 @@ def killed_by(number):
     return 0
 
 
+@pytest.fixture
+def heard():
+    """Signals as in a terminal, also where the tests run under nohup or in the background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 143), ("SIGINT", 130)])
-def test_a_signal_before_there_is_anything_to_save_is_a_sentence(name, status, capsys):
+def test_a_signal_before_there_is_anything_to_save_is_a_sentence(name, status, heard, capsys):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     assert guarded(lambda: killed_by(getattr(signal, name))) == status
     said = capsys.readouterr().err
