@@ -82,7 +82,8 @@ def test_a_batch_of_one_point():
             apart = 1 - np.eye(5) - reference.relative_distances(TEACHER)
             np.testing.assert_allclose(far, reference.smooth_l1(apart).mean(1), **EXACT)
             np.testing.assert_allclose(bent, reference.smooth_l1(reference.cosines(TEACHER)).mean((1, 2)), **EXACT)
-            np.testing.assert_array_equal(rkd(real(point), real(point)), 0)
+            # Operation by operation: compiled together, the two sides may round differently.
+            np.testing.assert_array_equal(rkd.__wrapped__(real(point), real(point)), 0)
 
 
 def test_one_example_and_two():

@@ -149,16 +149,27 @@ PAIRS = {
 }
 
 
+@functools.cache
+def outputs_of(pair):
+    """What both say of four images."""
+    *networks, size = PAIRS[pair]
+    return [output_shapes(network, jax.ShapeDtypeStruct((4, *size), jnp.float32)) for network in networks]
+
+
+@functools.cache
+def teacher_variables(pair):
+    return jax.eval_shape(PAIRS[pair][1].init, jax.random.key(0))
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 @EVERY
 def test_every_pair_of_networks_is_bridged(name, pair):
     """By shapes alone, which is all that can fail."""
-    student, teacher, size = PAIRS[pair]
-    inputs = jax.ShapeDtypeStruct((4, *size), jnp.float32)
-    ours, theirs = output_shapes(student, inputs), output_shapes(teacher, inputs)
+    teacher = PAIRS[pair][1]
+    ours, theirs = outputs_of(pair)
     bound = bind(OBJECTIVES[name], ours, theirs, DataInfo(CLASSES))
     params, state = jax.eval_shape(bound.init, jax.random.key(0))
-    variables = jax.eval_shape(teacher.init, jax.random.key(0))
+    variables = teacher_variables(pair)
 
     def terms(params, state, ours, theirs, variables):
         ask = lambda part, *arrays: teacher.parts[part](*variables, *arrays)
@@ -306,7 +317,7 @@ def test_the_published_weight_of_semckd_goes_with_the_published_learning_rate():
     optimizer = optax.sgd(0.05, momentum=0.9)
 
     @jax.jit
-    def step(params, momentum):
+    def step(params, momentum, student, teacher):  # not constants, which the compiler would compute with
         loss = lambda p: sum(group_losses(apply(bound, p, state, student, teacher, np.ones(32, bool))[0]).values())
         value, gradient = jax.value_and_grad(loss)(params)
         updates, momentum = optimizer.update(gradient, momentum)
@@ -314,7 +325,7 @@ def test_the_published_weight_of_semckd_goes_with_the_published_learning_rate():
 
     momentum, values = optimizer.init(params), []
     for _ in range(20):
-        params, momentum, value = step(params, momentum)
+        params, momentum, value = step(params, momentum, student, teacher)
         values.append(float(value))
     assert values[-1] < values[0] / 4, values
 
