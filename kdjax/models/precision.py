@@ -55,14 +55,21 @@ def float32_products(network: Network, inputs: Tree) -> tuple[int, int]:
 
     given = jax.eval_shape(network.init, jax.random.key(0))
     run = lambda given, x: network.apply(*given, x, train=True, rngs=jax.random.key(0))[0]
-    found = list(_products(jax.make_jaxpr(run)(given, inputs).jaxpr))
-    return sum(found), len(found)
+    found = [product_types(product) for product, _ in products(jax.make_jaxpr(run)(given, inputs).jaxpr)]
+    return sum("float32" in kinds[:2] for kinds in found), len(found)
 
 
-def _products(jaxpr: Any) -> Iterator[bool]:
-    """For every convolution and matrix product: whether an operand of it is float32."""
+def products(jaxpr: Any, within: str = "") -> Iterator[tuple[Any, str]]:
+    """The convolutions and matrix products of a traced function, as equations, and the scopes they are in: once each, however
+    often a loop runs."""
     for equation in jaxpr.eqns:
+        place = f"{within}/{equation.source_info.name_stack}".strip("/")
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            yield any(operand.aval.dtype == jnp.float32 for operand in equation.invars)
+            yield equation, place
         for inner in jaxprs_in_params(equation.params):
-            yield from _products(inner)
+            yield from products(inner, place)
+
+
+def product_types(product: Any) -> tuple[str, str, str]:
+    """Types of both operands of such an equation, and of its result."""
+    return tuple(str(v.aval.dtype) for v in (*product.invars[:2], product.outvars[0]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdjax.experiment.ahead.hlo import Array, Instruction, Program
 from kdjax.experiment.ahead.parts import part_of
+from kdjax.models import precision
 
 LIBRARIES = r"__(cudnn\$conv|cublas)"  # what a GPU's compiler calls for them
 
@@ -50,18 +51,10 @@ def products(program: Program) -> tuple[Product, ...]:
     return tuple(found)
 
 
-def asked(jaxpr: Any, within: str = "") -> Iterator[Product]:
+def asked(jaxpr: Any) -> Iterator[Product]:
     """Those a traced function asks for, before a compiler chooses types of its own: kinds are JAX's, FLOPs are not counted."""
-    for equation in jaxpr.eqns:
-        place = f"{within}/{equation.source_info.name_stack}".strip("/")
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            kinds = tuple(str(v.aval.dtype) for v in (*equation.invars[:2], equation.outvars[0]))
-            yield Product(kinds, part_of(place), None, 1, f"{place}/{equation.primitive.name}")
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from asked(inner, place)
+    for product, place in precision.products(jaxpr):
+        yield Product(precision.product_types(product), part_of(place), None, 1, f"{place}/{product.primitive.name}")
 
 
 def product_flops(product: Instruction, left: Array, right: Array) -> float:
