@@ -11,6 +11,7 @@ not fit.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[str]) -> int:
     argv, place = without(argv, "--json")
-    argv = ["--data.batch-size" if word == "--batch-size" else word for word in argv]
+    argv = [re.sub("^--batch-size(?==|$)", "--data.batch-size", word) for word in argv]
     config, options = read_config("distill", argv, DistillOptions)
     experiment, options = parse("distill", [*argv, "--dry-run"], config(options.method or None), options)
     if not options.for_:

@@ -132,7 +132,7 @@ def compile_phase(
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:
-        step = from_resident(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset.arrays))
+        step = from_resident(step, dataset.arrays)
     several = scanned(step) if steps_per_dispatch(experiment, runner) > 1 else None
     state = jax.eval_shape(lambda: make_state(networks, optimizer, phase, (0, 0)))
     evaluation = make_evaluation(

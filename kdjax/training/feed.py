@@ -22,20 +22,20 @@ def laid_flat(inputs: Tree) -> Tree:
     return jax.tree.map(lambda x: x.reshape(len(x), -1), inputs)
 
 
-def from_resident(step: Step, shapes: Tree | None = None) -> Step:
+def from_resident(step: Step, arrays: Tree) -> Step:
     """A step that looks its inputs up: `(state, (teacher, inputs), batch)`, the batch without inputs.
 
-    `inputs` are those of the whole training split, a pytree of arrays `[N, ...]`, and the batch's `index` says which. They are an
-    argument, so that they are no constants of the program. With `shapes`, of the arrays before, they are `laid_flat`.
+    `inputs` are those of the whole training split, `arrays` `laid_flat`, and the batch's `index` says which. They are an
+    argument, so that they are no constants of the program; of `arrays`, a pytree of `[N, ...]`, only shapes are read.
     """
+
+    shapes = jax.tree.map(lambda x: x.shape[1:], arrays)
 
     def resident(state, frozen, batch: Batch):
         teacher, inputs = frozen
         index = batch.known_index("Inputs are looked up")
         with jax.named_scope("views"):
-            rows = jax.tree.map(lambda x: x[index], inputs)
-            if shapes is not None:
-                rows = jax.tree.map(lambda x, whole: x.reshape(len(index), *whole.shape[1:]), rows, shapes)
+            rows = jax.tree.map(lambda x, shape: x[index].reshape(len(index), *shape), inputs, shapes)
         return step(state, teacher, dataclasses.replace(batch, inputs=rows))
 
     resident.axis = step.axis

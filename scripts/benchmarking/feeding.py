@@ -10,7 +10,7 @@ import numpy as np
 from benchmarking.pair import EXAMPLES, Pair, compare, last_loss, outcome, stepping
 from benchmarking.timing import Row, Subject, of_samples, turns
 from kdjax.data import Pipeline, Source
-from kdjax.training.feed import ahead, from_resident, grouped, scanned
+from kdjax.training.feed import ahead, from_resident, grouped, laid_flat, scanned
 
 
 def in_one_dispatch(pair: Pair) -> list[Row]:
@@ -42,8 +42,8 @@ def in_one_dispatch(pair: Pair) -> list[Row]:
 
 def resident(pair: Pair) -> list[Row]:
     """A step that looks its images up on the device beside one that is handed them, both fed from the host."""
-    images = jax.device_put(pair.images, pair.runner.replicated)
-    looking = pair.runner.compile(from_resident(pair.step()))
+    images = jax.device_put(laid_flat(pair.images), pair.runner.replicated)
+    looking = pair.runner.compile(from_resident(pair.step(), pair.images))
     bare = dataclasses.replace(pair.host_batch(), inputs=None)
     found = outcome(*looking(pair.state(), (pair.variables, images), pair.runner.place_batch(bare)))
     wanted = outcome(*pair.live(pair.state(), pair.variables, pair.batch))

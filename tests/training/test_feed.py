@@ -44,9 +44,8 @@ def after(form, feed="one by one", together=1):
         state = runner.place(to64(init_state(student, bound, optimizer, seed=0)))
         frozen = runner.place(to64(Variables(*teacher.init(jax.random.key(7)))))
         if feed == "resident":
-            flat = together > 1
-            step = from_resident(step, jax.ShapeDtypeStruct(IMAGES.shape, IMAGES.dtype) if flat else None)
-            frozen = frozen, jax.device_put(laid_flat(IMAGES) if flat else IMAGES, runner.replicated)
+            step = from_resident(step, IMAGES)
+            frozen = frozen, jax.device_put(laid_flat(IMAGES), runner.replicated)
         run = runner.compile(scanned(step) if together > 1 else step, stacked=together > 1)
         batches = (batch(number, feed != "resident") for number in range(STEPS))
         seen = []

@@ -14,8 +14,9 @@ class BatchNorm(nnx.Module):
     running average. This is `torch.nn.BatchNorm2d`; `flax.nnx.BatchNorm` differs in the running variance, in the sense
     of `momentum`, and in taking the variance as `E[x^2] - E[x]^2`, which loses its digits in float32 when the mean is
     large. Here the squared deviations from the mean are averaged. Inputs in bfloat16 are read once instead of twice: averages
-    and averages of squares, in float32, are those of `x - running mean`. A bfloat16 has too few digits for that to lose any
-    of them; accelerators save a third of the layer's time, and half of its exchanges between devices.
+    and averages of squares, in float32, are those of `x - running mean`. That loses less than rounding to bfloat16 did: of the
+    variance a share of some 1e-7 times the squared distance of the two means in deviations. By a TPU compiler's estimate it
+    saves a third of the layer's time; it halves the exchanges between devices.
 
     With `axis_name` set, under `pmap` or `shard_map`, the statistics and `n` are those of the global batch (equal
     shards assumed), so that values and gradients do not depend on the number of devices. Under plain `jit` leave it
