@@ -108,13 +108,18 @@ def functionalise(
         parts = nnx.state(module, trainable, nnx.Any(nnx.RngState, nnx.Intermediate), ...)
         values = to_dict(parts[0]), to_dict(parts[2])
 
-    def init(key):
-        if at_hand:
-            return jax.tree.map(jnp.array, values)  # copies: a step may give its state's memory up
+    def fresh(key):
         made = _constructed(module, key)
         nnx.pop(made, nnx.Intermediate)
         _, params, _, state = nnx.split(made, *filters)
         return to_dict(params), jax.tree.map(jnp.asarray, to_dict(state))
+
+    traced = jax.jit(fresh, inline=True)  # programs and shapes ask for it many times: constructed once for all of them
+
+    def init(key):
+        if at_hand:
+            return jax.tree.map(jnp.array, values)  # copies: a step may give its state's memory up
+        return traced(key) if isinstance(key, jax.core.Tracer) else fresh(key)
 
     return FunctionalModule(init, trainable, *found[0], templates)
 
