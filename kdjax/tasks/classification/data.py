@@ -160,6 +160,12 @@ class Classification(Task):
                     f"data.views.{name}={getattr(views, name)} mixes each view with a neighbour's in the batch, so that none "
                     f"comes twice; set {name} to 0, or teacher_cache to empty."
                 )
+        for name, off in (("policy", not views.policy.slots), ("jitter", views.jitter.off), ("erase", views.erase.off)):
+            if not off:
+                raise ValueError(
+                    f"data.views.{name} changes every view anew, so that none comes twice; switch it off, or set teacher_cache "
+                    "to empty."
+                )
         if self.image_size and self.crop.varies:
             raise ValueError(
                 f"data.crop.train={self.crop.train} crops every picture anew in every pass, so that no view comes twice; set it "

@@ -6,6 +6,7 @@ one example and mapped over the batch, which keeps a sharded batch where it is: 
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kdjax.tasks.classification.strong import WHITE, Strong, positions, threefry
+from kdjax.tasks.classification.policies import Erase, Jitter, Policy
+from kdjax.tasks.classification.strong import WHITE, Strong, by_policy, positions, threefry
 from kdjax.types import Array, MultiView
 
 
@@ -29,6 +31,12 @@ class Views:
     """of each channel, of pixels scaled to 0..1; subtracted. Empty: 0"""
     std: tuple[float, ...] = ()
     """of each channel, of pixels scaled to 0..1; divided by. Empty: 1"""
+    policy: Policy = Policy()
+    """AutoAugment, RandAugment or TrivialAugment, after crop and flip"""
+    jitter: Jitter = Jitter()
+    """brightness, contrast, saturation and hue changed at random, after the policy"""
+    erase: Erase = Erase()
+    """random erasing or Cutout, last"""
     strong: Strong = Strong()
     """what the view "strong" adds to crop and flip; only for objectives that compare two views"""
     mixup: float = 0.0
@@ -55,6 +63,11 @@ class Views:
         """How many distinct views an example has: a crop for every offset, times two if it may be flipped."""
         return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether all there is to a training view is its number: nothing beyond crop and flip."""
+        return self.policy.slots == 0 and self.jitter.off and self.erase.off
+
     def numbers(self, index: Array, epoch, key: Array) -> Array:
         """Which of its views each example shows in an epoch: `[B]` int32 in `0 .. num_views() - 1`, evenly spread.
 
@@ -77,7 +90,23 @@ class Views:
 
     def train(self, images: Array, index: Array, epoch, key: Array) -> Array:
         """Inputs `[B, H, W, C]` float32 for training; the arguments are those of `numbers` and `show`."""
-        return self.show(images, self.numbers(index, epoch, key))
+        if self.numbered:
+            return self.show(images, self.numbers(index, epoch, key))
+        self._check(images)
+        shown = jax.vmap(self._view)(images, self.numbers(index, epoch, key))
+        policies, others = jax.random.split(
+            jax.random.fold_in(threefry(key), 0x61756767)
+        )  # apart from the crop's draws
+        if self.policy.slots:
+            shown = by_policy(shown, index, epoch, policies, self.policy)
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.fold_in(others, epoch), i)))(index)
+        if not self.jitter.off:
+            shown = jax.vmap(self.jitter.show)(shown.astype(jnp.int32), keys[:, 0])
+        inputs = self.normalise(shown)
+        if not self.erase.off:
+            erased = jax.vmap(functools.partial(self.erase.mask, *images.shape[1:3]))(keys[:, 1])
+            inputs = jnp.where(erased[..., None], 0.0, inputs)
+        return inputs
 
     def train_views(self, images: Array, index: Array, epoch, key: Array, *, names: tuple[str, ...]) -> MultiView:
         """Inputs for training by the view's name, the named ones only; the other arguments are those of `train`.
@@ -164,6 +193,8 @@ class FloatViews(Views):
     white: ClassVar[float] = 1.0
 
     def _check(self, images) -> None:
+        if self.policy.slots or not self.jitter.off:
+            raise ValueError("Views.policy and Views.jitter are for images of uint8; these are floats.")
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
                 f"FloatViews take images [B, H, W, C] of floats; these are {images.dtype} {list(images.shape)}."

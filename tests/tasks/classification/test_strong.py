@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kdjax.experiment.serialization import from_data, to_data
 from kdjax.tasks.classification import Strong, Views
 
-OFF = Strong(**{field.name: 0.0 for field in dataclasses.fields(Strong)})
+OFF = Strong(**{field.name: 0.0 for field in dataclasses.fields(Strong) if field.name != "policy"})
 VIEWS = Views(crop_padding=4, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 IMAGES = np.random.Philox(0).random_raw(64 * 12 * 10 * 3).astype(np.uint8).reshape(64, 12, 10, 3)
 INDEX = np.arange(1000, 1064, dtype=np.int32)

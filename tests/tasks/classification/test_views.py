@@ -1,6 +1,6 @@
 """Views: a function of (key, epoch, index) and of nothing else, equal to numpy, and free of collectives."""
 
-import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax.tasks.classification import Strong, Views
+from kdjax.experiment.serialization import from_data, to_data
+from kdjax.tasks.classification import Views
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 VIEWS = Views(crop_padding=4, flip=True, mean=MEAN, std=STD)
@@ -128,8 +129,7 @@ def test_threefry_only():
 
 
 def test_hyperparameters_are_data():
-    data = dataclasses.asdict(VIEWS)
-    again = Views(**{**data, "strong": Strong(**data["strong"])})
+    again = from_data(json.loads(json.dumps(to_data(VIEWS))))
     assert again == VIEWS and hash(again) == hash(VIEWS)
     assert Views().num_views() == 1 and Views(flip=True).num_views() == 2 and VIEWS.num_views() == 162
 
