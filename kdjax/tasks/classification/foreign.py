@@ -1,8 +1,9 @@
-"""A teacher that was trained elsewhere, on images normalised in another way or on other classes, as a network for this data."""
+"""A teacher from elsewhere, trained on images of another normalisation or size, or on other classes, as a network for this data."""
 
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,6 +41,25 @@ def renormalised(
         return network.apply(params, state, (inputs * scale + shift).astype(inputs.dtype), **options)
 
     return network._replace(apply=apply)
+
+
+def resized(network: Network, size: int) -> Network:
+    """The network behind a change of resolution: images `[B, H, W, C]` of any size are shown to it at `size` pixels a side.
+
+    Bilinear, with antialiasing where they get smaller.
+    """
+
+    def at_size(inputs):
+        shape = inputs.shape[0], size, size, inputs.shape[3]
+        return inputs if inputs.shape == shape else jax.image.resize(inputs, shape, "bilinear").astype(inputs.dtype)
+
+    def apply(params, state, inputs, **options):
+        return network.apply(params, state, at_size(inputs), **options)
+
+    def paths(inputs):
+        return network.paths(jax.eval_shape(at_size, inputs))
+
+    return network._replace(apply=apply, paths=paths if network.paths else None)
 
 
 def reclassified(network: Network, theirs: Sequence[str], ours: Sequence[str]) -> Network:

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
+
 from kdjax.models import from_nnx, zoo
 from kdjax.models.referenced import from_reference
 from kdjax.references import absolute, is_reference
+from kdjax.tasks.classification.foreign import resized
 from kdjax.tasks.task import Model
 from kdjax.types import Network, Tree
 
@@ -31,6 +34,8 @@ class Classifier(Model):
     """normalisation that the network was trained with, where it is not that of data.views; empty with std: that one"""
     std: tuple[float, ...] = ()
     """likewise"""
+    resolution: int = 0
+    """pixels a side that the network is shown images at, where that is not their size in the data; 0: as they are"""
     classes: tuple[str, ...] = ()
     """names of the classes that the network knows, in its order, where they are not those of the data; empty: those"""
     batchnorm_groups: int = 1
@@ -38,6 +43,8 @@ class Classifier(Model):
 
     def __post_init__(self):
         object.__setattr__(self, "name", absolute(self.name))  # a saved run is read from anywhere
+        if self.resolution < 0:
+            raise ValueError(f"Classifier.resolution is {self.resolution}; use pixels, or 0 for images as they are.")
 
     def known_classes(self, names):
         return self.classes or names
@@ -49,6 +56,13 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
     Raises:
       ValueError: there is no such network, or it does not take these options.
     """
+    if model.resolution:
+        shown = jax.ShapeDtypeStruct(
+            (inputs.shape[0], model.resolution, model.resolution, inputs.shape[-1]), inputs.dtype
+        )
+        return resized(
+            make_classifier(dataclasses.replace(model, resolution=0), shown, num_classes, remat=remat), model.resolution
+        )
     channels = inputs.shape[-1]
     if is_reference(model.name):
         if remat:

@@ -10,8 +10,10 @@ import pytest
 from kdjax.cli import main
 from kdjax.data import from_arrays
 from kdjax.experiment import program
-from kdjax.models import from_apply, output_shapes
-from kdjax.tasks.classification.foreign import reclassified, renormalised
+from kdjax.models import from_apply, module_paths, output_shapes
+from kdjax.tasks.classification import Classifier
+from kdjax.tasks.classification.foreign import reclassified, renormalised, resized
+from kdjax.tasks.classification.networks import make_classifier
 from kdjax.training import make_runner
 
 RNG = np.random.default_rng(0)
@@ -43,6 +45,22 @@ def test_the_same_normalisation_is_the_same_network_and_other_channels_are_refus
     assert renormalised(NETWORK, same, same) is NETWORK
     with pytest.raises(ValueError, match="a normalisation of other channels"):
         renormalised(NETWORK, ((0.5,) * 3, (0.2,) * 3), ((0.5,) * 2, (0.2,) * 2))
+
+
+def test_each_network_sees_its_own_resolution():
+    x = RNG.random((5, 6, 4, 3)).astype(np.float32)
+    wanted = said(NETWORK, jax.image.resize(x, (5, 8, 8, 3), "bilinear"))
+    large = resized(NETWORK, 8)
+    np.testing.assert_array_equal(said(large, x), wanted)
+    square = jnp.asarray(x[:, :4])
+    np.testing.assert_array_equal(said(resized(NETWORK, 4), square), said(NETWORK, square))
+    inputs = jax.ShapeDtypeStruct((2, 6, 6, 3), np.float32)
+    plain, other = (make_classifier(Classifier(width=4, resolution=r), inputs, 3) for r in (0, 12))
+    maps = [[f.shape[1:3] for f in output_shapes(network, inputs).features] for network in (plain, other)]
+    assert maps == [[(3, 3), (2, 2), (1, 1)], [(6, 6), (3, 3), (2, 2)]]
+    assert module_paths(other, inputs)["stages/0/0"][1:3] == (6, 6)
+    with pytest.raises(ValueError, match="resolution is -1; use pixels"):
+        Classifier(resolution=-1)
 
 
 def test_classes_go_by_name():
