@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
     parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
-    add_options(parser, [name for name in NETWORKS if name.startswith("resnet")], rounds=5)
+    add_options(
+        parser, [name for name in NETWORKS if name.startswith("resnet") and not name.endswith("_cifar")], rounds=5
+    )
     options = parser.parse_args(arguments)
     setting = setting_of(options)
     pair = Pair(setting, augment=False)

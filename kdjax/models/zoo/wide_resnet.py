@@ -27,12 +27,12 @@ class WideBlock(Recomputable):
         changes = in_channels != channels
         self.shortcut = convolution(in_channels, channels, size=1, stride=stride, rngs=rngs) if changes else None
 
-    def forward(self, x: Array) -> tuple[Array, Array]:
-        """`[B, H, W, in_channels]` to `[B, ceil(H / stride), ceil(W / stride), channels]`, and the input after BatchNorm."""
-        normalised = self.norm1(x)
+    def forward(self, x: Array | tuple[Array, Array]) -> Array:
+        """`[B, H, W, in_channels]`, or that and the same after `norm1`, to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
+        x, normalised = x if isinstance(x, tuple) else (x, self.norm1(x))
         activation = nnx.relu(normalised)
         y = self.conv2(nnx.relu(self.norm2(self.conv1(activation))))
-        return y + (x if self.shortcut is None else self.shortcut(activation)), normalised
+        return y + (x if self.shortcut is None else self.shortcut(activation))
 
 
 class WideResNet(nnx.Module):
@@ -89,10 +89,10 @@ class WideResNet(nnx.Module):
         x = self.stem_conv(x)
         features, preactivations = [x], []
         for stage in self.stages:
-            x, normalised = stage[0](x)
-            preactivations.append(normalised)
+            preactivations.append(stage[0].norm1(x))
+            x = stage[0]((x, preactivations[-1]))
             for block in stage[1:]:
-                x, _ = block(x)
+                x = block(x)
             features.append(x)
         preactivations.append(self.last_norm(x))
         embedding = jnp.mean(nnx.relu(preactivations[-1]), axis=(1, 2))
