@@ -28,7 +28,7 @@ class WideBlock(Recomputable):
         self.shortcut = convolution(in_channels, channels, size=1, stride=stride, rngs=rngs) if changes else None
 
     def forward(self, x: Array | tuple[Array, Array]) -> Array:
-        """`[B, H, W, in_channels]`, or that and the same after `norm1`, to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
+        """`[B, H, W, in_channels]`, or that and itself after `norm1`, to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         x, normalised = x if isinstance(x, tuple) else (x, self.norm1(x))
         activation = nnx.relu(normalised)
         y = self.conv2(nnx.relu(self.norm2(self.conv1(activation))))
