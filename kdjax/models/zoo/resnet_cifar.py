@@ -43,6 +43,10 @@ class CifarResNet(nnx.Module):
 
     Convolutions pad one pixel on each side, as in PyTorch ("SAME" pads otherwise at stride 2). They start Kaiming
     normal (fan out), the linear layer as PyTorch's default.
+
+    Equal blocks are not under a scan. On two CPU cores (jax 0.10, batch 8, float32) that compiled the gradient of resnet110 in 10
+    instead of 18 s of processor time, that of resnet32 in 8 instead of 5 s; a step took 5.0 instead of 0.65 s and 1.2 instead of
+    0.09 s, and gradients changed in their last digits. Also `freeze` folds no normalisation inside a loop.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ with three groups; Ma et al., ShuffleNet V2: Practical Guidelines for Efficient 
 arXiv 1910.10699.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -101,10 +101,14 @@ class _ShuffleNet(nnx.Module):
     Convolutions and the linear layer start as PyTorch's default.
     """
 
-    def __init__(self, stages: list[list[Recomputable]], *, in_channels: int, stem: int, rngs: nnx.Rngs):
+    def __init__(
+        self, stages: Sequence[Sequence[Recomputable]], *, in_channels: int, stem: int, embedding: int, num_classes: int,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.stem_conv = convolution(in_channels, stem, size=1, rngs=rngs)
         self.stem_norm = BatchNorm(stem, rngs=rngs)
         self.stages = nnx.List([nnx.List(units) for units in stages])
+        self.classifier = linear(embedding, num_classes, rngs=rngs)
 
     def _outputs(self, x: Array, after: Callable[[Array], Array], head: Callable[[Array], Array]) -> ModelOutput:
         preactivations = [self.stem_norm(self.stem_conv(x))]
@@ -156,8 +160,8 @@ class ShuffleNetV1(_ShuffleNet):
             others = [GroupedUnit(channels, channels, stride=1, first=False, rngs=rngs) for _ in range(units - 1)]
             stages.append([first, *others])
             before = channels
-        super().__init__(stages, in_channels=in_channels, stem=width // 10, rngs=rngs)
-        self.classifier = linear(before, num_classes, rngs=rngs)
+        sizes = {"in_channels": in_channels, "stem": width // 10, "embedding": before, "num_classes": num_classes}
+        super().__init__(stages, **sizes, rngs=rngs)
         draw_kernels(self, rngs=rngs, uniform=True)
 
     def __call__(self, x: Array) -> ModelOutput:
@@ -192,10 +196,10 @@ class ShuffleNetV2(_ShuffleNet):
             others = [SplitUnit(channels, rngs=rngs) for _ in range(units - 1)]
             stages.append([DownUnit(before, channels, rngs=rngs), *others])
             before = channels
-        super().__init__(stages, in_channels=in_channels, stem=STEM, rngs=rngs)
+        sizes = {"in_channels": in_channels, "stem": STEM, "embedding": last, "num_classes": num_classes}
+        super().__init__(stages, **sizes, rngs=rngs)
         self.last_conv = convolution(before, last, size=1, rngs=rngs)
         self.last_norm = BatchNorm(last, rngs=rngs)
-        self.classifier = linear(last, num_classes, rngs=rngs)
         draw_kernels(self, rngs=rngs, uniform=True)
 
     def __call__(self, x: Array) -> ModelOutput:

@@ -5,6 +5,8 @@ layers of a wide ResNet, which move twice a step there.
 """
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import kdjax.models
 from kdjax.models import zoo
 from kdjax.models.weights.names import NAMES
 from kdjax.models.weights.torch import entries
+from kdjax.models.zoo.cifar import CIFAR
 from tests.models.zoo.originals import MANIFEST, SHAPES, arrays, image_shape, nchw, norms, ours, recipe_state_dict, run
 
 RECIPES, RECIPE_FILE = (MANIFEST["model_recipe"][key] for key in ("cases", "file"))
@@ -182,3 +186,14 @@ def test_shapes_and_sizes(symbol):
         assert [scale.shape for scale, _ in norms][-len(sizes) :] == [(k,) for k in sizes]
         assert len(norms) == len(output.preactivations)
         assert all(scale.shape == p.shape[-1:] for (scale, _), p in zip(norms, output.preactivations, strict=True))
+
+
+def test_the_table_of_networks_is_whole_and_true():
+    text = (pathlib.Path(kdjax.models.__file__).parent / "README.md").read_text()
+    listed = {
+        name: int(size.replace(",", "")) for name, size in re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", text, flags=re.M)
+    }
+    assert CIFAR.keys() <= listed.keys()
+    for symbol, case in SHAPES.items():
+        if case["hyper"]["num_classes"] == 100:
+            assert listed[ours(symbol)] == case["params"], symbol
