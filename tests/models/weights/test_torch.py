@@ -18,7 +18,7 @@ from tests.models.zoo.originals import ours
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
 WEIGHTS = MANIFEST["weights_resnet8"]["cases"]
-SHAPES = {case["symbol"]: case for case in MANIFEST["model_shapes"]["cases"].values() if "state_dict" in case}
+SHAPES = {name: case for name, case in MANIFEST["model_shapes"]["cases"].items() if "state_dict" in case}
 
 
 def stored(case):
@@ -53,12 +53,12 @@ def test_layouts(resnet8):
     np.testing.assert_array_equal(state["stem_norm"]["var"], resnet8["bn1.running_var"])
 
 
-@pytest.mark.parametrize("symbol", SHAPES)
-def test_trees_are_those_of_our_networks(symbol):
+@pytest.mark.parametrize("case", SHAPES)
+def test_trees_are_those_of_our_networks(case):
     """Names and shapes equal what `init` of the same network gives; nothing is computed."""
-    shapes, name = dict(SHAPES[symbol]["state_dict"]), ours(symbol)
+    shapes, name = dict(SHAPES[case]["state_dict"]), ours(SHAPES[case]["symbol"])
     state_dict = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in shapes.items()}
-    classes, channels = SHAPES[symbol]["hyper"]["num_classes"], next(iter(shapes.values()))[1]
+    classes, channels = SHAPES[case]["hyper"]["num_classes"], next(iter(shapes.values()))[1]
     network = functionalise(functools.partial(zoo.build, name, num_classes=classes, in_channels=channels))
     expected = jax.eval_shape(network.init, jax.random.key(0))
     got = zoo_from_torch(name, state_dict)

@@ -19,7 +19,7 @@ from kdjax.types import ModelOutput
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
-SHAPES = {case["symbol"]: case for case in MANIFEST["model_shapes"]["cases"].values()}
+SHAPES = MANIFEST["model_shapes"]["cases"]
 # Names of ours that are not the original's in lower case.
 OURS = {"mobile_half": "mobilenetv2", "ShuffleV1": "shufflenetv1", "ShuffleV2": "shufflenetv2"}
 OURS |= {f"ResNet{depth}": f"resnet{depth}_cifar" for depth in (18, 34, 50)}
@@ -38,18 +38,24 @@ def arrays(file):
         return {name: z[name] for name in z.files}
 
 
-def image_shape(symbol):
+def published(symbol):
+    """What is listed of a network of the original, with names and shapes of its weights where they are."""
+    cases = [case for case in SHAPES.values() if case["symbol"] == symbol]
+    return next((case for case in cases if "state_dict" in case), cases[0])
+
+
+def image_shape(case):
     """`(channels, H, W)`: the stem keeps the size, that of MobileNetV2 halves it; three channels where no weights are listed."""
-    kernel = SHAPES[symbol].get("state_dict", [["", [None, 3]]])[0][1]
-    stride = 2 if symbol == "mobile_half" else 1
-    return kernel[1], *(stride * size for size in SHAPES[symbol]["feats"][0][2:])
+    kernel = case.get("state_dict", [["", [None, 3]]])[0][1]
+    stride = 2 if case["symbol"] == "mobile_half" else 1
+    return kernel[1], *(stride * size for size in case["feats"][0][2:])
 
 
 def recipe_state_dict(symbol, seed, num_classes):
     """The documented weights of `model_recipe`: entry `j` of the state dict comes from seed `seed + j`."""
-    state_dict, published = {}, SHAPES[symbol]["state_dict"]
-    for j, (entry, shape) in enumerate(published):
-        shape = [num_classes, *shape[1:]] if j >= len(published) - 2 else shape  # of the classifier, which is last
+    state_dict, listed = {}, published(symbol)["state_dict"]
+    for j, (entry, shape) in enumerate(listed):
+        shape = [num_classes, *shape[1:]] if j >= len(listed) - 2 else shape  # of the classifier, which is last
         z = np.random.RandomState(seed + j).standard_normal(int(np.prod(shape))).reshape(shape)
         if entry.endswith("num_batches_tracked"):
             value = np.zeros(shape, np.int64)
