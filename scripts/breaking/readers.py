@@ -248,11 +248,15 @@ def sound_picture(found: Any, sound: Any, changed_bytes: bool) -> str:
 
 def make_torch(folder: Path) -> Path:
     """A state dict; it is changed entry by entry, in memory."""
-    from kdjax.models.weights.torch import _Layout, _table
+    from flax import nnx
+
+    from kdjax.models import zoo
+    from kdjax.models.weights.names import NAMES
+    from kdjax.models.weights.torch import entries
 
     rng = np.random.default_rng(0)
-    entries = _table(_Layout(blocks=1, channels=(16, 16, 32, 64), in_channels=3, num_classes=10))  # a ResNet-8
-    KEPT["torch"] = {entry.name: rng.random(entry.shape, np.float32) for entry in entries}
+    module = nnx.eval_shape(lambda: zoo.build("resnet8", num_classes=10, in_channels=3, rngs=nnx.Rngs(0)))
+    KEPT["torch"] = {entry.name: rng.random(entry.shape, np.float32) for entry in entries(module, NAMES["resnet8"])}
     (folder / "state_dict").touch()
     return folder / "state_dict"
 
