@@ -104,19 +104,50 @@ def open_records(
     shape = (reading.size, reading.size, reading.channels) if reading.size else tuple(feature.shape)
     if None in shape or reading.size or len(records) * int(np.prod(shape)) >= memory_limit:
         return reader if encoded else records, all_labels(builder, split, records), None
+    key = _content(builder, split, image_key, label_key, reading)
+    if key not in _KEPT:
+        read = _read_all(name, records, image_key, reader if encoded else None, shape)
+        if key is None or read[1].nbytes > KEPT_BYTES:
+            return records, *read
+        while len(_KEPT) >= KEPT_SPLITS:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = read
+    return records, *_KEPT[key]
+
+
+# A process that runs one experiment after the other (a notebook) parses a small set once: key -> labels and images.
+_KEPT: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+KEPT_SPLITS, KEPT_BYTES = 4, 2**28
+
+
+def _content(builder, split: str, *how: Any) -> Any:
+    """What distinguishes the examples that would be read: the set's files as they are now, and how they are read. None where
+    there are no files."""
+    home = Path(str(builder.data_path))
+    files = sorted(path for path in home.iterdir() if path.is_file()) if home.is_dir() else []
+    state = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return (str(home.resolve()), state, split, *how) if files else None
+
+
+def _read_all(
+    name: str, records: Records, image_key: str, reader: Encoded | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(labels [N], images [N, *shape])` of a split, decoded."""
     images, labels = np.empty((len(records), *shape), np.uint8), np.empty(len(records), np.int32)
     for part in records.parts():
         examples = records.examples(part)
         labels[part.start : part.stop] = records.labels_of(examples)
         found = [example[image_key] for example in examples]
-        if encoded:
+        if reader:
             found = list(readers().map(lambda file, row: _decoded(reader, file, row), found, part))
         for row, image in zip(part, found, strict=True):
             if np.shape(image) != shape:
                 raise DataError(f"{records.said(row)} has the shape {list(np.shape(image))}, and the set says {list(shape)}; "
                                 "prepare it anew with pictures of one size.")  # fmt: skip
             images[row] = image
-    return records, labels, images
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    return labels, images
 
 
 def _decoded(reader: Encoded, file: Any, row: int) -> np.ndarray:

@@ -94,34 +94,30 @@ def functionalise(
     filters = trainable, nnx.RngState, ...
     found = []
 
-    def shapes():
-        made = nnx.clone(module) if at_hand else _constructed(module, jax.random.key(0))
+    def split(key):
+        made = nnx.clone(module) if at_hand else _constructed(module, key)
         nnx.pop(made, nnx.Intermediate)  # what an earlier call noted down
         graph, *states = nnx.split(made, *filters)
         found.append((_in_float32(made, states[0]), graph))
         return states
 
-    templates = tuple(jax.eval_shape(shapes))
+    # Programs and shapes ask for fresh weights many times: constructed once for all of them.
+    traced = jax.jit(split, inline=True)
+    templates = tuple(jax.eval_shape(split if at_hand else traced, jax.random.key(0)))
+    facts = found[0]
     if trainable is not nnx.Param and not jax.tree.leaves(templates[0]):
         raise ValueError(f"trainable={trainable!r} selects no variable of the model; give the type of those to train.")
     if at_hand:
         parts = nnx.state(module, trainable, nnx.Any(nnx.RngState, nnx.Intermediate), ...)
         values = to_dict(parts[0]), to_dict(parts[2])
 
-    def fresh(key):
-        made = _constructed(module, key)
-        nnx.pop(made, nnx.Intermediate)
-        _, params, _, state = nnx.split(made, *filters)
-        return to_dict(params), jax.tree.map(jnp.asarray, to_dict(state))
-
-    traced = jax.jit(fresh, inline=True)  # programs and shapes ask for it many times: constructed once for all of them
-
     def init(key):
         if at_hand:
             return jax.tree.map(jnp.array, values)  # copies: a step may give its state's memory up
-        return traced(key) if isinstance(key, jax.core.Tracer) else fresh(key)
+        params, _, state = traced(key) if isinstance(key, jax.core.Tracer) else split(key)
+        return to_dict(params), jax.tree.map(jnp.asarray, to_dict(state))
 
-    return FunctionalModule(init, trainable, *found[0], templates)
+    return FunctionalModule(init, trainable, *facts, templates)
 
 
 def _in_float32(module: nnx.Module, params: nnx.State) -> tuple[tuple[str, ...], ...]:

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from kdjax.data import Crop, DataError, Reading, fashion_mnist, load, sources
 from kdjax.data.check import check
+from kdjax.data.tfds_records import Records
 
 
 def test_digits_are_scaled_and_split_alike_for_ever(digits, data_dir):
@@ -106,6 +107,31 @@ def test_prepared_stock_set(squares, tmp_path):
     assert source.images.shape == (40, 6, 6, 3) and source.class_names == ("red", "green", "blue")
     np.testing.assert_array_equal(source.images.max(axis=(1, 2)).argmax(axis=1), source.labels)
     assert sorted(source.images.max(axis=(1, 2, 3))) == list(range(100, 140))
+
+
+def test_a_small_set_is_parsed_once_and_anew_when_its_files_change(squares, tmp_path, monkeypatch):
+    """As a notebook does, which runs one experiment after the other."""
+    squares()
+    name, parsed = "kdjax_test_squares/alike", []
+    examples = Records.examples
+    monkeypatch.setattr(Records, "examples", lambda self, rows: parsed.append(len(rows)) or examples(self, rows))
+    first, again = (load(name, split="train", data_dir=tmp_path) for _ in range(2))
+    assert parsed == [40] and again.images is not None
+    np.testing.assert_array_equal(first.images, again.images)
+    assert len(load(name, split="test", data_dir=tmp_path)) == 7 and parsed == [40, 7]
+    file = next(tmp_path.glob("kdjax_test_squares/alike/1.0.0/*train*"))
+    os.utime(file, ns=(1, 1))
+    np.testing.assert_array_equal(load(name, split="train", data_dir=tmp_path).images, first.images)
+    assert parsed == [40, 7, 40]
+    for part in ("train[:1]", "train[1:2]", "train[2:3]", "train[3:4]"):  # a few are kept, not all
+        load(name, split=part, data_dir=tmp_path)
+    load(name, split="train", data_dir=tmp_path)
+    assert parsed[-1] == 40
+    monkeypatch.setattr("kdjax.data.tfds_records.KEPT_BYTES", 100)
+    os.utime(file, ns=(2, 2))
+    for _ in range(2):
+        load(name, split="train", data_dir=tmp_path)
+    assert parsed[-2:] == [40, 40]
 
 
 def test_images_of_different_sizes_are_refused_when_batched(squares, tmp_path):

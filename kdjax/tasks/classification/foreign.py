@@ -1,4 +1,4 @@
-"""A teacher from elsewhere, trained on images of another normalisation or size, or on other classes, as a network for this data."""
+"""A teacher from elsewhere, trained on images normalised or sized otherwise, or on other classes, as a network for this data."""
 
 import dataclasses
 from collections.abc import Sequence
