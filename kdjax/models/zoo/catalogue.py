@@ -2,11 +2,14 @@
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
+from kdjax.models.zoo.imagenet import IMAGENET
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.models.zoo.resnet_cifar import CifarResNet
 from kdjax.models.zoo.small_cnn import SmallCNN
@@ -38,6 +41,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "resnet8x4": functools.partial(_resnet_x4, depth=8),
     "resnet32x4": functools.partial(_resnet_x4, depth=32),
     "small_cnn": _small_cnn,
+    **IMAGENET,
 }
 
 
@@ -48,6 +52,7 @@ def build(
     in_channels: int,
     rngs: nnx.Rngs,
     width: int | None = None,
+    image_size: tuple[int, int] | None = None,
     batchnorm_groups: int = 1,
     remat: bool = False,
 ) -> nnx.Module:
@@ -59,7 +64,8 @@ def build(
       in_channels: channels of its input `[B, H, W, in_channels]`.
       rngs: its "params" stream draws the weights.
       width: channels of the first stage; the others keep their ratio to it. None is the published width (16 for
-        `resnet*` and `small_cnn`, 64 for `resnet*x4`).
+        `resnet*` and `small_cnn`, 64 for `resnet*x4`), see `kdjax.models.zoo.imagenet` for the others.
+      image_size: height and width of the images, for networks that are made for one size; None for the one in their name.
       batchnorm_groups: runs of the batch's rows that BatchNorm normalises each by itself; 1 for the whole batch.
       remat: compute the activations inside every block a second time in the backward pass instead of keeping them: less
         memory for one more forward pass, but for CPUs; the values are the same. See `Recomputable`.
@@ -70,7 +76,9 @@ def build(
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.0)
         raise ValueError(f"unknown network {name!r}; did you mean {near[0]!r}? Known: {', '.join(NETWORKS)}")
-    options = {} if width is None else {"width": width}
+    options: dict[str, Any] = {} if width is None else {"width": width}
+    if image_size is not None and "image_size" in inspect.signature(NETWORKS[name]).parameters:
+        options["image_size"] = image_size
     module = NETWORKS[name](num_classes, in_channels, rngs, **options)
     for _, part in nnx.iter_modules(module):
         if isinstance(part, BatchNorm):
