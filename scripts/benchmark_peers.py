@@ -23,7 +23,7 @@ from benchmarking import timing
 from benchmarking.comparison import Peer, kdjax_peer, same
 from benchmarking.pair import Pair, add_options, setting_of
 
-from kdjax.models.zoo.catalogue import NETWORKS
+from kdjax.models.zoo.cifar import CIFAR
 
 # What each needs besides jax.
 NEEDS = {"torch": ("torch",), "torch_tuned": ("torch",), "torchdistill": ("torch", "torchdistill"), "keras": ("keras",)}
@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
     parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
-    add_options(parser, [name for name in NETWORKS if name.startswith("resnet")], rounds=5)
+    networks = [
+        name for name in CIFAR if name.startswith("resnet") and not name.endswith("_cifar")
+    ]  # each a CifarResNet
+    add_options(parser, networks, rounds=5)
     options = parser.parse_args(arguments)
     setting = setting_of(options)
     pair = Pair(setting, augment=False)

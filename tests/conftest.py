@@ -66,7 +66,11 @@ def room_for_programs():
 
 
 # Their programs run for longer than they compile, or add up so much in float32 that rounding shows (test_projectors).
-LONG_PROGRAMS = ("tests/objectives/features/test_connected", "tests/objectives/features/test_projectors")
+LONG_PROGRAMS = (
+    "tests/objectives/features/test_connected",
+    "tests/objectives/features/test_projectors",
+    "tests/models/zoo/test_originals",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

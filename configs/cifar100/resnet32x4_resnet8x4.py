@@ -4,7 +4,8 @@ The CIFAR-100 protocol of the distillation benchmarks: batch 64, 240 epochs, SGD
 learning rate 0.05 divided by 10 after epochs 150, 180 and 210, pad-4 crops and flips. Needs `kdjax data prepare cifar100`.
 
 Published top-1 for this pair, not reproduced here: teacher 79.42, student alone 72.50, KD 73.33, FitNet 73.50, SP 72.94,
-DKD 76.32. Other pairs: --phases.teacher.network.name resnet56 --phases.student.network.name resnet20.
+DKD 76.32. Other pairs: --phases.teacher.network.name wrn_40_2 --phases.student.network.name wrn_16_2. For students mobilenetv2,
+shufflenetv1 and shufflenetv2 the benchmarks start at a learning rate of 0.01.
 """
 
 from kdjax.experiment import Experiment, Phase

@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from kdjax.types import Array
+from kdjax.types import Array, Tree
 
 
 class Recomputable(nnx.Module):
@@ -21,14 +21,14 @@ class Recomputable(nnx.Module):
 
     recompute = False
 
-    def __call__(self, x: Array) -> Array:
-        """`forward` of `x`."""
+    def __call__(self, x: Tree) -> Array:
+        """`forward` of `x`, an array or a tree of them."""
         return _again(self, x) if self.recompute else self.forward(x)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Tree) -> Array:
         raise TypeError(f"{type(self).__name__} does not say what it computes; define forward(x).")
 
 
 @nnx.remat
-def _again(block: Recomputable, x: Array) -> Array:
+def _again(block: Recomputable, x: Tree) -> Array:
     return block.forward(x)

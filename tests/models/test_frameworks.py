@@ -32,6 +32,12 @@ def test_the_example_runs_as_printed(capsys):
     assert capsys.readouterr().out.strip() == re.search(r"# (\{.*\})", code).group(1)
 
 
+def test_weights_go_in_and_out_as_printed(capsys):
+    code = block(" weights")
+    exec(compile(code, "README", "exec"), {})
+    assert capsys.readouterr().out.strip() == re.search(r"# (\[.*\])", code).group(1)
+
+
 def keras_model(scope, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")

@@ -44,7 +44,7 @@ def alike(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-12), ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "small_cnn"])
+@pytest.mark.parametrize("name", ["resnet14", "small_cnn", "wrn_16_2"])
 def test_outputs_gradients_and_statistics_are_the_same(name):
     ours, theirs = both(gradient, name)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

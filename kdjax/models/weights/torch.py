@@ -256,16 +256,23 @@ class _Sizes(NamedTuple):
     """What distinguishes one CIFAR ResNet from another: blocks a stage, width of stem and stages, inputs, outputs."""
 
     blocks: int
-    channels: tuple[int, ...]
+    channels: tuple[int, int, int, int]
     in_channels: int
     num_classes: int
 
 
 @functools.lru_cache(maxsize=32)
 def _cifar_resnet(sizes: _Sizes) -> tuple[Entry, ...]:
-    blocks, *rest = sizes
-    options = dict(zip(("channels", "in_channels", "num_classes"), rest, strict=True))
-    return entries(nnx.eval_shape(lambda: CifarResNet(6 * blocks + 2, rngs=nnx.Rngs(0), **options)), RESNET)
+    def make() -> CifarResNet:
+        return CifarResNet(
+            6 * sizes.blocks + 2,
+            num_classes=sizes.num_classes,
+            channels=sizes.channels,
+            in_channels=sizes.in_channels,
+            rngs=nnx.Rngs(0),
+        )
+
+    return entries(nnx.eval_shape(make), RESNET)
 
 
 def _sizes_of_entries(shapes: Mapping[str, tuple[int, ...]]) -> _Sizes:

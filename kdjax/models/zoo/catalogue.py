@@ -1,7 +1,6 @@
 """The networks of kdjax by name."""
 
 import difflib
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +8,10 @@ from typing import Any
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
+from kdjax.models.zoo.cifar import CIFAR
 from kdjax.models.zoo.imagenet import IMAGENET
 from kdjax.models.zoo.normalization import BatchNorm
-from kdjax.models.zoo.resnet_cifar import CifarResNet
 from kdjax.models.zoo.small_cnn import SmallCNN
-
-
-def _resnet(num_classes: int, in_channels: int, rngs: nnx.Rngs, *, depth: int, width: int = 16) -> nnx.Module:
-    channels = (width, width, 2 * width, 4 * width)
-    return CifarResNet(depth, num_classes=num_classes, channels=channels, in_channels=in_channels, rngs=rngs)
-
-
-def _resnet_x4(num_classes: int, in_channels: int, rngs: nnx.Rngs, *, depth: int, width: int = 64) -> nnx.Module:
-    channels = (max(width // 2, 1), width, 2 * width, 4 * width)
-    return CifarResNet(depth, num_classes=num_classes, channels=channels, in_channels=in_channels, rngs=rngs)
 
 
 def _small_cnn(num_classes: int, in_channels: int, rngs: nnx.Rngs, **options: int) -> nnx.Module:
@@ -31,15 +20,7 @@ def _small_cnn(num_classes: int, in_channels: int, rngs: nnx.Rngs, **options: in
 
 # name -> (num_classes, in_channels, rngs, **options) -> module. `width` is the number of channels of the first stage.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
-    "resnet8": functools.partial(_resnet, depth=8),
-    "resnet14": functools.partial(_resnet, depth=14),
-    "resnet20": functools.partial(_resnet, depth=20),
-    "resnet32": functools.partial(_resnet, depth=32),
-    "resnet44": functools.partial(_resnet, depth=44),
-    "resnet56": functools.partial(_resnet, depth=56),
-    "resnet110": functools.partial(_resnet, depth=110),
-    "resnet8x4": functools.partial(_resnet_x4, depth=8),
-    "resnet32x4": functools.partial(_resnet_x4, depth=32),
+    **CIFAR,
     "small_cnn": _small_cnn,
     **IMAGENET,
 }
@@ -64,14 +45,15 @@ def build(
       in_channels: channels of its input `[B, H, W, in_channels]`.
       rngs: its "params" stream draws the weights.
       width: channels of the first stage; the others keep their ratio to it. None is the published width (16 for
-        `resnet*` and `small_cnn`, 64 for `resnet*x4`), see `kdjax.models.zoo.imagenet` for the others.
+        `resnet*` and `small_cnn`, 64 for `resnet*x4`). See `zoo/cifar.py` and `zoo/imagenet.py` for networks of which it says
+        something else.
       image_size: height and width of the images, for networks that are made for one size; None for the one in their name.
       batchnorm_groups: runs of the batch's rows that BatchNorm normalises each by itself; 1 for the whole batch.
       remat: compute the activations inside every block a second time in the backward pass instead of keeping them: less
         memory for one more forward pass, but for CPUs; the values are the same. See `Recomputable`.
 
     Raises:
-      ValueError: there is no such network.
+      ValueError: there is no such network, or none of this width.
     """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.0)

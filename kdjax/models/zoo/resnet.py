@@ -9,7 +9,7 @@ from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.convolutions import ConvNorm, draw, fan_out_deviation
-from kdjax.models.zoo.resnet_cifar import linear
+from kdjax.models.zoo.layers import linear
 from kdjax.types import Array, ModelOutput
 
 

@@ -6,14 +6,11 @@ and `resnet{8,32}x4` with 32, 64, 128, 256 (Tian et al., Contrastive Representat
 arXiv 1910.10699).
 """
 
-import math
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from kdjax.models.rematerialization import Recomputable
+from kdjax.models.zoo.layers import convolution, draw_kernels, linear
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -46,6 +43,10 @@ class CifarResNet(nnx.Module):
 
     Convolutions pad one pixel on each side, as in PyTorch ("SAME" pads otherwise at stride 2). They start Kaiming
     normal (fan out), the linear layer as PyTorch's default.
+
+    Equal blocks are not under a scan. On two CPU cores (jax 0.10, batch 8, float32) that compiled the gradient of resnet110 in 10
+    instead of 18 s of processor time, that of resnet32 in 8 instead of 5 s; a step took 5.0 instead of 0.65 s and 1.2 instead of
+    0.09 s, and gradients changed in their last digits. Also `freeze` folds no normalisation inside a loop.
     """
 
     def __init__(
@@ -115,44 +116,3 @@ class CifarResNet(nnx.Module):
         """
         last = (self.stem_norm, *(stage[-1].norm2 for stage in self.stages))
         return tuple((norm.scale[...], norm.bias[...]) for norm in last)
-
-
-def convolution(in_channels: int, channels: int, *, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A `size`x`size` convolution without bias, padded by `size // 2` pixels; its kernel waits for `draw_kernels`."""
-    return nnx.Conv(
-        in_channels,
-        channels,
-        (size, size),
-        strides=stride,
-        padding=((size // 2, size // 2),) * 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.zeros_init(),
-        rngs=rngs,
-    )
-
-
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer that starts as PyTorch's: weight and bias uniform within `1 / sqrt(in_features)` of 0."""
-    bound = 1 / math.sqrt(in_features)
-
-    def uniform(key, shape, dtype, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, rngs=rngs)
-
-
-def draw_kernels(module: nnx.Module, *, rngs: nnx.Rngs) -> None:
-    """Draws every convolution kernel of `module` Kaiming normal: variance `2 / (height * width * out_channels)`.
-
-    All of them are cut from one draw, which compiles several times faster than one draw a layer. The barrier keeps
-    XLA from repeating the draw for each piece.
-    """
-    kernels = [part.kernel for _, part in nnx.iter_modules(module) if isinstance(part, nnx.Conv)]
-    sizes = [kernel.size for kernel in kernels]
-    values = lax.optimization_barrier(jax.random.normal(rngs.params(), (sum(sizes),), jnp.float32))
-    start = 0
-    for kernel, size in zip(kernels, sizes, strict=True):
-        height, width, _, out_channels = kernel.shape
-        scale = math.sqrt(2 / (height * width * out_channels))
-        kernel[...] = scale * values[start : start + size].reshape(kernel.shape)
-        start += size

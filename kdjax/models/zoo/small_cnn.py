@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
+from kdjax.models.zoo.layers import convolution, draw_kernels, linear
 from kdjax.models.zoo.normalization import BatchNorm
-from kdjax.models.zoo.resnet_cifar import convolution, draw_kernels, linear
 from kdjax.types import Array, ModelOutput
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kdjax.models import zoo
 from kdjax.models.weights.names import NAMES
 from kdjax.models.weights.torch import entries, from_torch, to_torch
 from kdjax.models.weights.zoo import zoo_from_torch, zoo_to_torch
@@ -196,6 +197,24 @@ def test_networks_by_name():
 
 
 def test_every_table_is_of_a_network():
-    from kdjax.models.zoo import NETWORKS
+    assert NAMES.keys() <= zoo.NETWORKS.keys()
 
-    assert NAMES.keys() <= NETWORKS.keys()
+
+def test_names_of_networks_with_four_stages():
+    """As the original's modules are called; no list of theirs is stored."""
+    module = nnx.eval_shape(lambda: zoo.build("resnet50_cifar", num_classes=7, in_channels=3, rngs=nnx.Rngs(0)))
+    names = [entry.name for entry in entries(module, NAMES["resnet50_cifar"])]
+    assert names[:6] == [
+        "conv1.weight",
+        "bn1.weight",
+        "bn1.bias",
+        "bn1.running_mean",
+        "bn1.running_var",
+        "layer1.0.conv1.weight",
+    ]
+    block = [name for name in names if name.startswith("layer2.0.") and name.endswith(".weight")]
+    layers = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "shortcut.0", "shortcut.1")
+    assert block == [f"layer2.0.{layer}.weight" for layer in layers]
+    assert not any(name.startswith("layer1.1.shortcut") for name in names)
+    assert names[-2:] == ["linear.weight", "linear.bias"]
+    assert {name.split(".")[1] for name in names if name.startswith("layer4.")} == {"0", "1", "2"}

@@ -12,6 +12,8 @@ import pytest
 from kdjax.models import zoo
 from kdjax.models.functional import functionalise
 from kdjax.models.weights.torch import cifar_resnet_from_torch, cifar_resnet_to_torch
+from kdjax.models.weights.zoo import zoo_from_torch, zoo_to_torch
+from tests.models.zoo.originals import ours
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_models.json").read_text())["methods"]
@@ -51,18 +53,22 @@ def test_layouts(resnet8):
     np.testing.assert_array_equal(state["stem_norm"]["var"], resnet8["bn1.running_var"])
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_trees_are_those_of_our_networks(name):
+@pytest.mark.parametrize("case", SHAPES)
+def test_trees_are_those_of_our_networks(case):
     """Names and shapes equal what `init` of the same network gives; nothing is computed."""
-    state_dict = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in SHAPES[name]["state_dict"]}
-    classes, channels = SHAPES[name]["hyper"]["num_classes"], state_dict["conv1.weight"].shape[1]
-    build = functools.partial(zoo.build, SHAPES[name]["symbol"], num_classes=classes, in_channels=channels)
-    network = functionalise(lambda rngs: build(rngs=rngs))
+    shapes, name = dict(SHAPES[case]["state_dict"]), ours(SHAPES[case]["symbol"])
+    state_dict = {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in shapes.items()}
+    classes, channels = SHAPES[case]["hyper"]["num_classes"], next(iter(shapes.values()))[1]
+    network = functionalise(functools.partial(zoo.build, name, num_classes=classes, in_channels=channels))
     expected = jax.eval_shape(network.init, jax.random.key(0))
-    got = cifar_resnet_from_torch(state_dict)
+    got = zoo_from_torch(name, state_dict)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     assert jax.tree.map(np.shape, got) == jax.tree.map(lambda v: v.shape, expected)
-    assert list(cifar_resnet_to_torch(*got)) == list(state_dict)
+    back = zoo_to_torch(name, *got)
+    assert [(entry, list(value.shape)) for entry, value in back.items()] == list(shapes.items())
+    if name.startswith("resnet") and not name.endswith("_cifar"):  # of which depth and widths are read off too
+        assert jax.tree.map(np.shape, cifar_resnet_from_torch(state_dict)) == jax.tree.map(np.shape, got)
+        assert list(cifar_resnet_to_torch(*got)) == list(state_dict)
 
 
 def test_step_counters_may_be_absent(resnet8):
