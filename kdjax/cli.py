@@ -1,4 +1,4 @@
-"""The command line: `kdjax train | distill | evaluate | compare | methods | data`."""
+"""The command line: `kdjax train | distill | evaluate | compare | convert | methods | data`."""
 
 import argparse
 import contextlib
@@ -29,6 +29,7 @@ commands:
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
   evaluate RUN                  evaluate the networks of a run
   export RUN                    write a finished network to a file for other programs
+  convert FILE --network NAME   make published weights a finished network, to teach or to be evaluated
   methods [WORDS]               list the methods, find some by any word, or explain one
   configs [copy NAME FILE]      list the configs that come with kdjax, or copy one to change it
   data prepare NAME             make a data set ready
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     say_all()
     commands = {
         "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
+        "convert": convert,
         "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
@@ -190,6 +192,52 @@ def export(argv):
     place = local(options.to, ExperimentError, "The file") if options.to else run_place(options.run) / name
     export(trained, options.format, place)
     make_console().print(f"{trained.network.name} is in {place}, {place.stat().st_size:,} bytes.", soft_wrap=True)
+    return 0
+
+
+def convert(argv):
+    parser = argparse.ArgumentParser(
+        "kdjax convert",
+        description="Makes the folder of a finished run of published weights: kdjax distill CONFIG --teacher FOLDER "
+        "learns from it, kdjax evaluate and kdjax export take it.",
+    )
+    parser.add_argument(
+        "file", help=".safetensors, .pth (read without running it), .msgpack of Flax, or a folder of orbax"
+    )
+    parser.add_argument("--network", required=True, help="of the zoo, such as resnet50 or tf_efficientnet_lite0")
+    parser.add_argument("--run", default="", help="run folder; runs/NETWORK if not given")
+    per_channel = {"type": float, "nargs": "+", "metavar": "X"}
+    parser.add_argument("--mean", **per_channel, help="of each channel, of pixels in 0..1; ImageNet's if not given")
+    parser.add_argument("--std", **per_channel, help="likewise")
+    parser.add_argument("--classes", default="", help="text file with the names of its classes, one a line")
+    parser.add_argument(
+        "--data", default="imagenet2012", help="what kdjax evaluate measures it on (default: %(default)s)"
+    )
+    parser.add_argument("--image-size", type=int, default=224, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=0, help="of the first stage, where it is not the published one")
+    parser.add_argument("--ema", action="store_true", help="take the running average that the checkpoint holds")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder")
+    options = parser.parse_args(argv)
+    configure_jax()
+    from kdjax.experiment.convert import IMAGENET, read_names
+    from kdjax.experiment.convert import convert as make
+    from kdjax.experiment.folder import run_place
+    from kdjax.experiment.spec import ExperimentError
+
+    folder = run_place(options.run or Path("runs") / options.network)
+    mean, std = (given or usual for given, usual in zip((options.mean, options.std), IMAGENET, strict=True))
+    names = local(options.classes, ExperimentError, "The file of names") if options.classes else None
+    made = make(
+        local(options.file, ExperimentError, "The file"), options.network, folder, mean=mean, std=std,
+        classes=read_names(names) if names else (), data=options.data, image_size=options.image_size,
+        width=options.width, ema=options.ema, overwrite=options.overwrite,
+    )  # fmt: skip
+    numbers = lambda values: " ".join(f"{value:g}" for value in values)
+    make_console().print(
+        f"{made.network}: {made.num_classes:,} classes{'' if names else ' without names'}, {made.parameters:,} parameters by "
+        f"{made.names} names, for {made.inputs} normalised by mean {numbers(mean)} and std {numbers(std)}. It is in {folder}.",
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -319,6 +320,53 @@ def torch_changed(chance: random.Random) -> dict[Any, Any]:
     return made
 
 
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+
+
+def make_saved(name: str) -> Callable[[Path], Path]:
+    """A file that PyTorch saved."""
+
+    def make(folder: Path) -> Path:
+        return Path(shutil.copy(GOLDEN / name, folder / name))
+
+    return make
+
+
+def make_safetensors(folder: Path) -> Path:
+    path, x, y = folder / "x.safetensors", np.arange(6, dtype=np.float32), np.arange(3)
+    header = {
+        "x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "y": {"dtype": "I64", "shape": [3], "data_offsets": [24, 48]},
+        "none": {"dtype": "BF16", "shape": [0, 7], "data_offsets": [48, 48]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + x.tobytes() + y.tobytes())
+    return path
+
+
+def make_msgpack(folder: Path) -> Path:
+    from flax.serialization import to_bytes
+
+    path = folder / "x.msgpack"
+    path.write_bytes(to_bytes({"params": {"kernel": np.ones((3, 4), np.float32)}, "step": 7}))
+    return path
+
+
+def read_weights(path: Path) -> Any:
+    from kdjax.models.weights.files import read_weights
+    from kdjax.models.weights.torch import arrays
+
+    found = read_weights(path)
+    with contextlib.suppress(ValueError):  # in a sentence, which "PyTorch state dict" looks at
+        arrays(found)
+    return found
+
+
+def sound_weights(found: Any, sound: Any, changed_bytes: bool) -> str:
+    arrays = [value for value in found.values() if isinstance(value, np.ndarray)]
+    return "an array is larger than the file" if sum(value.nbytes for value in arrays) > 10**5 else ""
+
+
 def readers() -> list[Reader]:
     own, data = ("ExperimentError",), ("DataError",)
     return [
@@ -335,5 +383,11 @@ def readers() -> list[Reader]:
         Reader("arrays, .npz", make_arrays, read_arrays, data, sound_arrays),
         Reader("picture, .png", make_picture("png"), read_picture, ("Unreadable",), sound_picture, 2),
         Reader("picture, .jpeg", make_picture("jpeg"), read_picture, ("Unreadable",), sound_picture, 2),
+        Reader("weights, safetensors", make_safetensors, read_weights, ("WeightsError",), sound_weights),
+        Reader("weights, PyTorch's", make_saved("torch_zip.pth"), read_weights, ("WeightsError",), sound_weights),
+        Reader(
+            "weights, PyTorch's of old", make_saved("torch_legacy.pth"), read_weights, ("WeightsError",), sound_weights
+        ),
+        Reader("weights, msgpack", make_msgpack, read_weights, ("WeightsError",), sound_weights),
         Reader("PyTorch state dict", make_torch, read_torch, ("ValueError",), sound_torch),
     ]

@@ -57,6 +57,16 @@ class Classification(Task):
     noun: ClassVar = "images"
     legend: ClassVar = "Agreement: same prediction as the teacher. NLL in nats. ECE: calibration error over 15 bins."
 
+    @classmethod
+    def of_published(
+        cls, network: str, width: int, *, data: str, image_size: int, channels: int, mean: Sequence[float],
+        std: Sequence[float],
+    ) -> "tuple[Classification, Classifier]":  # fmt: skip
+        """The task that a published network was trained on, as far as it matters for using it, and the network."""
+        views = Views(mean=tuple(mean), std=tuple(std))
+        task = cls(name=data, image_size=image_size, channels=channels, crop=Crop(train="center"), views=views)
+        return task, Classifier(name=network, width=width)
+
     def load(self, data_dir: str | None = None) -> Dataset:
         def split(name):
             return load(self.name, split=name, data_dir=data_dir, reading=self.reading, split_seed=self.split_seed)

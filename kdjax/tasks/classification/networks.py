@@ -75,6 +75,6 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
         if getattr(model, field):
             raise ValueError(f"{model.name} is of the zoo and says its features itself; leave its {field} empty.")
     options = {"num_classes": num_classes, "in_channels": channels, "width": model.width or None,
-               "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
+               "image_size": inputs.shape[1:3], "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
     name = f"{model.name} (width {model.width})" if model.width else model.name
     return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
