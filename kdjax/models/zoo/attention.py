@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax.models.zoo.convolutions import dense
+from kdjax.models.zoo.layers import dense
 from kdjax.types import Array
 
 

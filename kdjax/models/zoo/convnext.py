@@ -10,7 +10,7 @@ from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.attention import MLP, layer_norm
-from kdjax.models.zoo.convolutions import convolution, dense, draw
+from kdjax.models.zoo.layers import convolution, dense, draw
 from kdjax.types import Array, ModelOutput
 
 

@@ -1,58 +1,20 @@
-"""What the convolutional networks for ImageNet are made of: convolution with BatchNorm, squeeze-and-excitation, first weights."""
+"""What the convolutional networks for ImageNet are made of: convolution with BatchNorm, squeeze-and-excitation, activations."""
 
-import math
 from collections.abc import Callable
-from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
+from kdjax.models.zoo.layers import Padding, convolution
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array
 
 Activation = Callable[[Array], Array]
-Padding = Literal["torch", "tensorflow"]
 
 
 def identity(x: Array) -> Array:
     """No activation."""
     return x
-
-
-def convolution(
-    in_channels: int,
-    channels: int,
-    *,
-    size: int,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-    padding: Padding = "torch",
-    rngs: nnx.Rngs,
-) -> nnx.Conv:
-    """A `size`x`size` convolution; kernel and bias are zeros and wait for `draw`.
-
-    Padding "torch" is `size // 2` pixels on every side; "tensorflow" is its "SAME": as few as the outputs need, which for a
-    stride of 2 and an even image is one more below and right than above and left.
-    """
-    return nnx.Conv(
-        in_channels,
-        channels,
-        (size, size),
-        strides=stride,
-        padding=((size // 2, size // 2),) * 2 if padding == "torch" else "SAME",
-        feature_group_count=groups,
-        use_bias=bias,
-        kernel_init=nnx.initializers.zeros_init(),
-        rngs=rngs,
-    )
-
-
-def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    """A linear layer whose weights are zeros and wait for `draw`."""
-    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
 
 class ConvNorm(nnx.Module):
@@ -117,31 +79,3 @@ def divisible(channels: float, by: int = 8) -> int:
     """The multiple of `by` nearest to a number of channels, of which it takes off a tenth at most (MobileNetV2's rule)."""
     rounded = max(by, int(channels + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * channels else rounded
-
-
-def fan_out_deviation(part: nnx.Module) -> float | None:
-    """Kaiming normal by fan-out, of convolutions alone: `sqrt(2 / (height * width * out_channels))`."""
-    if not isinstance(part, nnx.Conv):
-        return None
-    height, width, _, channels = part.kernel.shape
-    return math.sqrt(2 / (height * width * channels))
-
-
-def draw(module: nnx.Module, deviation: Callable[[nnx.Module], float | None], *, rngs: nnx.Rngs) -> None:
-    """Draws the kernels of a module's convolutions and linear layers: normal, of mean 0.
-
-    All are cut from one draw, which compiles several times faster than one draw a layer. The barrier keeps XLA from
-    repeating the draw for each piece.
-
-    Args:
-      module: whose kernels are drawn.
-      deviation: the standard deviation for a layer; None for one that stays as it is.
-      rngs: its "params" stream draws.
-    """
-    layers = [part for _, part in nnx.iter_modules(module) if isinstance(part, nnx.Conv | nnx.Linear)]
-    scales = [(layer.kernel, scale) for layer in layers if (scale := deviation(layer)) is not None]
-    values = jax.random.normal(rngs.params(), (sum(kernel.size for kernel, _ in scales),), jnp.float32)
-    values, start = lax.optimization_barrier(values), 0
-    for kernel, scale in scales:
-        kernel[...] = scale * values[start : start + kernel.size].reshape(kernel.shape)
-        start += kernel.size

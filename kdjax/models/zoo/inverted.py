@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.convolutions import Activation, ConvNorm, Padding, SqueezeExcite, dense, draw, identity
+from kdjax.models.zoo.convolutions import Activation, ConvNorm, SqueezeExcite, identity
+from kdjax.models.zoo.layers import Padding, dense, draw
 from kdjax.types import Array, ModelOutput
 
 

@@ -1,7 +1,9 @@
-"""Layers of the convolutional networks for small images, and how the originals draw their first weights."""
+"""Layers that the networks of the zoo share, and how the originals draw their first weights."""
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from flax import nnx
 from jax import lax
 
 from kdjax.types import Array
+
+Padding = Literal["torch", "tensorflow"]
 
 NEAR_ZERO = nnx.initializers.normal(0.01)
 ZERO = nnx.initializers.zeros_init()
@@ -22,15 +26,20 @@ def convolution(
     stride: int = 1,
     groups: int = 1,
     bias: bool = False,
+    padding: Padding = "torch",
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A `size`x`size` convolution padded by `size // 2` pixels; its kernel waits for `draw_kernels`, a bias starts at 0."""
+    """A `size`x`size` convolution; kernel and bias are zeros, and the kernel waits for `draw`.
+
+    Padding "torch" is `size // 2` pixels on every side; "tensorflow" is its "SAME": as few as the outputs need, which for a
+    stride of 2 and an even image is one more below and right than above and left.
+    """
     return nnx.Conv(
         in_channels,
         channels,
         (size, size),
         strides=stride,
-        padding=((size // 2, size // 2),) * 2,
+        padding=((size // 2, size // 2),) * 2 if padding == "torch" else "SAME",
         feature_group_count=groups,
         use_bias=bias,
         kernel_init=ZERO,
@@ -50,24 +59,46 @@ def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs, kernel_init=N
     )
 
 
-def draw_kernels(module: nnx.Module, *, rngs: nnx.Rngs, uniform: bool = False) -> None:
-    """Draws every convolution kernel of `module`: normal with variance `2 / (height * width * out_channels)` (Kaiming, fan out);
-    or, with `uniform`, within `1 / sqrt(height * width * in_channels / groups)` of 0, which is PyTorch's default.
+def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """A linear layer whose weights are zeros and wait for `draw`."""
+    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=ZERO, rngs=rngs)
 
-    All of them are cut from one draw, which compiles several times faster than one draw a layer. The barrier keeps
-    XLA from repeating the draw for each piece.
+
+def fan_out_deviation(part: nnx.Module) -> float | None:
+    """Kaiming normal by fan-out, of convolutions alone: `sqrt(2 / (height * width * out_channels))`."""
+    if not isinstance(part, nnx.Conv):
+        return None
+    height, width, _, channels = part.kernel.shape
+    return math.sqrt(2 / (height * width * channels))
+
+
+def fan_in_bound(part: nnx.Module) -> float | None:
+    """PyTorch's default, of convolutions alone: uniform within `1 / sqrt(height * width * in_channels / groups)` of 0."""
+    return 1 / math.sqrt(math.prod(part.kernel.shape[:3])) if isinstance(part, nnx.Conv) else None
+
+
+def draw(
+    module: nnx.Module, scale: Callable[[nnx.Module], float | None], *, rngs: nnx.Rngs, uniform: bool = False
+) -> None:
+    """Draws the kernels of a module's convolutions and linear layers: normal, of mean 0; or uniform about 0.
+
+    All are cut from one draw, which compiles several times faster than one draw a layer. The barrier keeps XLA from
+    repeating the draw for each piece.
+
+    Args:
+      module: whose kernels are drawn.
+      scale: the standard deviation for a layer, or with `uniform` the bound; None for one that stays as it is.
+      rngs: its "params" stream draws.
+      uniform: which distribution.
     """
-    kernels = [part.kernel for _, part in nnx.iter_modules(module) if isinstance(part, nnx.Conv)]
-    sizes = [kernel.size for kernel in kernels]
-    shape, key = (sum(sizes),), rngs.params()
-    draw = functools.partial(jax.random.uniform, minval=-1.0) if uniform else jax.random.normal
-    values = lax.optimization_barrier(draw(key, shape, jnp.float32))
-    start = 0
-    for kernel, size in zip(kernels, sizes, strict=True):
-        height, width, inputs, out_channels = kernel.shape
-        scale = 1 / math.sqrt(height * width * inputs) if uniform else math.sqrt(2 / (height * width * out_channels))
-        kernel[...] = scale * values[start : start + size].reshape(kernel.shape)
-        start += size
+    layers = [part for _, part in nnx.iter_modules(module) if isinstance(part, nnx.Conv | nnx.Linear)]
+    scales = [(layer.kernel, size) for layer in layers if (size := scale(layer)) is not None]
+    standard = functools.partial(jax.random.uniform, minval=-1.0) if uniform else jax.random.normal
+    values = standard(rngs.params(), (sum(kernel.size for kernel, _ in scales),), jnp.float32)
+    values, start = lax.optimization_barrier(values), 0
+    for kernel, size in scales:
+        kernel[...] = size * values[start : start + kernel.size].reshape(kernel.shape)
+        start += kernel.size
 
 
 def shuffled(x: Array, groups: int) -> Array:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from kdjax.models.zoo.convolutions import Activation, Padding, divisible, hard_sigmoid, hard_swish, relu6
+from kdjax.models.zoo.convolutions import Activation, divisible, hard_sigmoid, hard_swish, relu6
 from kdjax.models.zoo.inverted import Design, Row
+from kdjax.models.zoo.layers import Padding
 
 # (kernel, expansion, channels, blocks, stride of the first)
 V2 = ((3, 1, 16, 1, 1), (3, 6, 24, 2, 2), (3, 6, 32, 3, 2), (3, 6, 64, 4, 2), (3, 6, 96, 3, 1), (3, 6, 160, 3, 2),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.convolutions import ConvNorm, SqueezeExcite, dense, draw, fan_out_deviation
+from kdjax.models.zoo.convolutions import ConvNorm, SqueezeExcite
+from kdjax.models.zoo.layers import dense, draw, fan_out_deviation
 from kdjax.types import Array, ModelOutput
 
 

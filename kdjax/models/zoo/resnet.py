@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.convolutions import ConvNorm, draw, fan_out_deviation
-from kdjax.models.zoo.layers import linear
+from kdjax.models.zoo.convolutions import ConvNorm
+from kdjax.models.zoo.layers import draw, fan_out_deviation, linear
 from kdjax.types import Array, ModelOutput
 
 

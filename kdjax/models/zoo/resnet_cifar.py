@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw_kernels, linear
+from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -79,7 +79,7 @@ class CifarResNet(nnx.Module):
             stages.append(nnx.List([first, *others]))
         self.stages = nnx.List(stages)
         self.classifier = linear(channels[-1], num_classes, rngs=rngs)
-        draw_kernels(self, rngs=rngs)
+        draw(self, fan_out_deviation, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images.

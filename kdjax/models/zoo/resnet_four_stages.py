@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw_kernels, linear
+from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.models.zoo.resnet_cifar import BasicBlock
 from kdjax.types import Array, ModelOutput
@@ -74,7 +74,7 @@ class FourStageResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.classifier = linear(before, num_classes, rngs=rngs)
-        draw_kernels(self, rngs=rngs)
+        draw(self, fan_out_deviation, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images of any size.

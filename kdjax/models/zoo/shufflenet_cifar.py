@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw_kernels, linear, shuffled
+from kdjax.models.zoo.layers import convolution, draw, fan_in_bound, linear, shuffled
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -162,7 +162,7 @@ class ShuffleNetV1(_ShuffleNet):
             before = channels
         sizes = {"in_channels": in_channels, "stem": width // 10, "embedding": before, "num_classes": num_classes}
         super().__init__(stages, **sizes, rngs=rngs)
-        draw_kernels(self, rngs=rngs, uniform=True)
+        draw(self, fan_in_bound, rngs=rngs, uniform=True)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images of any size.
@@ -200,7 +200,7 @@ class ShuffleNetV2(_ShuffleNet):
         super().__init__(stages, **sizes, rngs=rngs)
         self.last_conv = convolution(before, last, size=1, rngs=rngs)
         self.last_norm = BatchNorm(last, rngs=rngs)
-        draw_kernels(self, rngs=rngs, uniform=True)
+        draw(self, fan_in_bound, rngs=rngs, uniform=True)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images of any size.

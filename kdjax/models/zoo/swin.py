@@ -12,7 +12,7 @@ from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.attention import MLP, Attention, layer_norm, linear_deviation, normal, patches
-from kdjax.models.zoo.convolutions import dense, draw
+from kdjax.models.zoo.layers import dense, draw
 from kdjax.types import Array, ModelOutput
 
 EPSILON = 1e-5

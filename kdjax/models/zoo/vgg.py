@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import NEAR_ZERO, ZERO, convolution, draw_kernels, linear
+from kdjax.models.zoo.layers import NEAR_ZERO, ZERO, convolution, draw, fan_out_deviation, linear
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -56,7 +56,7 @@ class VGG(nnx.Module):
             stages.append(nnx.List(layers))
         self.stages = nnx.List(stages)
         self.classifier = linear(before, num_classes, kernel_init=NEAR_ZERO, bias_init=ZERO, rngs=rngs)
-        draw_kernels(self, rngs=rngs)
+        draw(self, fan_out_deviation, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images of at least 8 by 8.

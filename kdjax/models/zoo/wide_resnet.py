@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import ZERO, convolution, draw_kernels, linear
+from kdjax.models.zoo.layers import ZERO, convolution, draw, fan_out_deviation, linear
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -75,7 +75,7 @@ class WideResNet(nnx.Module):
         self.stages = nnx.List(stages)
         self.last_norm = BatchNorm(channels[-1], rngs=rngs)
         self.classifier = linear(channels[-1], num_classes, bias_init=ZERO, rngs=rngs)
-        draw_kernels(self, rngs=rngs)
+        draw(self, fan_out_deviation, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images of any size.
