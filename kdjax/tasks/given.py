@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
@@ -13,7 +14,7 @@ from flax import nnx
 from kdjax.data import DataError
 from kdjax.models import from_linen, from_nnx
 from kdjax.tasks.registry import register
-from kdjax.tasks.task import Dataset, Model, Task
+from kdjax.tasks.task import Dataset, Model, NumberedViews, Task
 from kdjax.types import Array, DataInfo, MultiView, Network, Tree
 
 UNSAVED = {"saved": False}  # metadata of fields that a saved experiment does not hold
@@ -133,6 +134,23 @@ class GivenData(Task):
                 )
             return inputs
         return self.preprocess(inputs)
+
+    def numbered_views(self) -> NumberedViews:
+        if self.augment is not None:
+            raise ValueError(
+                "augment= shows examples anew in every pass, and no view comes twice; leave out it or teacher_cache."
+            )
+        same = lambda index, epoch, key: jnp.zeros(len(index), jnp.int32)
+        facts = {"given": self.name, "shown": self._shown_digest()}
+        return NumberedViews(1, same, lambda inputs, numbers: self.evaluation_view(inputs), facts)
+
+    def _shown_digest(self) -> str:
+        """What a thousand examples look like behind `preprocess`, which is a function that nobody can name."""
+        if self.preprocess is None:
+            return "as they are"
+        rows = np.unique(np.linspace(0, len(self.train) - 1, 1000).astype(int))
+        shown = jax.device_get(jax.jit(self.preprocess)(self.train.read(rows)["inputs"]))
+        return Arrays("", "", shown, None).fingerprint()[:16]
 
     def network(self, model: Model, dataset: Dataset, *, remat: bool = False) -> Network:
         raise ValueError(f"The network {model.name!r} is no network at hand; hand one over.")

@@ -141,6 +141,33 @@ def test_preprocessing_is_part_of_the_network_and_asked_for_when_it_is_missing(t
     np.testing.assert_array_equal(loaded(images[0][0][:3]).logits, wanted)
 
 
+def test_what_the_teacher_says_of_arrays_is_kept(teacher, tmp_path, monkeypatch):
+    """Their views are the examples themselves, behind a `preprocess`; another one is another view."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shifted = lambda by: lambda x: x + by
+    hashes, found, losses = {}, {}, {}
+    for name, by, cache in (
+        ("live", 0.5, ""),
+        ("kept", 0.5, "float32"),
+        ("again", 0.5, "float32"),
+        ("other", 0.1, "float32"),
+    ):
+        results = kdjax.distill(student, teacher, DATA, KD(), folder=tmp_path / name, preprocess=shifted(by),
+                                teacher_cache=cache, **SMALL)  # fmt: skip
+        hashes[name], found[name] = (
+            results["student"]["hash"],
+            (results["student"]["teacher_cache"] or {}).get("computed"),
+        )
+        losses[name] = results["student"]["last"]["student"]["nll"]
+    assert hashes["kept"] == hashes["again"] != hashes["other"]
+    np.testing.assert_allclose(losses["live"], losses["kept"], rtol=1e-4)  # said in batches of another size
+    assert found == {"live": None, "kept": 64, "again": 0, "other": 64}
+    with pytest.raises(ExperimentError, match="and no view comes twice; leave out it or teacher_cache"):
+        kdjax.distill(
+            student, teacher, DATA, KD(), folder=tmp_path / "x", augment=noisy, teacher_cache="float32", **SMALL
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.tasks.classification import operations
+import kdjax.tasks.classification.operations as operations
 from kdjax.tasks.classification.operations import IDENTITY, LIGHT, ONE
 from kdjax.types import Array
 
