@@ -6,37 +6,16 @@ one for the distillation's (0.9 + 0.075). Needs `kdjax data prepare cifar100`.
 Published top-1 for this pair, not reproduced here: KD 73.33, KD with DOT 75.12.
 """
 
-from kdjax.experiment import Experiment, Phase
-from kdjax.experiment.schemes import student_phases
-from kdjax.schedules import Steps, epochs
-from kdjax.tasks.classification import Classification, Classifier, Views
-from kdjax.training.optimizers import DOT, SGD
+import dataclasses
 
-RATE = Steps(value=0.05, factor=0.1, boundaries=(150.0, 180.0, 210.0))
-VIEWS = Views(crop_padding=4, flip=True, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+from kdjax.experiment import Experiment
+from kdjax.recipes.cifar100 import cifar100, cifar100_sgd
+from kdjax.training.optimizers import DOT
 
 
 def experiment(name: str = "kd") -> Experiment:
-    return Experiment(
-        name="cifar100-dot",
-        data=Classification(name="cifar100", batch_size=64, views=VIEWS),
-        phases=(
-            Phase(
-                name="teacher",
-                network=Classifier(name="resnet32x4"),
-                duration=epochs(240),
-                optimizer=SGD(learning_rate=RATE, momentum=0.9, weight_decay=5e-4),
-            ),
-            *student_phases(
-                name,
-                Phase(
-                    name="student",
-                    network=Classifier(name="resnet8x4"),
-                    teacher="teacher",
-                    duration=epochs(240),
-                    optimizer=DOT(learning_rate=RATE, momentum=0.9, delta=0.075, weight_decay=5e-4),
-                ),
-            ),
-        ),
-        log_every=100,
-    )
+    plain = cifar100("resnet32x4", "resnet8x4", name)
+    rate = cifar100_sgd().learning_rate
+    optimizer = DOT(learning_rate=rate, momentum=0.9, delta=0.075, weight_decay=5e-4)
+    phases = [plain.phases[0], *(dataclasses.replace(phase, optimizer=optimizer) for phase in plain.phases[1:])]
+    return dataclasses.replace(plain, name="cifar100-dot", phases=tuple(phases))

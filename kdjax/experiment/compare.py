@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.experiment import published
 from kdjax.experiment.artifacts import check_sources
 from kdjax.experiment.folder import COMPARISON, open_run
 from kdjax.experiment.lock import locked
@@ -146,6 +147,9 @@ def summarise(
             "examples_per_s": spread([result["examples_per_s"] or 0.0 for result in results]),
             "seconds": spread([result["seconds"] for result in results]),
         }
+    for name, value in published.of_experiment(experiment).items():
+        if name in methods:
+            methods[name]["published"] = value._asdict()
     if BASELINE in methods:
         for name, summary in methods.items():
             if name != BASELINE:

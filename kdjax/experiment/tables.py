@@ -17,7 +17,34 @@ from kdjax.training.metrics import Metric
 def headings(comparison: dict[str, Any], task: Task) -> tuple[str, ...]:
     """Of a comparison's table: the task's metric and gain, and the columns that any of the methods has."""
     columns = (column.title for column in present(comparison, task))
-    return ("method", "parameters", task.metric.title, f"vs {BASELINE}", *columns, f"{task.noun}/s", "time")
+    others = ("published",) if published(comparison) else ()
+    return ("method", "parameters", task.metric.title, f"vs {BASELINE}", *others, *columns, f"{task.noun}/s", "time")
+
+
+def published(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What others printed of these networks, by method."""
+    return {name: one["published"] for name, one in comparison["methods"].items() if one.get("published")}
+
+
+def published_text(value: dict[str, Any] | None) -> str:
+    """ "76.32 (best epoch)": of the last epoch, where nothing is said."""
+    if value is None:
+        return "–"
+    rule = {"last epoch": "", "not stated": " (?)"}.get(value["rule"], f" ({value['rule']})")
+    return f"{value['top1']:.2f}{rule}"
+
+
+def published_sources(comparison: dict[str, Any]) -> list[str]:
+    """Where the published values are from, in a sentence; none where there are none."""
+    named: dict[str, list[str]] = {}
+    for name, value in published(comparison).items():
+        named.setdefault(value["source"], []).append(name)
+    said = "; ".join(f"{source} ({', '.join(names)})" for source, names in named.items())
+    return (
+        [f"Published values are of others: {said}. Of the last epoch, but where it is said; (?): it is not."]
+        if said
+        else []
+    )
 
 
 def present(comparison: dict[str, Any], task: Task) -> list[Metric]:
@@ -27,12 +54,12 @@ def present(comparison: dict[str, Any], task: Task) -> list[Metric]:
 
 def rows_of(comparison: dict[str, Any], task: Task) -> list[tuple[str, ...]]:
     """The rows of the table, teacher first, as texts in the order of `headings`."""
-    rows, metric, columns = [], task.metric, present(comparison, task)
+    rows, metric, columns, theirs = [], task.metric, present(comparison, task), published(comparison)
     teacher = comparison["teacher"]
     if teacher is not None:
         metrics = teacher["metrics"]
         rows.append((
-            "teacher", f"{teacher['parameters']:,}", metric.text(metrics[metric.name]), "",
+            "teacher", f"{teacher['parameters']:,}", metric.text(metrics[metric.name]), "", *([""] if theirs else []),
             *(column.text(metrics[column.name]) if column.name in metrics else "" for column in columns),
             _rate(teacher["examples_per_s"]), _seconds(teacher["seconds"]),
         ))  # fmt: skip
@@ -41,7 +68,8 @@ def rows_of(comparison: dict[str, Any], task: Task) -> list[tuple[str, ...]]:
         extra = f" (+{summary['extra_parameters']:,})" if summary["extra_parameters"] else ""
         rows.append((
             name, f"{summary['parameters']:,}{extra}", mean_sd(metrics[metric.name], metric),
-            gain_text(summary.get("gain"), metric), *(mean_sd(metrics.get(column.name), column) for column in columns),
+            gain_text(summary.get("gain"), metric), *([published_text(theirs.get(name))] if theirs else []),
+            *(mean_sd(metrics.get(column.name), column) for column in columns),
             _rate(summary["examples_per_s"]["mean"]), _seconds(summary["seconds"]["mean"]),
         ))  # fmt: skip
     return rows
@@ -104,7 +132,7 @@ def verdicts(comparison: dict[str, Any], task: Task) -> list[str]:
             sentences.append(
                 f"{name} {direction} {difference} over {BASELINE} only ({interval(gain, metric)}, {count} seeds){closed}."
             )
-    return sentences + best_two(methods, metric)
+    return sentences + best_two(methods, metric) + published_sources(comparison)
 
 
 def best_two(methods: dict[str, Any], metric: Metric) -> list[str]:

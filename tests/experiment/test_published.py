@@ -1,0 +1,97 @@
+"""Published numbers are data: configs and tables print them as they are, and beside nothing else."""
+
+import ast
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kdjax.experiment import published, tables
+from kdjax.experiment.config import load_config
+from kdjax.models import zoo
+from kdjax.objectives import DKD, METHODS
+from kdjax.recipes.cifar100 import DKD_BETA, cifar100
+from kdjax.schedules import epochs
+from kdjax.tasks.classification import Classification, Classifier
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ROWS = json.loads((CONFIGS / "published.json").read_text())["rows"]
+PAIRS = sorted({(row["teacher"], row["student"]) for row in ROWS if "teacher" in row})
+SHOWN = ("labels", "kd", "fitnet", "crd", "ofd", "reviewkd", "dkd", "rld")
+
+
+def table() -> str:
+    lines = ["| config | teacher | " + " | ".join(SHOWN) + " |", "| --- |" + " ---: |" * (len(SHOWN) + 1)]
+    for teacher, student in PAIRS:
+        values = published.of_pair("cifar100", teacher, student)
+        cells = [f"{values[name].top1:.2f}" if name in values else "–" for name in SHOWN]
+        taught = published.of_network("cifar100", teacher)
+        lines.append(f"| `cifar100/{teacher}_{student}.py` | {taught.top1:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_rows_are_whole_and_each_is_there_once():
+    assert len(PAIRS) == 13
+    keys = [(row["data"], row.get("teacher"), row.get("student"), row.get("network"), row["method"]) for row in ROWS]
+    assert len(set(keys)) == len(keys)
+    for row in ROWS:
+        assert row["method"] in METHODS and 0 < row["top1"] < 100 and row["source"]
+        assert row["rule"] in ("last epoch", "best epoch", "not stated")
+        assert all(row[role] in zoo.NETWORKS for role in ("teacher", "student", "network") if role in row)
+
+
+@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+def test_every_pair_has_a_config_with_its_protocol(teacher, student):
+    path = CONFIGS / "cifar100" / f"{teacher}_{student}.py"
+    text = " ".join(ast.get_docstring(ast.parse(path.read_text())).split())
+    assert published.sentence("cifar100", teacher, student) in text
+    experiment = load_config(str(path))("dkd")
+    first, last = experiment.phases[0], experiment.student
+    assert (first.network.name, last.network.name) == (teacher, student) and experiment.data.batch_size == 64
+    rate = 0.01 if student.startswith(("mobile", "shuffle")) else 0.05
+    assert (first.optimizer.learning_rate.value, last.optimizer.learning_rate.value) == (0.05, rate)
+    assert first.duration == last.duration == epochs(240)
+    assert f"learning rate {rate}" in text
+    (beta,) = (part.beta for part in last.objective.parts if isinstance(part, DKD))
+    assert beta == DKD_BETA.get((teacher, student), 8.0)
+    assert published.of_experiment(experiment)["kd"] == published.of_pair("cifar100", teacher, student)["kd"]
+
+
+def test_networks_or_data_that_are_not_as_published_have_nothing_beside_them():
+    experiment = cifar100("resnet32x4", "resnet8x4")
+    assert published.of_experiment(experiment)["dkd"].top1 == 76.32
+    narrow = experiment.replace_phase("student", network=Classifier(name="resnet8x4", width=32))
+    other = experiment.replace_phase("student", network=Classifier(name="small_cnn"))
+    elsewhere = dataclasses.replace(experiment, data=Classification(name="cifar10"))
+    alone = dataclasses.replace(experiment, phases=experiment.phases[:1])
+    for one in (narrow, other, elsewhere, alone):
+        assert published.of_experiment(one) == {}
+
+
+def test_a_comparison_shows_them_with_their_sources():
+    values = published.of_pair("cifar100", "resnet32x4", "resnet8x4")
+    spread = {"mean": 0.7, "sd": 0.01, "values": [0.69, 0.71]}
+    methods = {
+        name: {"parameters": 5, "extra_parameters": 0, "metrics": {"top1": spread}, "examples_per_s": spread,
+               "seconds": spread, "examples_visited": 7,
+               **({"published": values[name]._asdict()} if name in values else {})}
+        for name in ("kd", "dkd", "rld", "nkd")
+    }  # fmt: skip
+    comparison = {"name": "x", "methods": methods, "teacher": None, "steps": 1, "batch_size": 2, "together": None,
+                  "data": {"labelled": 1, "trained_on": 1, "evaluated": 1, "evaluated_on": "test"}}  # fmt: skip
+    console = Console(file=io.StringIO(), width=300)
+    tables.show_comparison(comparison, Classification(), console)
+    text = console.file.getvalue()
+    for line in (r"kd .* 73\.33 ", r"dkd .* 76\.32 \(best epoch\)", r"rld .* 76\.64 \(\?\)", r"nkd .* – "):
+        assert re.search(rf"^ *{line}", text, re.M), line
+    assert "Published values are of others: RepDistiller, README of its code (kd); Zhao et al., CVPR 2022 (dkd)" in text
+    assert "published" not in tables.headings({"methods": {"nkd": methods["nkd"]}}, Classification())
+
+
+def test_the_table_of_the_configs_is_the_data():
+    text = (CONFIGS / "README.md").read_text()
+    assert re.search(r"<!-- pairs: begin -->\n(.*?)<!-- pairs: end -->", text, re.S).group(1).strip() == table()
