@@ -206,36 +206,38 @@ def convert(argv):
     )
     parser.add_argument("--network", required=True, help="of the zoo, such as resnet50 or tf_efficientnet_lite0")
     parser.add_argument("--run", default="", help="run folder; runs/NETWORK if not given")
-    per_channel = {"type": float, "nargs": "+", "metavar": "X"}
-    parser.add_argument("--mean", **per_channel, help="of each channel, of pixels in 0..1; ImageNet's if not given")
+    per_channel = {"type": float, "nargs": "+", "metavar": "X", "default": ()}
+    parser.add_argument(
+        "--mean",
+        **per_channel,
+        help="of each channel, of pixels in 0..1; if not given, CIFAR-100's or ImageNet's",
+    )
     parser.add_argument("--std", **per_channel, help="likewise")
     parser.add_argument("--classes", default="", help="text file with the names of its classes, one a line")
-    parser.add_argument(
-        "--data", default="imagenet2012", help="what kdjax evaluate measures it on (default: %(default)s)"
-    )
-    parser.add_argument("--image-size", type=int, default=224, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--data", default="", help="what kdjax evaluate measures it on; if not given, one of these two")
+    parser.add_argument("--image-size", type=int, default=0, help="pixels a side; if not given, 32 or 224")
     parser.add_argument("--width", type=int, default=0, help="of the first stage, where it is not the published one")
     parser.add_argument("--ema", action="store_true", help="take the running average that the checkpoint holds")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder")
     options = parser.parse_args(argv)
     configure_jax()
-    from kdjax.experiment.convert import IMAGENET, read_names
     from kdjax.experiment.convert import convert as make
+    from kdjax.experiment.convert import read_names
     from kdjax.experiment.folder import run_place
     from kdjax.experiment.spec import ExperimentError
 
     folder = run_place(options.run or Path("runs") / options.network)
-    mean, std = (given or usual for given, usual in zip((options.mean, options.std), IMAGENET, strict=True))
     names = local(options.classes, ExperimentError, "The file of names") if options.classes else None
     made = make(
-        local(options.file, ExperimentError, "The file"), options.network, folder, mean=mean, std=std,
+        local(options.file, ExperimentError, "The file"), options.network, folder, mean=options.mean, std=options.std,
         classes=read_names(names) if names else (), data=options.data, image_size=options.image_size,
         width=options.width, ema=options.ema, overwrite=options.overwrite,
     )  # fmt: skip
     numbers = lambda values: " ".join(f"{value:g}" for value in values)
     make_console().print(
         f"{made.network}: {made.num_classes:,} classes{'' if names else ' without names'}, {made.parameters:,} parameters by "
-        f"{made.names} names, for {made.inputs} normalised by mean {numbers(mean)} and std {numbers(std)}. It is in {folder}.",
+        f"{made.names} names, for {made.inputs} normalised by mean "
+        f"{numbers(made.mean)} and std {numbers(made.std)}. It is in {folder}.",
         soft_wrap=True,
     )
     return 0

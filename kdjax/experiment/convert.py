@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from kdjax.models import zoo
 from kdjax.models.weights.files import WeightsError, read_weights
 from kdjax.models.weights.names import NAMES
 from kdjax.models.weights.zoo import zoo_from_torch
+from kdjax.models.zoo.cifar import CIFAR
 from kdjax.tasks import kinds
 from kdjax.tasks.facts import dataset_of
 from kdjax.training import Variables, count_parameters
@@ -26,7 +27,19 @@ from kdjax.types import Tree
 
 PHASE = "teacher"
 TREES = ("params", "state")
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of most checkpoints
+
+
+class Usual(NamedTuple):
+    """What most published weights of a kind of network were trained on: the set, the images' side, and their normalisation."""
+
+    data: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Usual("imagenet2012", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR100 = Usual("cifar100", 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Converted:
     num_classes: int
     parameters: int
     inputs: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     names: str
 
 
@@ -45,11 +60,11 @@ def convert(
     network: str,
     folder: Path,
     *,
-    mean: Sequence[float] = IMAGENET[0],
-    std: Sequence[float] = IMAGENET[1],
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     classes: Sequence[str] = (),
-    data: str = "imagenet2012",
-    image_size: int = 224,
+    data: str = "",
+    image_size: int = 0,
     width: int = 0,
     ema: bool = False,
     overwrite: bool = False,
@@ -62,9 +77,10 @@ def convert(
       network: which network of the zoo it is of.
       folder: of the run.
       mean, std: normalisation that it was trained with, of each channel, of pixels scaled to 0..1; one number is that of all.
+        If not given: CIFAR-100's for the networks of the CIFAR benchmarks, and ImageNet's for all others.
       classes: names of its classes, in its order; empty if they are not known.
-      data: data set on which `kdjax evaluate` measures it.
-      image_size: height and width of the images that it is for, in pixels.
+      data: data set on which `kdjax evaluate` measures it; of those two, if not given.
+      image_size: height and width of the images that it is for, in pixels; 32 or 224, if not given.
       width: of the first stage, where that is not the published one; 0 for that.
       ema: take the running average of the weights that a checkpoint holds beside them.
       overwrite: delete a run that is in the folder.
@@ -73,6 +89,13 @@ def convert(
       ExperimentError: the file is damaged or of another network; the message names what is missing, unexpected or of another
         shape. Nothing was written.
     """
+    usual = CIFAR100 if network in CIFAR else IMAGENET
+    data, image_size, mean, std = (
+        data or usual.data,
+        image_size or usual.image_size,
+        mean or usual.mean,
+        std or usual.std,
+    )
     try:
         if network not in zoo.NETWORKS:
             zoo.build(network, num_classes=1, in_channels=1, rngs=nnx.Rngs(0))  # which says what there is
@@ -85,10 +108,10 @@ def convert(
             params, state = zoo_from_torch(network, held, **options, ema=ema)
             trees, names = _flat({"params": params, "state": state}), "published"
         num_classes, channels = _sizes(network, trees, options)
+        mean, std = _each(mean, channels, "mean"), _each(std, channels, "std")
         task, model = kinds()["Classification"].of_published(
-            network, width, data=data, image_size=image_size, channels=channels, mean=_each(mean, channels, "mean"),
-            std=_each(std, channels, "std"),
-        )  # fmt: skip
+            network, width, data=data, image_size=image_size, channels=channels, mean=mean, std=std
+        )
         facts = {
             "name": data, "num_classes": num_classes, "num_examples": 0, "targets": ["labels"], "class_names": list(classes),
             "inputs": f"uint8[{image_size}, {image_size}, {channels}]",
@@ -114,7 +137,7 @@ def convert(
     result = {"phase": PHASE, "network": made.name, "parameters": count, "steps": 0, "seconds": 0.0,
               "last": {"step": 0, "student": {}}, "hash": save_network(folder / PHASE, variables, known)}  # fmt: skip
     by_first(lambda: write_json(folder / PHASE / RESULT, result), ExperimentError)
-    return Converted(made.name, num_classes, count, facts["inputs"], names)
+    return Converted(made.name, num_classes, count, facts["inputs"], mean, std, names)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -195,4 +218,4 @@ def _filled(template: tuple[Tree, Tree], trees: dict[str, np.ndarray]) -> Variab
     return Variables(filled["params"], filled["state"])
 
 
-__all__ = ["IMAGENET", "Converted", "convert", "read_names"]
+__all__ = ["Converted", "convert", "read_names"]

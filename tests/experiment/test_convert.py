@@ -19,6 +19,7 @@ from kdjax.experiment.trained import load_trained
 from kdjax.models import from_nnx, zoo
 from kdjax.models.weights.names import NAMES
 from kdjax.models.weights.torch import to_torch
+from kdjax.models.weights.zoo import zoo_to_torch
 
 NAME, WIDTH, SIZE = "mobilenetv1_100", 8, 32
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
@@ -73,6 +74,27 @@ def test_a_file_becomes_a_finished_network(tmp_path, published, capsys):
     )
     assert again.names == "kdjax" and again.num_classes == 3
     assert json.loads((tmp_path / "again" / "teacher" / "network.json").read_text())["hash"] == facts["hash"]
+
+
+def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teaches(tmp_path, data_dir, capsys):
+    network = from_nnx(lambda rngs: zoo.build("resnet8", num_classes=10, in_channels=1, width=4, rngs=rngs))
+    weights = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
+    state_dict = {f"module.{k}": v for k, v in zoo_to_torch("resnet8", *weights).items()}
+    file, run = written(tmp_path / "x.safetensors", state_dict), tmp_path / "run"
+    given = ["convert", str(file), "--network", "resnet8", "--run", str(run), "--width", "4"]
+    assert main(given) != 0
+    assert "it sees 1 channels, and --mean has 3 values" in capsys.readouterr().err
+    assert main([*given, "--mean", "0.5", "--std", "0.25"]) == 0
+    assert "for uint8[32, 32, 1] normalised by mean 0.5 and std 0.25" in capsys.readouterr().out
+    taught = ["distill", "digits/smoke", "--tiny", "--teacher", str(run), "--run", str(tmp_path / "student")]
+    assert main([*taught, "--data-dir", data_dir]) == 0
+    result = json.loads((tmp_path / "student" / "student" / "result.json").read_text())
+    assert result["steps"] > 0 and np.isfinite(result["last"]["student"]["nll"])
+    colour = from_nnx(lambda rngs: zoo.build("resnet8", num_classes=2, in_channels=3, width=4, rngs=rngs))
+    weights = jax.device_get(jax.jit(colour.init)(jax.random.key(0)))
+    file = written(tmp_path / "y.safetensors", zoo_to_torch("resnet8", *weights))
+    made = convert(file, "resnet8", tmp_path / "colour", width=4)
+    assert (made.inputs, made.mean) == ("uint8[32, 32, 3]", (0.5071, 0.4867, 0.4408))
 
 
 def without(state_dict):
