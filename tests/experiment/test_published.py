@@ -20,7 +20,7 @@ from kdjax.tasks.classification import Classification, Classifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = json.loads((CONFIGS / "published.json").read_text())["rows"]
-PAIRS = sorted({(row["teacher"], row["student"]) for row in ROWS if "teacher" in row})
+PAIRS = sorted({(row["teacher"], row["student"]) for row in ROWS if "teacher" in row and row["data"] == "cifar100"})
 SHOWN = ("labels", "kd", "fitnet", "crd", "ofd", "reviewkd", "dkd", "rld")
 
 
@@ -59,6 +59,21 @@ def test_every_pair_has_a_config_with_its_protocol(teacher, student):
     (beta,) = (part.beta for part in last.objective.parts if isinstance(part, DKD))
     assert beta == DKD_BETA.get((teacher, student), 8.0)
     assert published.of_experiment(experiment)["kd"] == published.of_pair("cifar100", teacher, student)["kd"]
+
+
+@pytest.mark.parametrize(("file", "beta"), [("resnet34_resnet18", 0.5), ("resnet50_mobilenetv1", 2.0)])
+def test_imagenet_has_its_protocol(file, beta):
+    path = CONFIGS / "imagenet" / f"{file}.py"
+    text = " ".join(ast.get_docstring(ast.parse(path.read_text())).split())
+    for name, batch, rate in (("dkd", 512, 0.2), ("crd", 256, 0.1)):
+        experiment = load_config(str(path))(name)
+        assert experiment.problems() == [] and experiment.data.batch_size == batch
+        student, teacher = experiment.student, experiment.phases[0]
+        assert student.optimizer.learning_rate.value == rate and student.duration == epochs(100)
+        assert published.sentence("imagenet2012", teacher.network.name, student.network.name) in text
+    assert [part.beta for part in load_config(str(path))("dkd").student.objective.parts if isinstance(part, DKD)] == [
+        beta
+    ]
 
 
 def test_networks_or_data_that_are_not_as_published_have_nothing_beside_them():
