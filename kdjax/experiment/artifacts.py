@@ -1,6 +1,7 @@
 """Phases that have ended: kept, found again, taken over from other runs, evaluated, and used."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.json_files import write_json
 from kdjax.models import join_members
+from kdjax.models.weights.files import SUFFIXES as WEIGHTS
+from kdjax.places import cache_folder
 from kdjax.tasks.facts import facts_of
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
@@ -161,6 +164,8 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
         raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
     if folder.suffix in SUFFIXES:
         return taught_by_file(experiment, folder)
+    if folder.suffix in WEIGHTS and not folder.is_dir():
+        folder = converted(folder, experiment.phase(name).network)
     source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
     changes: dict[str, Any] = {"weights": str(folder)}
     facts = read_network(source)
@@ -172,6 +177,26 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
                 model, saved.data, classes, builder.dataset(experiment.data)
             )
     return experiment.replace_phase(name, **changes)
+
+
+def converted(path: Path, model: Any) -> Path:
+    """The folder of a finished run that a file of published weights becomes, in the user's cache: once for each content.
+
+    The network is the one that the config has for the teacher, and its `mean` and `std` if it has them.
+    """
+    from kdjax.experiment.convert import PHASE, convert
+
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be read ({error.strerror or error}); give a file of weights.") from error
+    digest.update(repr(model).encode())
+    folder = cache_folder("converted") / f"{model.name}-{digest.hexdigest()[:16]}"
+    if not (folder / PHASE / RESULT).exists():
+        options = {name: getattr(model, name, None) or () for name in ("mean", "std")}
+        convert(path, model.name, folder, width=getattr(model, "width", 0), **options, overwrite=True)
+    return folder
 
 
 def taught_by_file(experiment: Experiment, path: Path) -> Experiment:

@@ -76,7 +76,9 @@ def test_a_file_becomes_a_finished_network(tmp_path, published, capsys):
     assert json.loads((tmp_path / "again" / "teacher" / "network.json").read_text())["hash"] == facts["hash"]
 
 
-def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teaches(tmp_path, data_dir, capsys):
+def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teaches(
+    tmp_path, data_dir, capsys, monkeypatch
+):
     network = from_nnx(lambda rngs: zoo.build("resnet8", num_classes=10, in_channels=1, width=4, rngs=rngs))
     weights = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
     state_dict = {f"module.{k}": v for k, v in zoo_to_torch("resnet8", *weights).items()}
@@ -90,6 +92,15 @@ def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teache
     assert main([*taught, "--data-dir", data_dir]) == 0
     result = json.loads((tmp_path / "student" / "student" / "result.json").read_text())
     assert result["steps"] > 0 and np.isfinite(result["last"]["student"]["nll"])
+    network = [f"--phases.teacher.network.{name}={value}" for name, value in (("name", "resnet8"), ("width", 4))]
+    normalised = ["--phases.teacher.network.mean", "0.5", "--phases.teacher.network.std", "0.25"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for again in range(2):  # a file does it on the way, once
+        on_the_way = ["distill", "digits/smoke", "--tiny", "--teacher", str(file), "--run", str(tmp_path / f"{again}")]
+        assert main([*on_the_way, "--data-dir", data_dir, *network, *normalised]) == 0
+        other = json.loads((tmp_path / f"{again}" / "student" / "result.json").read_text())
+        assert other["hash"] == result["hash"]
+    assert len(list((tmp_path / "cache" / "kdjax" / "converted").iterdir())) == 1
     colour = from_nnx(lambda rngs: zoo.build("resnet8", num_classes=2, in_channels=3, width=4, rngs=rngs))
     weights = jax.device_get(jax.jit(colour.init)(jax.random.key(0)))
     file = written(tmp_path / "y.safetensors", zoo_to_torch("resnet8", *weights))

@@ -24,6 +24,7 @@ SAFETENSORS = {
     "F8_E5M2": ml_dtypes.float8_e5m2, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64,
     "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+SUFFIXES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 HEADER = 100 * 2**20  # bytes of a safetensors' header, at most
 LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what PyTorch's files before 1.6 begin with
 
@@ -46,15 +47,14 @@ def read_weights(path: str | Path) -> dict[str, Any]:
       WeightsError: there is none, it is damaged, or it holds something else than numbers.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".safetensors": read_safetensors, ".msgpack": read_msgpack,
-        **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), read_torch),
-    }  # fmt: skip
     if not path.exists():
         raise WeightsError(f"{path} is not there; give a file of weights.")
-    reader = read_orbax if path.is_dir() else readers.get(path.suffix)
-    if reader is None:
-        raise WeightsError(f"{path} ends in none of {', '.join(readers)} and is no folder; rename it after what it is.")
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": read_safetensors, ".msgpack": read_msgpack}
+    if not path.is_dir() and path.suffix not in SUFFIXES:
+        raise WeightsError(
+            f"{path} ends in none of {', '.join(SUFFIXES)} and is no folder; rename it after what it is."
+        )
+    reader = read_orbax if path.is_dir() else readers.get(path.suffix, read_torch)
     try:
         found = reader(path)
     except Refused as error:
