@@ -1,4 +1,4 @@
-"""The command line: `kdjax train | distill | evaluate | compare | convert | methods | data`."""
+"""The command line: `kdjax train | distill | evaluate | compare | predict | convert | methods | data`."""
 
 import argparse
 import contextlib
@@ -11,12 +11,12 @@ from kdjax.command_line import (
     CompareOptions,
     DistillOptions,
     RunOptions,
-    configure_jax,
     for_described,
     parse,
     read_config,
 )
 from kdjax.endings import fail, guarded
+from kdjax.finished_commands import convert, evaluate, export, predict
 from kdjax.places import local
 from kdjax.references import label
 from kdjax.terminal import Unheard, make_console, say_all
@@ -29,6 +29,7 @@ commands:
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
   evaluate RUN                  evaluate the networks of a run
   export RUN                    write a finished network to a file for other programs
+  predict RUN IMAGE ...         classes of pictures, with probabilities
   convert FILE --network NAME   make published weights a finished network, to teach or to be evaluated
   methods [WORDS]               list the methods, find some by any word, or explain one
   configs [copy NAME FILE]      list the configs that come with kdjax, or copy one to change it
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     say_all()
     commands = {
         "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
-        "convert": convert,
+        "predict": predict, "convert": convert,
         "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
@@ -151,96 +152,6 @@ def compare(argv):
 def announce(console, line: str) -> None:
     with contextlib.suppress(Unheard):  # the runs go on
         console.print(line, style="bold")
-
-
-def evaluate(argv):
-    parser = argparse.ArgumentParser("kdjax evaluate", description="Evaluates the finished networks of a run.")
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
-    options = parser.parse_args(argv)
-    configure_jax()
-    from kdjax.experiment.artifacts import evaluate_run, saved_experiment
-    from kdjax.experiment.folder import run_place
-    from kdjax.experiment.tables import show_evaluation
-
-    folder = run_place(options.run)
-    task = saved_experiment(folder).data
-    show_evaluation(task, evaluate_run(folder, options.data_dir or None), make_console())
-    return 0
-
-
-def export(argv):
-    parser = argparse.ArgumentParser(
-        "kdjax export", description="Writes a finished network to a file for other programs."
-    )
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("--phase", default="", help="whose network; the student's if not given")
-    parser.add_argument(
-        "--format", default="stablehlo", choices=("stablehlo", "safetensors", "npz"),
-        help="the whole function for jax.export, or the weights alone (default: stablehlo)",
-    )  # fmt: skip
-    parser.add_argument("--to", default="", help="file; NETWORK.FORMAT in the run folder if not given")
-    options = parser.parse_args(argv)
-    configure_jax()
-    from kdjax.experiment.export import export
-    from kdjax.experiment.folder import run_place
-    from kdjax.experiment.spec import ExperimentError
-    from kdjax.experiment.trained import load_trained
-
-    trained = load_trained(options.run, options.phase or None)
-    name = f"{options.phase or 'student'}.{options.format}"
-    place = local(options.to, ExperimentError, "The file") if options.to else run_place(options.run) / name
-    export(trained, options.format, place)
-    make_console().print(f"{trained.network.name} is in {place}, {place.stat().st_size:,} bytes.", soft_wrap=True)
-    return 0
-
-
-def convert(argv):
-    parser = argparse.ArgumentParser(
-        "kdjax convert",
-        description="Makes the folder of a finished run of published weights: kdjax distill CONFIG --teacher FOLDER "
-        "learns from it, kdjax evaluate and kdjax export take it.",
-    )
-    parser.add_argument(
-        "file", help=".safetensors, .pth (read without running it), .msgpack of Flax, or a folder of orbax"
-    )
-    parser.add_argument("--network", required=True, help="of the zoo, such as resnet50 or tf_efficientnet_lite0")
-    parser.add_argument("--run", default="", help="run folder; runs/NETWORK if not given")
-    per_channel = {"type": float, "nargs": "+", "metavar": "X", "default": ()}
-    parser.add_argument(
-        "--mean",
-        **per_channel,
-        help="of each channel, of pixels in 0..1; if not given, CIFAR-100's or ImageNet's",
-    )
-    parser.add_argument("--std", **per_channel, help="likewise")
-    parser.add_argument("--classes", default="", help="text file with the names of its classes, one a line")
-    parser.add_argument("--data", default="", help="what kdjax evaluate measures it on; if not given, one of these two")
-    parser.add_argument("--image-size", type=int, default=0, help="pixels a side; if not given, 32 or 224")
-    parser.add_argument("--width", type=int, default=0, help="of the first stage, where it is not the published one")
-    parser.add_argument("--ema", action="store_true", help="take the running average that the checkpoint holds")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder")
-    options = parser.parse_args(argv)
-    configure_jax()
-    from kdjax.experiment.convert import convert as make
-    from kdjax.experiment.convert import read_names
-    from kdjax.experiment.folder import run_place
-    from kdjax.experiment.spec import ExperimentError
-
-    folder = run_place(options.run or Path("runs") / options.network)
-    names = local(options.classes, ExperimentError, "The file of names") if options.classes else None
-    made = make(
-        local(options.file, ExperimentError, "The file"), options.network, folder, mean=options.mean, std=options.std,
-        classes=read_names(names) if names else (), data=options.data, image_size=options.image_size,
-        width=options.width, ema=options.ema, overwrite=options.overwrite,
-    )  # fmt: skip
-    numbers = lambda values: " ".join(f"{value:g}" for value in values)
-    make_console().print(
-        f"{made.network}: {made.num_classes:,} classes{'' if names else ' without names'}, {made.parameters:,} parameters by "
-        f"{made.names} names, for {made.inputs} normalised by mean "
-        f"{numbers(made.mean)} and std {numbers(made.std)}. It is in {folder}.",
-        soft_wrap=True,
-    )
-    return 0
 
 
 def methods(argv):

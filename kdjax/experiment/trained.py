@@ -1,7 +1,7 @@
 """A finished network, to be used: its run folder is all that is needed, no data set and no step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,18 @@ class Trained:
       network, variables: what it is made of.
       inputs: shapes of what it takes, with a batch axis of 1: images uint8 `[1, H, W, C]`, say.
       seen: shapes of what the network sees of these, after normalisation.
+      classes: their names, in the order of the logits; empty if they are not known.
     """
 
-    def __init__(self, network: Network, variables: Variables, view: Callable[[Any], Any], inputs: Tree):
+    def __init__(
+        self,
+        network: Network,
+        variables: Variables,
+        view: Callable[[Any], Any],
+        inputs: Tree,
+        classes: Sequence[str] = (),
+    ):
+        self.classes = tuple(classes)
         self.network, self.variables, self.inputs, self._view = network, variables, inputs, view
         self.seen = jax.eval_shape(view, inputs)
 
@@ -98,4 +107,6 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
         Variables(*jax.eval_shape(network.init, jax.random.key(0))),
     )
     variables, _ = load_network(place, template)
-    return Trained(network, variables, experiment.data.evaluation_view, dataset.shapes(1)["inputs"])
+    return Trained(
+        network, variables, experiment.data.evaluation_view, dataset.shapes(1)["inputs"], dataset.info.class_names
+    )

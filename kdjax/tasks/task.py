@@ -195,6 +195,20 @@ class Task:
         """What a network sees of a batch that is evaluated."""
         return inputs
 
+    def decoded(self, file: Any, inputs: Any) -> Any:
+        """One example's inputs of a file, as the data set stores them: for `kdjax predict`.
+
+        Args:
+          file: its path.
+          inputs: shapes of a batch of them.
+
+        Raises:
+          ValueError: it cannot be read, or these are not read from files.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not read {self.noun} from files; call kdjax.load_trained from Python."
+        )
+
     def as_trained(self, model: Any, other: "Task", classes: Sequence[str], dataset: Dataset) -> Any:
         """A network that was trained on another task of this kind, for this one's data: with its own normalisation, say.
 

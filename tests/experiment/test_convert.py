@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from kdjax.cli import main
 from kdjax.data import Crop, Reading
@@ -67,6 +68,26 @@ def test_a_file_becomes_a_finished_network(tmp_path, published, capsys):
     np.testing.assert_allclose(jax.jit(trained)(images).logits, expected, rtol=1e-4, atol=1e-5)
     facts = json.loads((run / "teacher" / "network.json").read_text())
     assert facts["class_names"] == ["cat", "dog", "owl"] and facts["num_classes"] == 3
+    rng, pictures = np.random.default_rng(1), []
+    for i, shape in enumerate([(40, 60, 3), (32, 32), (9, 50, 4), *[(33, 32, 3)] * 32]):  # more than go at once
+        pictures.append(tmp_path / f"[b]{i}.png")
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(pictures[-1])
+    assert main(["predict", str(run), *map(str, pictures), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    reading = Reading(SIZE, 3, Crop(train="center"))
+    logits = np.asarray(jax.jit(trained)(np.stack([reading.decode(str(file)) for file in pictures])).logits, np.float64)
+    assert len(lines) == len(pictures)
+    for line, file, row in zip(lines, pictures, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), strict=True):
+        best = np.argsort(-row)[:2]
+        wanted = ", ".join(f"{('cat', 'dog', 'owl')[k]} {row[k]:.3f}" for k in best)
+        assert line.startswith(f"{file}: ") and line.split(": ")[1].split()[::2] == wanted.split()[::2]
+        found = [float(part) for part in line.split(": ")[1].replace(",", "").split()[1::2]]
+        np.testing.assert_allclose(found, row[best], atol=2e-3)
+    (tmp_path / "no.png").write_bytes(b"nothing")
+    for file, why in (("no.png", "no.png is no image"), ("gone.png", "gone.png")):
+        assert main(["predict", str(run), str(tmp_path / file)]) != 0
+        said = capsys.readouterr().err
+        assert why in said and len(said.strip().splitlines()) == 1
     assert main(argv) != 0  # it is there
     assert main(["export", str(run), "--format", "safetensors", "--to", str(tmp_path / "own.safetensors")]) == 0
     again = convert(

@@ -10,6 +10,7 @@ import numpy as np
 from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
 from kdjax.data.errors import note
 from kdjax.data.overlap import said as overlapping
+from kdjax.data.pictures import Unreadable
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
@@ -154,6 +155,19 @@ class Classification(Task):
 
     def evaluation_view(self, inputs):
         return self._views(inputs).evaluate(inputs)
+
+    def decoded(self, file: Any, inputs: Any) -> Any:
+        """A picture, cropped as for evaluation; where the data's are of one size, its middle square at that size."""
+        _, height, width, channels = inputs.shape
+        if inputs.dtype != np.uint8 or height != width or channels not in (1, 3):
+            raise ValueError(
+                f"the network takes {inputs.dtype} {list(inputs.shape[1:])}, which is not made of picture files"
+            )
+        crop = self.crop if self.image_size else Crop(train="center", share=1.0)
+        try:
+            return Reading(height, channels, crop, self.background).decode(str(file))
+        except Unreadable as error:
+            raise ValueError(f"{file} {error}") from error
 
     def unlike(self, other: Task, model: Any) -> str:
         theirs = getattr(other, "views", self.views)
