@@ -43,8 +43,7 @@ class DistillOptions(RunOptions):
     for_: str = ""
     """with --dry-run: accelerators that are not here to compile for, such as v5e:16x16 or h100:8"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one; a file of its published weights, .safetensors or
-    .pth; or a file of its outputs, .npz or .jsonl"""
+    """folder of a finished run whose network teaches, or a file of weights (.pth), or of its outputs (.npz, .jsonl)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,7 @@ class CompareOptions(RunOptions):
     together: bool = False
     """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, instead of training one; a file of its published weights, .safetensors or
-    .pth; or a file of its outputs, .npz or .jsonl"""
+    """folder of a finished run whose network teaches, or a file of weights (.pth), or of its outputs (.npz, .jsonl)"""
 
 
 def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:
