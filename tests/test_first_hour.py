@@ -233,7 +233,7 @@ def test_configs_go_by_name_from_anywhere(tmp_path, monkeypatch, capsys):
     assert "such as digits/smoke" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("section", "least", "most"), [((), 40, 90), (("data",), 40, 220), (("all",), 300, 2000)])
+@pytest.mark.parametrize(("section", "least", "most"), [((), 40, 90), (("data",), 40, 200), (("all",), 300, 2000)])
 def test_help_fits_its_purpose(section, least, most, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +195,22 @@ def converted(path: Path, model: Any) -> Path:
         raise ExperimentError(f"{path} cannot be read ({error.strerror or error}); give a file of weights.") from error
     digest.update(repr(model).encode())
     folder = cache_folder("converted") / f"{model.name}-{digest.hexdigest()[:16]}"
-    if not (folder / PHASE / RESULT).exists():
-        options = {name: getattr(model, name, None) or () for name in ("mean", "std")}
-        convert(path, model.name, folder, width=getattr(model, "width", 0), **options, overwrite=True)
+    if (folder / PHASE / RESULT).exists():
+        return folder
+    if jax.process_count() > 1:
+        raise ExperimentError(
+            f"{path} is not made a network by several processes; run kdjax convert {path} --network {model.name} --run FOLDER "
+            "once, and give --teacher FOLDER."
+        )
+    options = {name: getattr(model, name, None) or () for name in ("mean", "std")}
+    temporary = folder.with_name(f"{folder.name}-{os.getpid()}.tmp")
+    convert(path, model.name, temporary, width=getattr(model, "width", 0), **options, overwrite=True)
+    try:
+        temporary.rename(folder)
+    except OSError as error:  # another process was quicker
+        if not (folder / PHASE / RESULT).exists():
+            raise ExperimentError(f"{folder} is no whole network ({error.strerror}); delete that folder.") from error
+        shutil.rmtree(temporary)
     return folder
 
 

@@ -1,6 +1,6 @@
 """Operations on one image that augmentation policies are made of, on the device, in whole numbers.
 
-An image is `[H, W, C]` int32 in 0..255. Everything is computed in integers, factors as multiples of 2**-16, so that the
+An image is `[H, W, C]` int32 in 0..255. Everything but `hue` is computed in integers, factors as multiples of 2**-16, so that the
 result is the same bit for bit in any batch, on any device. What each gives is what Pillow gives, or differs from it by one
 level where Pillow's floats round otherwise; that is tested.
 """

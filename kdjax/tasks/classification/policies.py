@@ -1,8 +1,8 @@
 """Augmentation policies: AutoAugment, RandAugment, TrivialAugment; colour jitter; random erasing and Cutout.
 
 A policy is a table of what may be done to an image (an operation of `operations.py` with its strength), made on the host, and
-draws of rows of it on the device: whole numbers throughout, so that an example's view is the same bit for bit in any batch and
-on any number of devices.
+draws of rows of it on the device: whole numbers throughout (but for the hue of `Jitter`), so that an example's view is the same
+bit for bit in any batch and on any number of devices.
 """
 
 import dataclasses
@@ -156,11 +156,11 @@ class Jitter:
     brightness: float = 0.0
     """pixels multiplied by 1 +- this at most; 0 to 1"""
     contrast: float = 0.0
-    """distances from the mean grey multiplied by 1 +- this at most; 0 to 1"""
+    """distances from the mean grey times 1 +- this at most; 0 to 1"""
     saturation: float = 0.0
-    """distances of each pixel from its grey multiplied by 1 +- this at most; 0 to 1"""
+    """distances from a pixel's grey times 1 +- this at most; 0 to 1"""
     hue: float = 0.0
-    """hues turned by this share of the colour circle at most, to either side; 0 to 0.5"""
+    """hues turned by this share of a circle at most; 0 to 0.5"""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -198,11 +198,11 @@ class Erase:
     probability: float = 0.0
     """of a rectangle inside the image; 0 to 1"""
     area: tuple[float, float] = (0.02, 0.33)
-    """its share of the image, least and most; above 0, to 1"""
+    """its share of the image, least and most; to 1"""
     ratio: tuple[float, float] = (0.3, 3.3)
     """its height by its width, least and most; above 0"""
     cutout: int = 0
-    """pixels a side of the square of Cutout, in every image; 16 for CIFAR-10 and 8 for CIFAR-100 in the paper; 0 for none"""
+    """pixels a side of Cutout's square (8 for CIFAR-100); 0 for none"""
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
