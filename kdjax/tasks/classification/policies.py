@@ -202,7 +202,7 @@ class Erase:
     ratio: tuple[float, float] = (0.3, 3.3)
     """its height by its width, least and most; above 0"""
     cutout: int = 0
-    """pixels a side of Cutout's square (8 for CIFAR-100); 0 for none"""
+    """pixels a side of Cutout's square; 0 for none"""
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:

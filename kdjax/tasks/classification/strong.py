@@ -28,11 +28,11 @@ class Strong:
     """
 
     rotation: float = 15.0
-    """degrees about the centre, at most, to either side; 0..180"""
+    """degrees about the centre at most, either way; 0..180"""
     shear: float = 0.15
     """slant, at most, of columns sideways and of rows up or down, as a fraction of their length; 0 to below 1"""
     scale: float = 0.1
-    """enlarged or shrunk by this fraction at most; 0 to below 1"""
+    """enlarged or shrunk by this much at most; 0 to below 1"""
     contrast: float = 0.3
     """distance from the image's mean multiplied by 1 +- this at most; 0..1"""
     brightness: float = 0.3
