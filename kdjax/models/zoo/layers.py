@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from kdjax.types import Array
+from kdjax.types import Array, ModelOutput
 
 Padding = Literal["torch", "tensorflow"]
 
@@ -99,6 +99,24 @@ def draw(
     for kernel, size in scales:
         kernel[...] = size * values[start : start + kernel.size].reshape(kernel.shape)
         start += kernel.size
+
+
+def through(blocks: Iterable[Callable[[Array], Array]], x: Array) -> tuple[Array, Array]:
+    """The activation and the preactivation behind blocks that each leave their last ReLU to the caller."""
+    for block in blocks:
+        preactivation = block(x)
+        x = nnx.relu(preactivation)
+    return x, preactivation
+
+
+def pooled(
+    features: Sequence[Array], preactivations: Sequence[Array], classify: Callable[[Array], Array]
+) -> ModelOutput:
+    """The outputs of a network that classifies the mean of its last map over all positions."""
+    embedding = jnp.mean(features[-1], axis=(1, 2))
+    return ModelOutput(
+        logits=classify(embedding), features=tuple(features), preactivations=tuple(preactivations), embedding=embedding
+    )
 
 
 def shuffled(x: Array, groups: int) -> Array:

@@ -4,12 +4,11 @@ Radosavovic et al., Designing Network Design Spaces, CVPR 2020, arXiv 2003.13678
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.convolutions import ConvNorm, SqueezeExcite
-from kdjax.models.zoo.layers import dense, draw, fan_out_deviation
+from kdjax.models.zoo.layers import dense, draw, fan_out_deviation, pooled, through
 from kdjax.types import Array, ModelOutput
 
 
@@ -81,19 +80,10 @@ class RegNetY(nnx.Module):
         preactivations = [self.stem(x)]
         features = [nnx.relu(preactivations[0])]
         for stage in self.stages:
-            activation = features[-1]
-            for block in stage:
-                preactivation = block(activation)
-                activation = nnx.relu(preactivation)
+            activation, preactivation = through(stage, features[-1])
             preactivations.append(preactivation)
             features.append(activation)
-        embedding = jnp.mean(activation, axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., D]` to `[..., C]`."""

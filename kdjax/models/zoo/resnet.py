@@ -4,12 +4,11 @@ He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.0
 its stride at the 3x3 convolution instead of the first 1x1 ("v1.5"). There is no dropout and no stochastic depth.
 """
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.convolutions import ConvNorm
-from kdjax.models.zoo.layers import draw, fan_out_deviation, linear
+from kdjax.models.zoo.layers import draw, fan_out_deviation, linear, pooled, through
 from kdjax.types import Array, ModelOutput
 
 
@@ -109,18 +108,10 @@ class ResNet(nnx.Module):
         features = [nnx.relu(preactivations[0])]
         activation = nnx.max_pool(features[0], (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in self.stages:
-            for block in stage:
-                preactivation = block(activation)
-                activation = nnx.relu(preactivation)
+            activation, preactivation = through(stage, activation)
             preactivations.append(preactivation)
             features.append(activation)
-        embedding = jnp.mean(activation, axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., D]` to `[..., C]`."""

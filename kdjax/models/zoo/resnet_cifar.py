@@ -6,11 +6,10 @@ and `resnet{8,32}x4` with 32, 64, 128, 256 (Tian et al., Contrastive Representat
 arXiv 1910.10699).
 """
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear
+from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear, pooled, through
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -91,19 +90,10 @@ class CifarResNet(nnx.Module):
         preactivations = [self.stem_norm(self.stem_conv(x))]
         features = [nnx.relu(preactivations[0])]
         for stage in self.stages:
-            activation = features[-1]
-            for block in stage:
-                preactivation = block(activation)
-                activation = nnx.relu(preactivation)
+            activation, preactivation = through(stage, features[-1])
             preactivations.append(preactivation)
             features.append(activation)
-        embedding = jnp.mean(features[-1], axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., channels[3]]` to `[..., C]`."""

@@ -4,11 +4,10 @@ He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.0
 Representation Distillation, ICLR 2020, arXiv 1910.10699.
 """
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear
+from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear, pooled, through
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.models.zoo.resnet_cifar import BasicBlock
 from kdjax.types import Array, ModelOutput
@@ -86,19 +85,10 @@ class FourStageResNet(nnx.Module):
         preactivations = [self.stem_norm(self.stem_conv(x))]
         features = [nnx.relu(preactivations[0])]
         for stage in self.stages:
-            activation = features[-1]
-            for block in stage:
-                preactivation = block(activation)
-                activation = nnx.relu(preactivation)
+            activation, preactivation = through(stage, features[-1])
             preactivations.append(preactivation)
             features.append(activation)
-        embedding = jnp.mean(features[-1], axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., D]` to `[..., C]`."""

@@ -1,10 +1,9 @@
 """A small convolutional network for 28x28 and 8x8 images, quick on a CPU at any width."""
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear
+from kdjax.models.zoo.layers import convolution, draw, fan_out_deviation, linear, pooled, through
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -73,18 +72,10 @@ class SmallCNN(nnx.Module):
         """
         features, preactivations = [], []
         for stage in self.stages:
-            for layer in stage:
-                preactivation = layer(x)
-                x = nnx.relu(preactivation)
+            x, preactivation = through(stage, x)
             preactivations.append(preactivation)
             features.append(x)
-        embedding = jnp.mean(x, axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., D]` to `[..., C]`."""

@@ -5,11 +5,10 @@ configurations A, B, D, E with BatchNorm and one linear layer; VGG-8, of one con
 Tian et al., Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699.
 """
 
-import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.rematerialization import Recomputable
-from kdjax.models.zoo.layers import NEAR_ZERO, ZERO, convolution, draw, fan_out_deviation, linear
+from kdjax.models.zoo.layers import NEAR_ZERO, ZERO, convolution, draw, fan_out_deviation, linear, pooled, through
 from kdjax.models.zoo.normalization import BatchNorm
 from kdjax.types import Array, ModelOutput
 
@@ -75,18 +74,10 @@ class VGG(nnx.Module):
         for i, stage in enumerate(self.stages):
             if 0 < i < 4 or (i == 4 and height == 64):
                 x = nnx.max_pool(x, (2, 2), (2, 2))
-            for layer in stage:
-                preactivation = layer(x)
-                x = nnx.relu(preactivation)
+            x, preactivation = through(stage, x)
             preactivations.append(preactivation)
             features.append(x)
-        embedding = jnp.mean(x, axis=(1, 2))
-        return ModelOutput(
-            logits=self.classify(embedding),
-            features=tuple(features),
-            preactivations=tuple(preactivations),
-            embedding=embedding,
-        )
+        return pooled(features, preactivations, self.classify)
 
     def classify(self, embedding: Array) -> Array:
         """Class scores of pooled features: `[..., 8 K]` to `[..., C]`."""

@@ -51,11 +51,10 @@ def image_shape(case):
     return kernel[1], *(stride * size for size in case["feats"][0][2:])
 
 
-def recipe_state_dict(symbol, seed, num_classes):
-    """The documented weights of `model_recipe`: entry `j` of the state dict comes from seed `seed + j`."""
-    state_dict, listed = {}, published(symbol)["state_dict"]
+def recipe(listed, seed):
+    """Documented weights by `(name, shape)` as PyTorch lists them: entry `j` comes from seed `seed + j`, scaled by what it is."""
+    state_dict = {}
     for j, (entry, shape) in enumerate(listed):
-        shape = [num_classes, *shape[1:]] if j >= len(listed) - 2 else shape  # of the classifier, which is last
         z = np.random.RandomState(seed + j).standard_normal(int(np.prod(shape))).reshape(shape)
         if entry.endswith("num_batches_tracked"):
             value = np.zeros(shape, np.int64)
@@ -71,6 +70,13 @@ def recipe_state_dict(symbol, seed, num_classes):
             value = 1 + 0.1 * z if entry.endswith(".weight") else 0.1 * z
         state_dict[entry] = value if value.dtype == np.int64 else value.astype(np.float32)
     return state_dict
+
+
+def recipe_state_dict(symbol, seed, num_classes):
+    """The weights of `model_recipe`, for so many classes: of the classifier, which is last."""
+    listed = published(symbol)["state_dict"]
+    last = [(entry, [num_classes, *shape[1:]]) for entry, shape in listed[-2:]]
+    return recipe([*listed[:-2], *last], seed)
 
 
 class Pass(NamedTuple):

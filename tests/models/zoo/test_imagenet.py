@@ -22,6 +22,7 @@ from kdjax.models.zoo.regnet import RegNetY
 from kdjax.models.zoo.resnet import ResNet
 from kdjax.models.zoo.swin import Swin
 from kdjax.models.zoo.vit import ViT
+from tests.models.zoo.originals import recipe
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_imagenet.json").read_text())
@@ -63,27 +64,6 @@ def golden():
         return {name: z[name] for name in z.files}
 
 
-def recipe(case):
-    """The weights that the originals had: entry `j` is drawn from seed `seed + j`, scaled by what it is."""
-    state_dict = {}
-    for j, (name, shape) in enumerate(case["state_dict"]):
-        z = np.random.RandomState(case["seed"] + j).standard_normal(int(np.prod(shape))).reshape(shape)
-        if name.endswith("num_batches_tracked"):
-            value = np.zeros(shape, np.int64)
-        elif name.endswith("running_mean"):
-            value = 0.1 * z
-        elif name.endswith("running_var"):
-            value = 1 + 0.5 * np.abs(z)
-        elif len(shape) == 4:
-            value = z * np.sqrt(2 / np.prod(shape[1:]))
-        elif len(shape) == 2:
-            value = z / np.sqrt(shape[1])
-        else:
-            value = 1 + 0.1 * z if name.endswith(".weight") else 0.1 * z
-        state_dict[name] = value if value.dtype == np.int64 else value.astype(np.float32)
-    return state_dict
-
-
 def inputs(case):
     """Images and labels, by which every network here is asked."""
     rs = np.random.RandomState(case["seed"] + 999)
@@ -97,7 +77,7 @@ def run(name, case):
     make = functools.partial(make, num_classes=case["num_classes"])
     network = functionalise(lambda rngs: make(rngs=rngs))
     layout = entries(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), names)
-    state_dict = recipe(case)
+    state_dict = recipe(case["state_dict"], case["seed"])
     params, state = jax.tree.map(lambda v: v.astype(np.float64), filled(layout, state_dict))
     images, labels = inputs(case)
 
