@@ -10,7 +10,9 @@ from kdjax import __version__
 from kdjax.command_line import (
     CompareOptions,
     DistillOptions,
+    ReproduceOptions,
     RunOptions,
+    configure_jax,
     for_described,
     parse,
     read_config,
@@ -27,6 +29,7 @@ commands:
   train CONFIG                  train the networks of a config that need no teacher
   distill CONFIG --method NAME  train a student with its teacher
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
+  reproduce FOLDER --pairs ...  the same for several pairs of networks, such as those of cifar100
   evaluate RUN                  evaluate the networks of a run
   export RUN                    write a finished network to a file for other programs
   predict RUN IMAGE ...         classes of pictures, with probabilities
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     say_all()
     commands = {
-        "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "export": export,
+        "train": train, "distill": distill, "compare": compare, "reproduce": reproduce, "evaluate": evaluate, "export": export,
         "predict": predict, "convert": convert,
         "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
@@ -147,6 +150,51 @@ def compare(argv):
     show_comparison(comparison, task, console)
     console.print(f"Report: {written}", soft_wrap=True)
     return 0
+
+
+def reproduce(argv):
+    if not argv or argv[0].startswith("-"):
+        parse("reproduce", argv, None, ReproduceOptions())
+        return fail("kdjax reproduce needs a folder of configs first, such as kdjax reproduce cifar100.")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--pairs", nargs="+", default=["all"])
+    early.add_argument("--methods", nargs="+", default=list(ReproduceOptions.methods))
+    early.add_argument("--distributed", default="")
+    known, _ = early.parse_known_args(argv[1:])
+    configure_jax(known.distributed)
+    from kdjax.experiment import configs
+    from kdjax.experiment.compare import BASELINE
+    from kdjax.experiment.config import load_config
+    from kdjax.experiment.program import Builder
+    from kdjax.experiment.reproduce import reproduce as run_pairs
+    from kdjax.experiment.spec import ExperimentError
+    from kdjax.experiment.summary import show_summary
+    from kdjax.training.progress import Heard, make_progress
+
+    methods = list(dict.fromkeys((BASELINE, *known.methods)))
+    pairs: dict = {}
+    for pair, path in configs.of_folder(argv[0], known.pairs).items():
+        config = load_config(str(path))
+        made = {label(name): parse("reproduce", argv, config(name), ReproduceOptions()) for name in methods}
+        pairs[pair] = {name: experiment for name, (experiment, _) in made.items()}
+        options = next(iter(made.values()))[1]
+    builder = Builder(options.data_dir or None)
+    if options.dry_run:
+        return max(
+            dry_run(experiment, builder) for experiments in pairs.values() for experiment in experiments.values()
+        )
+    console = make_console()
+    folder = run_folder(options, f"{Path(argv[0]).name}-reproduce")
+    results = run_pairs(
+        pairs, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
+        teachers=local(options.teachers, ExperimentError, "Teachers") if options.teachers else None,
+        progress=first_only(Heard(make_progress())), together=options.together,
+        announce=lambda line: first_only(True) and announce(console, line),
+    )  # fmt: skip
+    if first_only(True):
+        show_summary(results, next(iter(next(iter(pairs.values())).values())).data, console)
+        console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    return 1 if results["failed"] else 0
 
 
 def announce(console, line: str) -> None:

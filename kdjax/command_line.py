@@ -60,6 +60,22 @@ class CompareOptions(RunOptions):
     """folder of a finished run whose network teaches, or a file of weights (.pth), or of its outputs (.npz, .jsonl)"""
 
 
+@dataclasses.dataclass(frozen=True)
+class ReproduceOptions(RunOptions):
+    """Options of `kdjax reproduce`."""
+
+    pairs: tuple[str, ...] = ("all",)
+    """configs of the folder, by name without .py; all for its pairs TEACHER_STUDENT"""
+    methods: tuple[str, ...] = ("labels", "kd", "dkd")
+    """objectives to compare; "labels", the baseline, always goes with them"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each method is trained once with each"""
+    together: bool = False
+    """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
+    teachers: str = ""
+    """folder of trained teachers by the name of the network: runs, files of weights, or NETWORK_vanilla/ as published ones lie"""
+
+
 def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:
     """The config that the first argument names, and the options that must be known before its fields are."""
     if not argv or argv[0].startswith("-"):
@@ -115,6 +131,7 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
         "train": "Trains the networks of a config that need no teacher.",
         "distill": "Trains a student with its teacher, which is trained first unless --teacher names one.",
         "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
+        "reproduce": "Compares methods for several pairs of networks, each teacher trained once: the rows of a published table.",
     }[command]
     if experiment is not None and not section:
         description += (
@@ -123,7 +140,7 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
         )
     parsed = tyro.cli(
         arguments, args=[word for i, word in enumerate(argv) if i or word.startswith("-")],  # without the config
-        prog=f"kdjax {command} CONFIG", description=description,
+        prog=f"kdjax {command} {'FOLDER' if command == 'reproduce' else 'CONFIG'}", description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
     return (None if experiment is None else rebuild(experiment, parsed.experiment)), parsed.options

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdjax.experiment import published
 from kdjax.experiment.artifacts import check_sources
 from kdjax.experiment.folder import COMPARISON, open_run
@@ -15,12 +13,15 @@ from kdjax.experiment.program import Builder
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.experiment.statistics import holm, paired_gain, spread
 from kdjax.json_files import write_json
 from kdjax.schedules import Duration
+from kdjax.training.loop import TrainingError
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress
 
 BASELINE = "labels"
+KEPT = {"teacher_cache": ""}  # whether a teacher's outputs are kept or computed again is no difference
 
 
 def compare(
@@ -50,7 +51,12 @@ def compare(
         of the examples (the data seed of the first), so that their spread is that of initial weights and dropout.
 
     Returns:
-      The comparison as data; also written to comparison.json.
+      The comparison as data; also written to comparison.json. A method whose training failed is not among its methods, but
+      with the reason in `failed`.
+
+    Raises:
+      ExperimentError: something does not fit.
+      TrainingError: no method could be trained.
     """
     builder = builder or Builder()
     check_alike(experiments)
@@ -75,6 +81,7 @@ def compare(
             base = dataclasses.replace(first, name=f"{first.name}-teacher", phases=earlier)
             teacher = run(base, folder / "teacher", resume=True, builder=builder, progress=progress, profile=profile)
         runs: dict[str, list[dict[str, Any]]] = {}
+        failed: dict[str, str] = {}
         for name, experiment in experiments.items():
             ones, places = [], [folder / name / f"seed{seed}" for seed in seeds]
             for seed in seeds:
@@ -85,16 +92,26 @@ def compare(
                     phases=(*phases, *experiment.lineage),
                 )  # fmt: skip
                 ones.append(one)
-            if together:
-                announce(f"{name}, seeds {', '.join(map(str, seeds))} together")
-                results = run_together(ones, places, folder / name / "together", builder=builder, progress=progress)
-            else:
-                results = []
-                for seed, one, place in zip(seeds, ones, places, strict=True):
-                    announce(f"{name}, seed {seed}")
-                    results.append(run(one, place, resume=True, builder=builder, progress=progress, profile=profile))
+            try:
+                if together:
+                    announce(f"{name}, seeds {', '.join(map(str, seeds))} together")
+                    results = run_together(ones, places, folder / name / "together", builder=builder, progress=progress)
+                else:
+                    results = []
+                    for seed, one, place in zip(seeds, ones, places, strict=True):
+                        announce(f"{name}, seed {seed}")
+                        results.append(
+                            run(one, place, resume=True, builder=builder, progress=progress, profile=profile)
+                        )
+            except TrainingError as error:
+                failed[name] = str(error)
+                if len(failed) == len(experiments):
+                    raise
+                announce(f"{name} failed, the others go on: {error}")
+                continue
             runs[name] = [result[experiment.student.name] for result in results]
-        comparison = summarise(first, runs, teacher, builder) | {"together": len(seeds) if together else None}
+        comparison = summarise(first, runs, teacher, builder)
+        comparison |= {"together": len(seeds) if together else None, "failed": failed}
         by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
         return comparison
 
@@ -110,7 +127,7 @@ def check_alike(experiments: dict[str, Experiment]) -> None:
     for name, experiment in experiments.items():
         alike = [
             (
-                {dataclasses.replace(p, name="", objective=first.student.objective, start="", duration=Duration())
+                {dataclasses.replace(p, name="", objective=first.student.objective, start="", duration=Duration(), **KEPT)
                  for p in e.lineage},
                 {p.duration.unit for p in e.lineage},
                 round(sum(p.duration.amount for p in e.lineage), 6),
@@ -156,6 +173,9 @@ def summarise(
                 summary["gain"] = paired_gain(
                     summary["metrics"][key]["values"], methods[BASELINE]["metrics"][key]["values"]
                 )
+        gains = {name: summary["gain"] for name, summary in methods.items() if "gain" in summary}
+        for name, p in holm({name: gain["p"] for name, gain in gains.items() if gain["p"] is not None}).items():
+            gains[name]["p_holm"] = p
     name, result = next(reversed(teacher.items())) if teacher else (None, None)
     return {
         "finished": True,
@@ -179,21 +199,3 @@ def summarise(
         "device": next(iter(runs.values()))[0]["device"],
         "methods": methods,
     }  # fmt: skip
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (None for a single value), and the values."""
-    array = np.asarray(values, np.float64)
-    sd = float(array.std(ddof=1)) if len(array) > 1 else None
-    return {"mean": float(array.mean()), "sd": sd, "values": [float(v) for v in array]}
-
-
-def paired_gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """Difference to the baseline, seed by seed (a seed fixes the initial weights), with its 95 % interval by Student's t."""
-    difference = np.asarray(values) - np.asarray(baseline)
-    gain = spread(difference) | {"better": int((difference > 0).sum()), "half_width": None}
-    if len(difference) > 1:
-        from scipy import stats
-
-        gain["half_width"] = float(stats.t.ppf(0.975, len(difference) - 1) * gain["sd"] / np.sqrt(len(difference)))
-    return gain

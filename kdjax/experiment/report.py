@@ -29,7 +29,7 @@ def write_report(folder: Path, comparison: dict[str, Any], task: Task) -> Path:
         + f"<td>{mean_sd(summary['best'], metric)}</td></tr>"
         for name, summary in methods.items()
     )
-    page = TEMPLATE.format(
+    body = COMPARISON.format(
         title=html.escape(comparison["name"]), lead=html.escape(lead(comparison)),
         verdicts=listed((*verdicts(comparison, task), *shared_note(comparison))),
         head="".join(f"<th>{html.escape(heading)}</th>" for heading in headings(comparison, task)),
@@ -42,7 +42,7 @@ def write_report(folder: Path, comparison: dict[str, Any], task: Task) -> Path:
     )  # fmt: skip
     write_whole(folder / "table.md", markdown_table(comparison, task))
     path = folder / "report.html"
-    write_whole(path, page)
+    write_whole(path, page(comparison["name"], body))
     return path
 
 
@@ -63,28 +63,36 @@ def embedded(heading: str, shows: str, path: Path) -> str:
     return f'<h2>{html.escape(heading)}</h2><img alt="{html.escape(shows)}" src="data:image/png;base64,{data}">'
 
 
-TEMPLATE = """<!doctype html>
+def page(title: str, body: str) -> str:
+    """A whole page that needs no other file; `body` is HTML."""
+    before, _, after = FRAME.partition("BODY")
+    return before.replace("TITLE", html.escape(title)) + body + after
+
+
+FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>TITLE</title>
 <style>
-:root {{ --ink: #1d2330; --soft: #5b6475; --line: #e3e6ee; --paper: #fff; --tint: #f6f7fb; --accent: #1f6feb; }}
-body {{ margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
-h1 {{ font-size: 1.7rem; margin: 0; }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem; }}
-.lead {{ color: var(--soft); margin: .2rem 0 1.6rem; }}
-.verdict {{ background: var(--tint); border-left: 4px solid var(--accent); padding: .8rem 1.2rem; border-radius: 4px; }}
-.verdict ul {{ margin: 0; padding-left: 1.1rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }}
-th, td {{ padding: .42rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
-th {{ font-weight: 600; color: var(--soft); }} th:first-child, td:first-child {{ text-align: left; }}
-td:first-child {{ font-weight: 600; }}
-img {{ width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; background: #fff; }}
-dl {{ display: grid; grid-template-columns: 9rem 1fr; gap: .35rem 1rem; margin: 0; }}
-dt {{ color: var(--soft); }} dd {{ margin: 0; }}
-p.note {{ color: var(--soft); font-size: .9rem; }}
+:root { --ink: #1d2330; --soft: #5b6475; --line: #e3e6ee; --paper: #fff; --tint: #f6f7fb; --accent: #1f6feb; }
+body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
+.lead { color: var(--soft); margin: .2rem 0 1.6rem; }
+.verdict { background: var(--tint); border-left: 4px solid var(--accent); padding: .8rem 1.2rem; border-radius: 4px; }
+.verdict ul { margin: 0; padding-left: 1.1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { padding: .42rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); } th:first-child, td:first-child { text-align: left; }
+td:first-child { font-weight: 600; }
+img { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; background: #fff; }
+dl { display: grid; grid-template-columns: 9rem 1fr; gap: .35rem 1rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; }
+p.note { color: var(--soft); font-size: .9rem; }
 </style></head><body>
-<h1>{title}</h1><p class="lead">{lead}</p>
+BODY</body></html>
+"""
+COMPARISON = """<h1>{title}</h1><p class="lead">{lead}</p>
 <div class="verdict"><ul>{verdicts}</ul></div>
 <h2>Side by side</h2>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
@@ -98,5 +106,4 @@ teacher.</p>
 {noun})</th></tr></thead><tbody>{seeds}</tbody></table></div>
 <p class="note">Every run's resolved configuration is its experiment.json:
 <code>kdjax distill RUN_FOLDER</code> runs it again.</p>
-</body></html>
 """

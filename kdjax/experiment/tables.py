@@ -7,8 +7,9 @@ from typing import Any
 
 from kdjax import __version__
 from kdjax.experiment.accounting import in_words
-from kdjax.experiment.compare import BASELINE, paired_gain
+from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.spec import Experiment
+from kdjax.experiment.statistics import LEVEL, paired_gain
 from kdjax.tasks import Task
 from kdjax.terminal import visible
 from kdjax.training.metrics import Metric
@@ -132,7 +133,30 @@ def verdicts(comparison: dict[str, Any], task: Task) -> list[str]:
             sentences.append(
                 f"{name} {direction} {difference} over {BASELINE} only ({interval(gain, metric)}, {count} seeds){closed}."
             )
-    return sentences + best_two(methods, metric) + published_sources(comparison)
+    return (
+        sentences
+        + best_two(methods, metric)
+        + all_at_once(methods)
+        + failures(comparison)
+        + published_sources(comparison)
+    )
+
+
+def all_at_once(methods: dict[str, Any]) -> list[str]:
+    """Which methods differ from the baseline, several having been tried: one in twenty intervals leaves out 0 by chance."""
+    adjusted = {name: s["gain"]["p_holm"] for name, s in methods.items() if s.get("gain", {}).get("p_holm") is not None}
+    if len(adjusted) < 2:
+        return []
+    found = [name for name, p in adjusted.items() if p < LEVEL]
+    return [
+        f"All {len(adjusted)} comparisons with {BASELINE} taken together (Holm's correction, "
+        f"{100 * LEVEL:.0f} %): {', '.join(found) if found else 'none'} differ{'s' if len(found) < 2 else ''}."
+    ]
+
+
+def failures(comparison: dict[str, Any]) -> list[str]:
+    """Methods that could not be trained, and why."""
+    return [f"{name} failed and is left out: {why}" for name, why in (comparison.get("failed") or {}).items()]
 
 
 def best_two(methods: dict[str, Any], metric: Metric) -> list[str]:

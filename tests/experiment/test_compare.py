@@ -11,8 +11,9 @@ import pytest
 
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
-from kdjax.experiment.compare import compare, paired_gain, spread
+from kdjax.experiment.compare import compare
 from kdjax.experiment.report import write_report
+from kdjax.experiment.statistics import holm, paired_gain, spread
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
