@@ -1,27 +1,14 @@
-"""The command line: `kdjax train | distill | evaluate | compare | predict | convert | methods | data`."""
+"""The command line: finds the command; those that train and those on finished networks have files of their own."""
 
 import argparse
-import contextlib
-import dataclasses
 import sys
-from pathlib import Path
 
 from kdjax import __version__
-from kdjax.command_line import (
-    CompareOptions,
-    DistillOptions,
-    ReproduceOptions,
-    RunOptions,
-    configure_jax,
-    for_described,
-    parse,
-    read_config,
-)
+from kdjax.command_line import for_described
 from kdjax.endings import fail, guarded
 from kdjax.finished_commands import convert, evaluate, export, predict
-from kdjax.places import local
-from kdjax.references import label
-from kdjax.terminal import Unheard, make_console, say_all
+from kdjax.run_commands import compare, distill, grid, reproduce, train
+from kdjax.terminal import make_console, say_all
 
 USAGE = """usage: kdjax COMMAND ...
 
@@ -30,6 +17,7 @@ commands:
   distill CONFIG --method NAME  train a student with its teacher
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
   reproduce FOLDER --pairs ...  the same for several pairs of networks, such as those of cifar100
+  grid CONFIG --over NAME=...   settings of a method tried on validation examples, the best one on the test ones
   evaluate RUN                  evaluate the networks of a run
   export RUN                    write a finished network to a file for other programs
   predict RUN IMAGE ...         classes of pictures, with probabilities
@@ -49,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     say_all()
     commands = {
-        "train": train, "distill": distill, "compare": compare, "reproduce": reproduce, "evaluate": evaluate, "export": export,
+        "train": train, "distill": distill, "compare": compare, "reproduce": reproduce, "grid": grid,
+        "evaluate": evaluate, "export": export,
         "predict": predict, "convert": convert,
         "methods": methods, "configs": configs, "data": data,
     }  # fmt: skip
@@ -91,115 +80,6 @@ def import_own(argv: list[str]) -> list[str]:
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     return import_own(argv[:at] + argv[at + 2 :])
-
-
-def train(argv):
-    config, options = read_config("train", argv, RunOptions)
-    if config is None:
-        return 0
-    experiment, options = parse("train", argv, config(None), options)
-    phases = tuple(phase for phase in experiment.phases if not phase.taught)
-    if not phases:
-        from kdjax.experiment.spec import ExperimentError
-
-        raise ExperimentError("Every phase of this config is taught; use kdjax distill.")
-    return execute(dataclasses.replace(experiment, phases=phases), options, "train")
-
-
-def distill(argv):
-    config, options = read_config("distill", argv, DistillOptions)
-    if config is None:
-        return 0
-    experiment, options = parse("distill", argv, config(options.method or None), options)
-    return execute(experiment, options, label(options.method) or "distill", options.teacher)
-
-
-def compare(argv):
-    config, early = read_config("compare", argv, CompareOptions)
-    if config is None:
-        return 0
-    from kdjax.experiment.spec import ExperimentError
-
-    experiments, options = {}, early
-    for name in early.methods:
-        experiment, options = parse("compare", argv, config(name), early)
-        if label(name) in experiments:
-            raise ExperimentError(f"Two methods are called {label(name)!r}; give each its own name.")
-        experiments[label(name)] = experiment
-    from kdjax.experiment.compare import compare as run_comparison
-    from kdjax.experiment.program import Builder
-    from kdjax.experiment.report import write_report
-    from kdjax.experiment.tables import show_comparison
-    from kdjax.training.progress import Heard, make_progress
-
-    builder = Builder(options.data_dir or None)
-    experiments = {name: with_teacher(experiment, options.teacher, builder) for name, experiment in experiments.items()}
-    if options.dry_run:
-        return max(dry_run(experiment, builder) for experiment in experiments.values())
-    console = make_console()
-    folder = run_folder(options, f"{next(iter(experiments.values())).name}-compare")
-    comparison = run_comparison(
-        experiments, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        progress=first_only(Heard(make_progress())), profile=options.profile, together=options.together,
-        announce=lambda line: first_only(True) and announce(console, line),
-    )  # fmt: skip
-    if not first_only(True):
-        return 0
-    task = next(iter(experiments.values())).data
-    written = write_report(folder, comparison, task)
-    show_comparison(comparison, task, console)
-    console.print(f"Report: {written}", soft_wrap=True)
-    return 0
-
-
-def reproduce(argv):
-    if not argv or argv[0].startswith("-"):
-        parse("reproduce", argv, None, ReproduceOptions())
-        return fail("kdjax reproduce needs a folder of configs first, such as kdjax reproduce cifar100.")
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--pairs", nargs="+", default=["all"])
-    early.add_argument("--methods", nargs="+", default=list(ReproduceOptions.methods))
-    early.add_argument("--distributed", default="")
-    known, _ = early.parse_known_args(argv[1:])
-    configure_jax(known.distributed)
-    from kdjax.experiment import configs
-    from kdjax.experiment.compare import BASELINE
-    from kdjax.experiment.config import load_config
-    from kdjax.experiment.program import Builder
-    from kdjax.experiment.reproduce import reproduce as run_pairs
-    from kdjax.experiment.spec import ExperimentError
-    from kdjax.experiment.summary import show_summary
-    from kdjax.training.progress import Heard, make_progress
-
-    methods = list(dict.fromkeys((BASELINE, *known.methods)))
-    pairs: dict = {}
-    for pair, path in configs.of_folder(argv[0], known.pairs).items():
-        config = load_config(str(path))
-        made = {label(name): parse("reproduce", argv, config(name), ReproduceOptions()) for name in methods}
-        pairs[pair] = {name: experiment for name, (experiment, _) in made.items()}
-        options = next(iter(made.values()))[1]
-    builder = Builder(options.data_dir or None)
-    if options.dry_run:
-        return max(
-            dry_run(experiment, builder) for experiments in pairs.values() for experiment in experiments.values()
-        )
-    console = make_console()
-    folder = run_folder(options, f"{Path(argv[0]).name}-reproduce")
-    results = run_pairs(
-        pairs, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
-        teachers=local(options.teachers, ExperimentError, "Teachers") if options.teachers else None,
-        progress=first_only(Heard(make_progress())), together=options.together,
-        announce=lambda line: first_only(True) and announce(console, line),
-    )  # fmt: skip
-    if first_only(True):
-        show_summary(results, next(iter(next(iter(pairs.values())).values())).data, console)
-        console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
-    return 1 if results["failed"] else 0
-
-
-def announce(console, line: str) -> None:
-    with contextlib.suppress(Unheard):  # the runs go on
-        console.print(line, style="bold")
 
 
 def methods(argv):
@@ -261,72 +141,6 @@ def data(argv):
 
     prepare(options.name, options.data_dir or None)
     return 0
-
-
-def with_teacher(experiment, teacher: str, builder):
-    """The experiment with its student's teacher taken from a finished run, whatever network and normalisation that has."""
-    if not teacher:
-        return experiment
-    from kdjax.experiment.artifacts import taught_by
-    from kdjax.experiment.spec import ExperimentError
-
-    return taught_by(experiment, local(teacher, ExperimentError, "A teacher").absolute(), builder)
-
-
-def execute(experiment, options, suffix: str, teacher: str = "") -> int:
-    """Runs an experiment as a command does: dry, or in a folder with a report at the end."""
-    from kdjax.experiment.program import Builder
-    from kdjax.experiment.run import run
-    from kdjax.experiment.tables import show_results
-    from kdjax.training.progress import Heard, make_progress
-
-    described = getattr(options, "for_", "")
-    builder = Builder(options.data_dir or None, described_devices(options) if described else None)
-    experiment = with_teacher(experiment, teacher, builder)
-    if options.dry_run:
-        return dry_run(experiment, builder, described)
-    folder = run_folder(options, f"{experiment.name}-{suffix}")
-    results = run(
-        experiment,
-        folder,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        builder=builder,
-        progress=first_only(Heard(make_progress())),
-        profile=options.profile,
-    )
-    if first_only(True):
-        show_results(experiment, results, folder, make_console())
-    return 0
-
-
-def described_devices(options):
-    """The devices that `--for` names, which are not here."""
-    from kdjax.experiment.ahead.slices import described
-    from kdjax.experiment.spec import ExperimentError
-
-    if not options.dry_run:
-        raise ExperimentError(f"--for {options.for_} is for a dry run, which trains nothing; say --dry-run too.")
-    return described(options.for_)
-
-
-def dry_run(experiment, builder, described: str = "") -> int:
-    from kdjax.experiment.dry_run import inspect_experiment, show
-
-    return 1 if show(inspect_experiment(experiment, builder, described), make_console()) else 0
-
-
-def run_folder(options, name: str) -> Path:
-    from kdjax.experiment.folder import run_place
-
-    return run_place(options.run or Path("runs") / name)
-
-
-def first_only(value):
-    """What the first process of a run uses, None in the others, which keep quiet."""
-    from kdjax.training.processes import is_first
-
-    return value if is_first() else None
 
 
 if __name__ == "__main__":

@@ -76,6 +76,18 @@ class ReproduceOptions(RunOptions):
     """folder of trained teachers by the name of the network: runs, files of weights, or NETWORK_vanilla/ as published ones lie"""
 
 
+@dataclasses.dataclass(frozen=True)
+class GridOptions(RunOptions):
+    """Options of `kdjax grid`."""
+
+    method: str = ""
+    """objective of the student, one of `kdjax methods`; the config's own if not given"""
+    over: tuple[str, ...] = ()
+    """settings of the objective and what to try of each, such as kd.temperature=1,2,4 kd.weight=0.5,0.9; all combinations"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each combination is trained once with each"""
+
+
 def read_config(command: str, argv: list[str], options_type: type) -> tuple[Any, Any]:
     """The config that the first argument names, and the options that must be known before its fields are."""
     if not argv or argv[0].startswith("-"):
@@ -131,6 +143,7 @@ def parse(command: str, argv: list[str], experiment: Any, options: Any) -> tuple
         "train": "Trains the networks of a config that need no teacher.",
         "distill": "Trains a student with its teacher, which is trained first unless --teacher names one.",
         "compare": "Trains the student by several methods and seeds at equal budget, and reports them side by side.",
+        "grid": "Tries settings of a method on examples held out of the training split, and the best one on the test examples.",
         "reproduce": "Compares methods for several pairs of networks, each teacher trained once: the rows of a published table.",
     }[command]
     if experiment is not None and not section:

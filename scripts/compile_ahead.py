@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from kdjax.cli import described_devices, with_teacher
+from kdjax.run_commands import described_devices, with_teacher
 from kdjax.command_line import DistillOptions, for_described, parse, read_config
 from kdjax.endings import fail, guarded
 

@@ -37,7 +37,7 @@ def test_the_command_starts_light(module):
 GROUND = {"types", "reduction", "schedules", "references", "json_files", "places", "terminal", "endings", "__init__"}
 FLOORS = [
     GROUND, {"losses", "data", "models"}, {"objectives"}, {"training"}, {"tasks"}, {"experiment"}, {"command_line"},
-    {"finished_commands"}, {"cli"},
+    {"finished_commands", "run_commands"}, {"cli"},
     {"recipes"},
 ]  # fmt: skip
 ALONE = {"losses", "data", "models"}  # of one floor, and strangers to each other

@@ -8,8 +8,9 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 from kdjax.experiment import configs, serialization
@@ -61,6 +62,44 @@ def load_config(path: str) -> Config:
         return made if name is None or takes_name else by_method(made, name)
 
     return config
+
+
+def configs_of_folder(place: str, wanted: Sequence[str]) -> dict[str, Path]:
+    """Configs of a folder by name, of one's own or of those that come with kdjax.
+
+    Args:
+      place: its path, or a name such as "cifar100".
+      wanted: names without .py; "all" for those that are called TEACHER_STUDENT after their networks, or for every one if
+        none is.
+
+    Raises:
+      ExperimentError: there is no such folder, or no such config in it.
+    """
+    here = local(place, ExperimentError, "A folder of configs")
+    here = here if here.is_dir() else configs.folder() / place.removeprefix("configs/").rstrip("/")
+    there = {path.stem: path for path in sorted(here.glob("*.py"))}
+    if not there:
+        known = ", ".join(sorted({name.split("/")[0] for name in configs.names()}))
+        raise ExperimentError(f"There is no folder of configs {place}; give a path, or one of {known}.")
+    if "all" in wanted:
+        return {name: path for name, path in there.items() if _is_pair(path)} or there
+    for name in wanted:
+        if name.removesuffix(".py") not in there:
+            near = get_close_matches(name, there, n=1, cutoff=0.4) or list(there)[:1]
+            raise ExperimentError(
+                f"{place} has no config {name!r}; did you mean {near[0]!r}? It has {', '.join(there)}."
+            )
+    return {name.removesuffix(".py"): there[name.removesuffix(".py")] for name in wanted}
+
+
+def _is_pair(path: Path) -> bool:
+    experiment = load_config(str(path))(None)
+    networks = [
+        getattr(phase.network, "name", "")
+        for phase in experiment.phases
+        if phase is experiment.student or not phase.teacher
+    ]
+    return path.stem == "_".join(networks)
 
 
 def check_method(name: str) -> None:

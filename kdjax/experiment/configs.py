@@ -1,8 +1,6 @@
 """The configs that come with kdjax, by name wherever it is installed."""
 
 import shutil
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from kdjax.experiment.spec import ExperimentError
@@ -26,46 +24,6 @@ def find(name: str) -> Path | None:
     """The file of a config by its name, with or without "configs/" and ".py"; None if there is none of that name."""
     plain = name.removeprefix("configs/").removesuffix(".py")
     return folder() / f"{plain}.py" if plain in names() else None
-
-
-def of_folder(place: str, wanted: Sequence[str]) -> dict[str, Path]:
-    """Configs of a folder by name, of one's own or of those that come with kdjax.
-
-    Args:
-      place: its path, or a name such as "cifar100".
-      wanted: names without .py; "all" for those that are called TEACHER_STUDENT after their networks, or for every one if
-        none is.
-
-    Raises:
-      ExperimentError: there is no such folder, or no such config in it.
-    """
-    here = local(place, ExperimentError, "A folder of configs")
-    here = here if here.is_dir() else folder() / place.removeprefix("configs/").rstrip("/")
-    there = {path.stem: path for path in sorted(here.glob("*.py"))}
-    if not there:
-        known = ", ".join(sorted({name.split("/")[0] for name in names()}))
-        raise ExperimentError(f"There is no folder of configs {place}; give a path, or one of {known}.")
-    if "all" in wanted:
-        return {name: path for name, path in there.items() if _is_pair(path)} or there
-    for name in wanted:
-        if name.removesuffix(".py") not in there:
-            near = get_close_matches(name, there, n=1, cutoff=0.4) or list(there)[:1]
-            raise ExperimentError(
-                f"{place} has no config {name!r}; did you mean {near[0]!r}? It has {', '.join(there)}."
-            )
-    return {name.removesuffix(".py"): there[name.removesuffix(".py")] for name in wanted}
-
-
-def _is_pair(path: Path) -> bool:
-    from kdjax.experiment.config import load_config
-
-    experiment = load_config(str(path))(None)
-    networks = [
-        getattr(phase.network, "name", "")
-        for phase in experiment.phases
-        if phase is experiment.student or not phase.teacher
-    ]
-    return path.stem == "_".join(networks)
 
 
 def summary(name: str) -> str:

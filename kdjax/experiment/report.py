@@ -7,7 +7,16 @@ from typing import Any
 
 from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.plots import plot_comparison, plot_curves
-from kdjax.experiment.tables import headings, markdown_table, mean_sd, rows_of, setting, shared_note, verdicts
+from kdjax.experiment.tables import (
+    headings,
+    html_table,
+    markdown_table,
+    mean_sd,
+    rows_of,
+    setting,
+    shared_note,
+    verdicts,
+)
 from kdjax.json_files import write_whole
 from kdjax.tasks import Task
 
@@ -32,9 +41,7 @@ def write_report(folder: Path, comparison: dict[str, Any], task: Task) -> Path:
     body = COMPARISON.format(
         title=html.escape(comparison["name"]), lead=html.escape(lead(comparison)),
         verdicts=listed((*verdicts(comparison, task), *shared_note(comparison))),
-        head="".join(f"<th>{html.escape(heading)}</th>" for heading in headings(comparison, task)),
-        body="".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-                     for row in rows_of(comparison, task)),
+        table=html_table([headings(comparison, task), *rows_of(comparison, task)]),
         facts="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in setting(comparison, task)),
         pictures="".join(embedded(*picture) for picture in pictures), seeds=seeds,
         seed_heads="".join(f"<th>seed {html.escape(str(seed))}</th>" for seed in next(iter(methods.values()))["seeds"]),
@@ -95,7 +102,7 @@ BODY</body></html>
 COMPARISON = """<h1>{title}</h1><p class="lead">{lead}</p>
 <div class="verdict"><ul>{verdicts}</ul></div>
 <h2>Side by side</h2>
-<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+{table}
 <p class="note">Mean ± standard deviation over seeds, after the last step. {legend} Time: one run, evaluation included, and
 compilation in the first run of each method; {noun}/s: training steps alone. “{baseline}” is the same student without a
 teacher.</p>

@@ -13,6 +13,7 @@ from kdjax.experiment.tables import (
     empty_table,
     gain_text,
     headings,
+    html_table,
     markdown,
     markdown_table,
     mean_sd,
@@ -38,11 +39,11 @@ def write_summary(folder: Path, results: dict[str, Any], task: Task) -> Path:
         pictures = embedded(f"Difference to {BASELINE}", shows, folder / "gains.png")
     tables = [(title, matrix(pairs, task, cell)) for title, cell in CELLS.items()]
     body = "".join(
-        f"<h2>{html.escape(title.format(metric=task.metric.title))}</h2>{_html(rows)}" for title, rows in tables
+        f"<h2>{html.escape(title.format(metric=task.metric.title))}</h2>{html_table(rows)}" for title, rows in tables
     )
     sections = "".join(
         f'<h2><a href="{html.escape(name)}/report.html">{html.escape(name)}</a>: {html.escape(lead(pair))}</h2>'
-        + _html([headings(pair, task), *rows_of(pair, task)])
+        + html_table([headings(pair, task), *rows_of(pair, task)])
         + f"<ul>{listed((*verdicts(pair, task), *shared_note(pair)))}</ul>"
         for name, pair in pairs.items()
     )
@@ -149,12 +150,6 @@ def _facts(pairs: dict[str, Any], task: Task) -> list[tuple[str, str]]:
     return [
         (f"{name}: {key}", value) for name, pair in pairs.items() for key, value in setting(pair, task) if key in wanted
     ]
-
-
-def _html(rows: Rows) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _markdown(rows: Rows) -> str:

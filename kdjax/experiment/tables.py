@@ -76,6 +76,13 @@ def rows_of(comparison: dict[str, Any], task: Task) -> list[tuple[str, ...]]:
     return rows
 
 
+def html_table(rows: list[tuple[str, ...]]) -> str:
+    """A table for a page, its head first."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows[1:])
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
 def markdown_table(comparison: dict[str, Any], task: Task) -> str:
     """The table for a README."""
     titles = headings(comparison, task)

@@ -158,6 +158,15 @@ class Task:
         """What is wrong with the fields, a sentence each."""
         return []
 
+    def tuned(self) -> "Task":
+        """The same task, evaluated on examples that are held out of its training split: for choosing settings.
+
+        Raises:
+          ValueError: none are held out.
+        """
+        raise ValueError(f"{type(self).__name__} holds no validation examples out, so that settings would be chosen on the "
+                         "test examples; define tuned().")  # fmt: skip
+
     def shrunk(self) -> "Task":
         """A copy that takes seconds, for `--tiny`."""
         return dataclasses.replace(self, batch_size=min(self.batch_size, 32))

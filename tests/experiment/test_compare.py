@@ -156,6 +156,19 @@ def test_spread_and_gain():
     assert gain["half_width"] == pytest.approx(4.302653 * 0.0152753 / 3**0.5, rel=1e-5)
 
 
+def test_several_comparisons_are_corrected_for_being_several():
+    # Holm (1979): the k-th smallest p times what is left, never below a smaller one.
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx(
+        {"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.9}
+    )
+    assert holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0} and holm({}) == {}
+    gain = paired_gain([0.80, 0.83, 0.84], [0.79, 0.80, 0.80])
+    # t = mean / (sd / sqrt 3) = 3.0237; two-sided at 2 degrees of freedom: 1 - t / sqrt(t² + 2)
+    t = (0.08 / 3) / (0.0152753 / 3**0.5)
+    assert gain["p"] == pytest.approx(1 - t / (t * t + 2) ** 0.5, rel=1e-4)
+    assert paired_gain([1.0], [0.0])["p"] is None and paired_gain([1.0, 1.0], [0.5, 0.5])["p"] is None
+
+
 LABELS = [0.50, 0.501, 0.502]
 
 

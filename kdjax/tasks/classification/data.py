@@ -139,6 +139,14 @@ class Classification(Task):
             found.append(f"data.background={self.background}; give a grey value from 0 to 255.")
         return found
 
+    def tuned(self):
+        if self.validation == 0:
+            raise ValueError(
+                "data.validation is 0, so that settings would be chosen on the test images; hold some out of the training "
+                "split, such as --data.validation 2000."
+            )
+        return dataclasses.replace(self, evaluate_on="validation")
+
     def shrunk(self):
         return dataclasses.replace(super().shrunk(), eval_examples=256)
 
