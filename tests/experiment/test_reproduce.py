@@ -1,14 +1,15 @@
 """Several pairs side by side: a teacher trained once, results in one file, failures said and gone on from."""
 
+import ast
 import io
 import json
 import shutil
 
 import pytest
 
-from kdjax.experiment import ExperimentError
+from kdjax.experiment import ExperimentError, configs
 from kdjax.experiment.compare import compare
-from kdjax.experiment.config import configs_of_folder
+from kdjax.experiment.config import configs_of_folder, load_config
 from kdjax.experiment.reproduce import find_teacher, reproduce
 from kdjax.experiment.summary import show_summary, summary_markdown
 from kdjax.objectives import KD, CrossEntropy
@@ -136,3 +137,14 @@ def test_the_study_takes_every_method_for_as_long():
         assert "'epochs'" not in repr(made.student.objective), name
     assert fashion_mnist_study("kd", "study", 0).student.teacher_cache == "float32"
     assert fashion_mnist_study("fitnet", "study", 0).student.teacher_cache == ""
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_config_holds_together(name):
+    """With its own method, with labels alone and with others; what it says to type is this file."""
+    config, text = load_config(name), ast.get_docstring(ast.parse(configs.find(name).read_text(encoding="utf-8")))
+    for method in (None, "labels", "kd", "hard_label"):
+        assert config(method).problems() == [], method
+    assert any(
+        part.startswith((f"configs/{name}.py", name.split("/")[0])) for part in text.splitlines()[0].split()[2:3]
+    )

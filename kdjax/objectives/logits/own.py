@@ -67,6 +67,10 @@ class OnHead(Wrapper):
     def formula(self):
         return f"of the student's head {self.head!r}: {self.inner.formula}"
 
+    @property
+    def mixes(self):
+        return self.inner.mixes
+
     def build(self, student, teacher, data, rngs):
         if self.head not in student.taps:
             raise ValueError(f"head={self.head!r}, and the student's taps are: {', '.join(student.taps)}.")
@@ -76,4 +80,6 @@ class OnHead(Wrapper):
         return dataclasses.replace(ctx, student=dataclasses.replace(ctx.student, logits=ctx.student.taps[self.head]))
 
 
-METHODS: dict[str, Method] = {}  # what they need is not in the networks of the command line
+METHODS: dict[
+    str, Method
+] = {}  # what they need is in few networks of the command line; configs/imagenet/deit.py has one
