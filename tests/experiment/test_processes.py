@@ -153,6 +153,7 @@ def test_what_the_first_finds_wrong_is_said_by_all(config, tmp_path, data_dir):
     assert (folder / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.slow  # two scripts without a run show it below
 def test_one_that_breaks_ends_all(config, tmp_path, data_dir):
     """And does not leave the others waiting for it."""
     broken = tmp_path / "broken.py"

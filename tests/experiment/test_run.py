@@ -136,6 +136,7 @@ def test_evaluation_reads_what_was_kept(tmp_path, builder):
             assert found[phase][name] == pytest.approx(result["last"]["student"][name], rel=1e-5)
 
 
+@pytest.mark.slow  # tests/training compares their steps
 def test_jit_and_pmap_on_eight_devices_agree(tmp_path, data_dir, builder):
     """Whole runs differ by rounding, which grows; a few steps of a gentle optimizer keep it small."""
     experiment = small(KD() + CrossEntropy() + SP(), length=3, data={"labelled": 300})
