@@ -94,12 +94,16 @@ LONGEST = ("tests/test_cli.py", "tests/experiment", "tests/tasks", "tests/object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What shares fixtures and compiled programs stays on one worker: a file's tests, or those of one objective or method."""
+    """What shares fixtures and compiled programs stays on one worker: a file's tests, or those of one objective or method.
+
+    Those of a subject (`tests/objectives/conformance.py`) do whatever their file.
+    """
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {})
-        shared = given.get("subject") or (given.get("name") if "objectives" in item.nodeid else None)
+        subject, name = given.get("subject"), given.get("name") if "objectives" in item.nodeid else None
         file = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(f"{file}-{shared}" if isinstance(shared, str) else file))
+        group = subject if isinstance(subject, str) else f"{file}-{name}" if isinstance(name, str) else file
+        item.add_marker(pytest.mark.xdist_group(group))
     first = {place: rank for rank, place in enumerate(LONGEST)}
     items.sort(key=lambda item: min((first[p] for p in LONGEST if item.nodeid.startswith(p)), default=len(first)))
 

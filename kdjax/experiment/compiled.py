@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.data.errors import note
 from kdjax.experiment.networks import Networks
@@ -52,13 +53,18 @@ class Compiled:
         self, seed: int, data_seed: int, start: Variables | None = None, teacher: Variables | None = None
     ) -> TrainState:
         """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
-
-        def make(start, statistics):
-            return make_state(self.networks, self.optimizer, self.phase, (seed, data_seed), start, statistics)
-
         given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
-        place = self.runner.placement(jax.eval_shape(make, *given))
-        return jax.jit(make, out_shardings=place, compiler_options=compiled_once())(*given)
+        return self._fresh((np.int64(seed), np.int64(data_seed)), *given)
+
+    @functools.cached_property
+    def _fresh(self) -> Any:
+        """Seeds are arguments: one program makes the states of all of them."""
+
+        def make(seeds, start, statistics):
+            return make_state(self.networks, self.optimizer, self.phase, seeds, start, statistics)
+
+        place = jax.tree.map(lambda x: x.sharding, self.state_template())
+        return jax.jit(make, out_shardings=place, compiler_options=compiled_once())
 
     def with_mean_gradient(self, teacher: Variables, data_seed: int, batches: Iterable[Batch]) -> Variables:
         """The teacher with its mean gradient over a pass of batches, for objectives that correct by it."""

@@ -7,6 +7,7 @@ import pytest
 
 from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.program import Builder
+from kdjax.experiment.run import run
 from kdjax.objectives import KD, CrossEntropy, Objective
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classification, Classifier, Views
@@ -22,6 +23,14 @@ def data_dir(tmp_path_factory):
 def builder(data_dir):
     """Compiled steps are shared by all tests of a process. One device, as on most machines."""
     return Builder(data_dir, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, builder):
+    """The folder of a run of `small()`, to look at."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(small(), folder, builder=builder)
+    return folder
 
 
 def small(

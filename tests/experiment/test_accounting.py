@@ -5,6 +5,8 @@ import pytest
 
 from kdjax.experiment.accounting import account, costs, in_words, readable, step_arguments
 from kdjax.experiment.run import run
+from kdjax.json_files import read_json
+from kdjax.schedules import steps
 from kdjax.training.devices import peak_of
 from tests.experiment.conftest import small
 
@@ -38,8 +40,8 @@ def test_rates_are_arithmetic(builder):
     assert empty["flops_per_s"] is None and empty["input_share"] is None
 
 
-def test_a_run_says_what_it_used(builder, tmp_path):
-    results = run(small(), tmp_path / "run", builder=builder)
+def test_a_run_says_what_it_used(finished):
+    results = {phase: read_json(finished / phase / "result.json", ValueError, "") for phase in ("teacher", "student")}
     for result in results.values():
         assert result["flops_per_s"] > 0 and 0 <= result["input_share"] <= 1
     assert results["student"]["teacher_share"] > 0 == results["teacher"]["teacher_share"]
@@ -68,5 +70,6 @@ def test_in_words():
 
 
 def test_a_profile_is_written_where_it_is_asked_for(builder, tmp_path):
-    run(small(length=14), tmp_path / "run", builder=builder, profile=True)
+    rarely = {"evaluate_every": steps(14), "checkpoint_every": steps(14)}  # of evaluations much would be written
+    run(small(length=14, **rarely), tmp_path / "run", builder=builder, profile=True)
     assert list((tmp_path / "run/student/profile").rglob("*.xplane.pb"))

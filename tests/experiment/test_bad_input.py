@@ -23,13 +23,6 @@ from kdjax.training.optimizers import SGD
 from tests.experiment.conftest import small
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, builder):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run(small(), folder, builder=builder)
-    return folder
-
-
 @pytest.fixture
 def copy(finished, tmp_path):
     """A finished run to damage."""

@@ -34,27 +34,35 @@ class Tampered(Builder):
         return dataclasses.replace(dataset, train=dataclasses.replace(source, labels=labels), info=info)
 
 
+@pytest.fixture(scope="module")
+def hashes(tmp_path_factory, builder):
+    """A function: what a student comes to with the labels as they are, and tampered with; of one teacher."""
+    folder = tmp_path_factory.mktemp("semi")
+    run(small(CrossEntropy(), **SEMI, phases=small().phases[:1]), folder / "teacher", builder=builder)
+    tampered = Tampered(builder.data_dir, builder.devices)
+
+    def both(objective, place, **student):
+        experiment = small(objective, **SEMI, student=student)
+        taught = experiment.replace_phase("teacher", weights=str(folder / "teacher"))
+        return [
+            run(taught, place / name, builder=one)["student"]["hash"]
+            for name, one in (("as is", builder), ("tampered", tampered))
+        ]
+
+    return both
+
+
 @pytest.mark.parametrize("objective", [CrossEntropy() + KD() + DKD(unlabelled="teacher"), CrossEntropy()])
-def test_labels_that_may_not_be_used_have_no_influence(objective, tmp_path, builder):
+def test_labels_that_may_not_be_used_have_no_influence(objective, tmp_path, hashes):
     """Semi-supervised distillation is honest only if hidden labels could be anything."""
-    experiment = small(objective, **SEMI)
-    run(experiment, tmp_path / "teacher", builder=builder)
-    taught = experiment.replace_phase("teacher", weights=str(tmp_path / "teacher"))
-    hashes = [
-        run(taught, tmp_path / name, builder=one)["student"]["hash"]
-        for name, one in (("as is", builder), ("tampered", Tampered(builder.data_dir, builder.devices)))
-    ]
-    assert hashes[0] == hashes[1]
+    as_is, tampered = hashes(objective, tmp_path)
+    assert as_is == tampered
 
 
-def test_tampering_would_show(tmp_path, builder):
+def test_tampering_would_show(tmp_path, hashes):
     """The same check with all labels in use: it must notice."""
-    experiment = small(CrossEntropy(), data={"labelled": 100}, length=6, student={"labels": "all"})
-    hashes = [
-        run(experiment, tmp_path / name, builder=one)["student"]["hash"]
-        for name, one in (("as is", builder), ("tampered", Tampered(builder.data_dir, builder.devices)))
-    ]
-    assert hashes[0] != hashes[1]
+    as_is, tampered = hashes(CrossEntropy(), tmp_path, labels="all")
+    assert as_is != tampered
 
 
 def test_untaught_networks_visit_labelled_examples_only(builder):
@@ -99,6 +107,7 @@ def test_chain_of_phases(tmp_path, builder):
     assert results["student"]["teacher_hash"] == results["teacher"]["hash"]
 
     frozen = experiment.replace_phase("student", optimizer=SGD(learning_rate=0.0), ema_decay=0.0)
+    frozen = dataclasses.replace(frozen, phases=frozen.phases[:3])
     again = run(frozen, tmp_path / "frozen", builder=builder)
     assert results["warm-up"]["hash"] == again["warm-up"]["hash"]
     template = builder.program(frozen, warm_up).compiled.network_template()
@@ -127,12 +136,13 @@ def test_evaluation_reads_what_was_kept(tmp_path, builder):
             assert found[phase][name] == pytest.approx(result["last"]["student"][name], rel=1e-5)
 
 
+@pytest.mark.slow  # tests/training compares their steps
 def test_jit_and_pmap_on_eight_devices_agree(tmp_path, data_dir, builder):
     """Whole runs differ by rounding, which grows; a few steps of a gentle optimizer keep it small."""
     experiment = small(KD() + CrossEntropy() + SP(), length=3, data={"labelled": 300})
     results = {}
     for name, runner, devices in (("one", "jit", 1), ("jit", "jit", 8), ("pmap", "pmap", 8)):
-        one = Builder(data_dir, devices=jax.devices()[:devices])
+        one = builder if devices == 1 else Builder(data_dir, devices=jax.devices()[:devices])
         results[name] = run(dataclasses.replace(experiment, runner=runner), tmp_path / name, builder=one)["student"]
     for name in ("jit", "pmap"):
         for metric in ("nll", "teacher_kl", "ece"):
@@ -146,9 +156,8 @@ def test_tiny_shrinks_any_config(tmp_path, builder):
     assert results["student"]["steps"] == 6
 
 
-def test_what_a_run_leaves(tmp_path, builder):
-    run(small(), tmp_path / "run", builder=builder)
-    place = tmp_path / "run/student"
+def test_what_a_run_leaves(finished):
+    place = finished / "student"
     assert {p.name for p in place.iterdir()} >= {
         "checkpoints",
         "metrics.jsonl",
@@ -163,21 +172,20 @@ def test_what_a_run_leaves(tmp_path, builder):
     assert steps_kept == [6, 9]
 
 
-def test_checkpoints_hold_no_teacher(tmp_path, builder):
-    run(small(), tmp_path / "run", builder=builder)
-    meta = json.loads((tmp_path / "run/student/checkpoints/last/9/meta/metadata").read_text())
-    assert meta["teacher"] == json.loads((tmp_path / "run/teacher/result.json").read_text())["hash"]
+def test_checkpoints_hold_no_teacher(finished):
+    meta = json.loads((finished / "student/checkpoints/last/9/meta/metadata").read_text())
+    assert meta["teacher"] == json.loads((finished / "teacher/result.json").read_text())["hash"]
     assert all(name.split("/")[0] in {"step", "params", "state", "opt_state", "ema", "keys"} for name in meta["shapes"])
     assert not any("teacher" in name for name in meta["shapes"])
 
 
-def test_a_trained_network_is_used_as_a_function(tmp_path, builder):
-    results = run(small(), tmp_path / "run", builder=builder)
+def test_a_trained_network_is_used_as_a_function(finished, builder):
+    result = json.loads((finished / "student/result.json").read_text())
     images = builder.dataset(small().data)
-    predict = jax.jit(load_trained(tmp_path / "run", data_dir=builder.data_dir))
+    predict = jax.jit(load_trained(finished, data_dir=builder.data_dir))
     predicted = np.argmax(predict(images.held.images).logits, axis=-1)
-    assert np.mean(predicted == images.held.labels) == pytest.approx(results["student"]["last"]["student"]["top1"])
-    assert load_trained(tmp_path / "run", "teacher", builder.data_dir).network.name == "small_cnn (width 4)"
+    assert np.mean(predicted == images.held.labels) == pytest.approx(result["last"]["student"]["top1"])
+    assert load_trained(finished, "teacher", builder.data_dir).network.name == "small_cnn (width 4)"
 
 
 def test_evaluation_may_be_cut_short(builder):

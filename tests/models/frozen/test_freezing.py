@@ -35,9 +35,10 @@ def trained(network, seed=1):
         name = str(path[-1])
         if "var" in name or "scale" in name:
             return jnp.asarray(rng.uniform(0.5, 2.0, x.shape), x.dtype)
-        return x + rng.normal(0.0, 0.3, x.shape).astype(x.dtype) if "mean" in name or "bias" in name else x
+        near = "mean" in name or "bias" in name
+        return jnp.asarray(jax.device_get(x) + rng.normal(0.0, 0.3, x.shape).astype(x.dtype)) if near else x
 
-    return jax.tree_util.tree_map_with_path(draw, network.init(jax.random.key(seed)))
+    return jax.tree_util.tree_map_with_path(draw, jax.jit(network.init)(jax.random.key(seed)))
 
 
 # --- networks, by what of them folds ---
