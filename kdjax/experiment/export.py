@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.trained import Trained
+from kdjax.json_files import write_json
 
 Format = Literal["stablehlo", "safetensors", "npz"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -22,18 +23,33 @@ def export(trained: Trained, form: Format, path: Path) -> None:
       form: "stablehlo", the whole function with its weights, from inputs as the data set stores them, `[B, ...]` for any B, to
         the output's fields, which `jax.export.deserialize(file.read_bytes()).call(inputs)` runs on CPU, GPU or TPU; or its
         weights alone as "safetensors" or "npz", by path, those of "params/" and of "state/".
-      path: of the file, which is not overwritten.
+      path: of the file, which is not overwritten. What it takes and the names of its classes are in a .json of its name.
 
     Raises:
       ExperimentError: there is a file, or a package is missing.
     """
-    if path.exists():
-        raise ExperimentError(f"{path} exists; name another file with --to.")
+    beside = path.with_suffix(".json")
+    for place in (path, beside):
+        if place.exists():
+            raise ExperimentError(f"{place} exists; name another file with --to.")
+    if path == beside:
+        raise ExperimentError(
+            f"{path} would be overwritten by what is said of it; name a file that does not end in .json."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     written = as_stablehlo(trained) if form == "stablehlo" else as_weights(trained, form)
+    write_json(beside, facts(trained))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(written)
     temporary.rename(path)
+
+
+def facts(trained: Trained) -> dict[str, Any]:
+    """What a program that runs the network must know: its inputs, and which class each logit is of."""
+    inputs = {
+        name: {"dtype": str(x.dtype), "shape": ["batch", *x.shape[1:]]} for name, x in _named(trained.inputs).items()
+    }
+    return {"network": trained.network.name, "inputs": inputs, "classes": list(trained.classes), "writer": "kdjax"}
 
 
 def as_stablehlo(trained: Trained) -> bytes:
@@ -73,7 +89,8 @@ def as_weights(trained: Trained, form: str) -> bytes:
     except ImportError as error:
         raise ExperimentError("safetensors is not installed; run pip install 'kdjax[export]'.") from error
     shapes = {name: f"{x.dtype}{list(x.shape[1:])}" for name, x in _named(trained.inputs).items()}
-    return save(flat, metadata={"network": trained.network.name, "inputs": json.dumps(shapes), "writer": "kdjax"})
+    said = {"network": trained.network.name, "inputs": json.dumps(shapes), "classes": json.dumps(trained.classes)}
+    return save(flat, metadata=said | {"writer": "kdjax"})
 
 
 def _named(tree):
