@@ -49,7 +49,7 @@ def from_linen(
         value)`: means over the batch, summed over the modules. All of the collection "losses" are, without being named.
       mode: for a module that is told by an unusual argument or field whether it trains: its name and its value in training,
         such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `use_running_average`, ...)
-        are known, and BatchNorm and Dropout that are told nothing are told. `{}`: it is the same in training and evaluation.
+        are known, and BatchNorm and Dropout that are told nothing are told. `{}`: its batch statistics stay on purpose.
       call: `(module, inputs, **mode) -> result`, for modules of several inputs, such as
         `lambda module, inputs, **mode: module(inputs["ids"], inputs["mask"], **mode)`; `module(inputs, **mode)` if not given.
       output: makes a `ModelOutput` of what the module returns.
@@ -61,8 +61,8 @@ def from_linen(
 
     Raises:
       TypeError: it is no unbound Linen module.
-      ValueError: `variables` has no "params"; or, when it runs: a path is unknown or its module runs not once; or, in training,
-        if it has batch statistics, or dropout, that do not heed it; or, under pmap and shard_map, if what normalises is not
+      ValueError: `mode` is no such thing; `variables` has no "params"; or, when it runs: a path is unknown or its module runs
+        not once; or, in training, if it has batch statistics, or dropout, that do not heed it; or, under pmap and shard_map, if what normalises is not
         `nn.BatchNorm` and there is no `axis_name` field.
     """
     if not isinstance(module, linen.Module):
@@ -76,6 +76,7 @@ def from_linen(
         if variables and "params" not in variables:
             raise ValueError(f"variables has the entries {', '.join(sorted(variables))}; give {{'params': ...}} and, where there "
                              "are any, {'batch_stats': ...} beside.")  # fmt: skip
+    modes.check_form(mode)
     kept = Taps.of(taps, features, preactivations, embedding)
     sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
     title = type(module).__name__
@@ -85,8 +86,9 @@ def from_linen(
         """The module's `method` ("init" or "apply") in the mode and on the axis of `watch`; and what it was told."""
         told = modes.call_arguments(module.__call__, mode, watch.train) if entry is None else {}
         bound, fields = _told(module, mode, watch, told)
+        args, kwargs = (arrays, told) if entry or call else modes.spoken(module.__call__, arrays, told)
         with linen.intercept_methods(watch):
-            result = getattr(bound, method)(first, *arrays, method=entry or call, **options, **told)
+            result = getattr(bound, method)(first, *args, method=entry or call, **options, **kwargs)
         return result, {**told, **fields}
 
     def init(key):
@@ -112,7 +114,9 @@ def from_linen(
             raise ValueError(
                 f"{title} draws random numbers in evaluation, where there are none; let it draw them in training alone ({error})."
             ) from error
-        if train and mode != {} and (what := watch.unheard(state, changed)):
+        if train and mode == {} and any(watch.writes):
+            raise modes.moves(title)
+        if train and mode != {} and (what := watch.unheard(state)):
             raise modes.unheard(title, what, module.__call__, told, _boolean_fields(module))
         if watch.unknown_statistics(state) and not hasattr(module, "axis_name"):
             raise ValueError(
@@ -151,14 +155,15 @@ class _Watch:
     Attributes:
       seen: shapes of what each module gave, by path.
       normalised: whether a BatchNorm ran.
-      moves, drops: for every BatchNorm that ran, whether it took statistics; for every dropout, whether it dropped.
+      writes: for every module with batch statistics that ran, whether it wrote them.
+      drops: for every dropout, whether it dropped.
     """
 
     def __init__(self, kept: Taps = Taps(()), train: bool = False, axis: Axis = None):
         self.kept, self.train, self.axis = kept.modules, train, axis
         self.seen: dict[str, Any] = {}
         self.records = {path: Record() for _, _, path in kept.wanted}
-        self.normalised, self.moves, self.drops = False, [], []
+        self.normalised, self.writes, self.drops = False, [], []
 
     def __call__(self, following, args, kwargs, context):
         module = context.module
@@ -171,11 +176,13 @@ class _Watch:
         if hasattr(module, "use_running_average") and hasattr(module, "axis_name"):
             object.__setattr__(module, "axis_name", self.axis)
             self.normalised = True
-        if isinstance(module, linen.BatchNorm):
-            self.moves.append(_said(module, "use_running_average", args, kwargs) is not True)
         if isinstance(module, linen.Dropout) and module.rate > 0:
             self.drops.append(_said(module, "deterministic", args, kwargs) is not True)
+        before = _own_statistics(module)
         result = following(*args, **kwargs)
+        if before:
+            after = _own_statistics(module)
+            self.writes.append(any(after[name] is not value for name, value in before.items()))
         self.seen[path] = shapes_of(result)
         gives, given = self.kept.get(path, (False, False))
         for suffix, wished, value in (("", gives, result), (INPUT, given, (*args, *kwargs.values(), None)[0])):
@@ -184,13 +191,9 @@ class _Watch:
                 module.sow("intermediates", f"tapped{suffix}", value)
         return result
 
-    def unheard(self, state: Tree, changed: Tree) -> str:
-        """What a training call did not change, or ""; a value that is the very same object was not written."""
-        before, after = (jax.tree.leaves(tree.get("batch_stats", {})) for tree in (state, changed))
-        untouched = all(a is b for a, b in zip(before, after, strict=True))
-        if before and (
-            untouched or (self.moves and not any(self.moves))
-        ):  # a loop makes new objects of what is untouched
+    def unheard(self, state: Tree) -> str:
+        """What a training call left as in evaluation, or ""."""
+        if jax.tree.leaves(state.get("batch_stats", {})) and not any(self.writes):
             return modes.STATISTICS
         return modes.DROPOUT if self.drops and not any(self.drops) else ""
 
@@ -209,6 +212,12 @@ class _Watch:
                 node = node.get(part, {}) if isinstance(node, Mapping) else {}
             record.values = node.get(f"tapped{path.removeprefix(name)}", ()) if isinstance(node, Mapping) else ()
         return self.records
+
+
+def _own_statistics(module: linen.Module) -> dict[str, Any]:
+    """The batch statistics of a module itself. One that is not written stays the very same object, in a loop too."""
+    found = module.variables.get("batch_stats", {})
+    return {name: value for name, value in found.items() if not isinstance(value, Mapping)}
 
 
 def _said(module: linen.Module, name: str, args: tuple, kwargs: dict) -> Any:
@@ -242,7 +251,8 @@ def _entry(path: str, mode: Mapping[str, bool] | None) -> Callable:
         for name in path.split("/"):
             node = node[int(name)] if name.isdigit() else getattr(node, name)
         function = node.__call__ if isinstance(node, linen.Module) else node
-        return node(*arrays, **modes.call_arguments(function, mode, False))
+        args, kwargs = modes.spoken(function, arrays, modes.call_arguments(function, mode, False))
+        return node(*args, **kwargs)
 
     return entry
 

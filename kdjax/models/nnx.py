@@ -10,6 +10,7 @@ from flax import linen, nnx
 
 from kdjax.models import modes
 from kdjax.models.functional import device_key, functionalise
+from kdjax.models.heeding import Heeding
 from kdjax.models.outputs import add_losses, as_output, of_model
 from kdjax.models.taps import INPUT, Paths, Record, Taps, no_module, shapes_of
 from kdjax.types import Network
@@ -45,7 +46,8 @@ def from_nnx(
         means over the batch, summed over the modules.
       mode: for a model that is told by an unusual argument or attribute whether it trains: its name and its value in
         training, such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `inference`, ...)
-        are known. `{}`: it is the same in training and evaluation.
+        are known. `{}`: its batch statistics stay in training on purpose. It is then told nothing: it trains as it was
+        built, and is evaluated without dropout.
       call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given.
       output: makes a `ModelOutput` of what the module returns.
       trainable: an nnx filter of the variables that are trained, such as `nnx.LoRAParam`; all others are state.
@@ -58,8 +60,8 @@ def from_nnx(
 
     Raises:
       TypeError: it is no NNX model.
-      ValueError: when it runs: a path is unknown or its module runs not once; or, in training, if the model has batch
-        statistics, or dropout, that do not heed it.
+      ValueError: `mode` is no such thing; or, when it runs: a path is unknown or its module runs not once; or, in training, if
+        the model has batch statistics, or dropout, that do not heed it.
     """
     if (
         isinstance(model, linen.Module)
@@ -68,9 +70,11 @@ def from_nnx(
     ):
         raise TypeError(f"from_nnx takes an nnx.Module or `rngs -> module`, not a {type(model).__name__}; a Linen module is for "
                         "from_linen.")  # fmt: skip
+    modes.check_form(mode)
     kind = type(model).__name__ if isinstance(model, nnx.Module) else getattr(model, "__name__", "nnx model")
     kept = Taps.of(taps, features, preactivations, embedding)
     functional = functionalise(model, trainable=trainable)
+    heeds = []  # filled by the first training call that is sound: later ones are not watched
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
         def run(module):
@@ -83,13 +87,16 @@ def from_nnx(
                 told["rngs"] = nnx.Rngs(key) if train else None
             _set_types(module)
             notes = _install(module, kept)
-            before = _Before(module, told.get("rngs"))
+            watch = Heeding(module) if train and not heeds else None
             raw = (call or _plain_call)(module, inputs, **told)
-            if train and mode != {}:
+            if watch is not None:
                 told.pop("rngs", None)
                 own = {name: value for name, value in flags.items() if name in vars(module)}
-                if what := before.unheard(module):
+                if mode == {} and watch.wrote:
+                    raise modes.moves(title)
+                if mode != {} and (what := watch.unheard()):
                     raise modes.unheard(title, what, forward, {**told, **own}, _boolean_fields(module))
+                heeds.append(True)
             result = of_model(raw, output)
             result = kept.fill(result, _read(notes)) if kept.wanted else result
             return add_losses(result, _noted(module, losses), title)
@@ -102,7 +109,9 @@ def from_nnx(
                 _set_flags(module, modes.named(mode), False)
                 function = _follow(module, path)
                 takes = function.__call__ if isinstance(function, nnx.Module) else function
-                return function(*arrays, **modes.call_arguments(takes, mode, False), **_no_rngs(takes))
+                told = modes.call_arguments(takes, mode, False) | _no_rngs(takes)
+                args, kwargs = modes.spoken(takes, arrays, told)
+                return function(*args, **kwargs)
 
             return functional.call(params, state, entry, train=False)[0]
 
@@ -131,7 +140,8 @@ def from_nnx(
 
 
 def _plain_call(module, inputs, **told):
-    return module(inputs, **told)
+    args, kwargs = modes.spoken(module.__call__, (inputs,), told)
+    return module(*args, **kwargs)
 
 
 def _no_rngs(function: Callable) -> dict:
@@ -160,31 +170,6 @@ def _set_types(module: nnx.Module) -> None:
 
 def _boolean_fields(module: nnx.Module) -> list[str]:
     return [name for name, value in vars(module).items() if isinstance(value, bool)]
-
-
-class _Before:
-    """What a training call is to change: batch statistics, and the counters of PRNG streams."""
-
-    def __init__(self, module: nnx.Module, rngs: nnx.Rngs | None):
-        self.rngs = rngs
-        self.statistics = _values(module, nnx.BatchStat)
-        self.counts = _values(module, nnx.RngCount) + _values(rngs, nnx.RngCount)
-
-    def unheard(self, module: nnx.Module) -> str:
-        """What did not change, or ""; a value that is the very same object was not written."""
-        if self.statistics and _same(self.statistics, _values(module, nnx.BatchStat)):
-            return modes.STATISTICS
-        drops = any(isinstance(node, nnx.Dropout) and node.rate > 0 for _, node in nnx.iter_modules(module))
-        after = _values(module, nnx.RngCount) + _values(self.rngs, nnx.RngCount)
-        return modes.DROPOUT if drops and _same(self.counts, after) else ""
-
-
-def _values(node: Any, kind: type) -> list:
-    return [] if node is None else [v.get_value() for _, v in nnx.to_flat_state(nnx.state(node, kind))]
-
-
-def _same(before: list, after: list) -> bool:
-    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
 # --- taps ---
