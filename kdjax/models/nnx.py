@@ -43,7 +43,7 @@ def from_nnx(
       embedding: the same for the vector that the classifier reads, such as "head:input".
       taps: further intermediate values to keep, `{name: path}`.
       losses: names under which the model notes numbers that are to be added to the loss, `self.sow(..., name, value)`:
-        means over the batch, summed over the modules.
+        means over the batch, or `[B]` one an example; summed over the modules.
       mode: for a model that is told by an unusual argument or attribute whether it trains: its name and its value in
         training, such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `inference`, ...)
         are known. `{}`: its batch statistics stay in training on purpose. It is then told nothing: it trains as it was
@@ -86,7 +86,7 @@ def from_nnx(
                 key = jax.random.fold_in(device_key(rngs, axis), 0x726E6773)
                 told["rngs"] = nnx.Rngs(key) if train else None
             _set_types(module)
-            notes = _install(module, kept)
+            notes, sown = _install(module, kept), _listen(module, losses)
             watch = Heeding(module) if train and not heeds else None
             raw = (call or _plain_call)(module, inputs, **told)
             if watch is not None:
@@ -99,7 +99,7 @@ def from_nnx(
                 heeds.append(True)
             result = of_model(raw, output)
             result = kept.fill(result, _read(notes)) if kept.wanted else result
-            return add_losses(result, _noted(module, losses), title)
+            return add_losses(result, _noted(module, losses), sown, title)
 
         return functional.call(params, state, run, train=train, key=rngs, axis=axis, as_built=mode == {})
 
@@ -231,8 +231,32 @@ def _watched(cls: type, path: str, given: dict) -> type:
 def _follow(module: nnx.Module, path: str) -> Callable:
     node: Any = module
     for name in path.split("/"):
-        node = node[int(name)] if name.isdigit() else node[name] if isinstance(node, dict) else getattr(node, name)
+        try:
+            node = node[int(name)] if name.isdigit() else node[name] if isinstance(node, dict) else getattr(node, name)
+        except (AttributeError, TypeError, IndexError, KeyError):
+            raise no_module(path, _modules(module), type(module).__name__) from None
     return node
+
+
+def _listen(module: nnx.Module, names: Sequence[str]) -> dict[str, set]:
+    """Makes the submodules tell the shapes of what they `sow` under these names, when they do."""
+    shapes: dict[str, set] = {name: set() for name in names}
+    kinds: dict[type, type] = {}
+    for _, node in nnx.iter_modules(module) if names else ():
+        cls = type(node)
+        if cls not in kinds:
+            kinds[cls] = _telling(cls, shapes)
+        node.__class__ = kinds[cls]
+    return shapes
+
+
+def _telling(cls: type, shapes: Mapping[str, set]) -> type:
+    def sow(self, variable_type, name, value, *args, **kwargs):
+        if name in shapes:
+            shapes[name] |= {jnp.shape(leaf) for leaf in jax.tree.leaves(value)}
+        return cls.sow(self, variable_type, name, value, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"sow": sow})
 
 
 def _noted(module: nnx.Module, names: Sequence[str]) -> dict[str, list]:

@@ -58,13 +58,39 @@ def two_heads(raw: Any) -> ModelOutput:
     return ModelOutput(logits=mean, taps={"class": classes, "distillation": distillation})
 
 
-def add_losses(output: ModelOutput, noted: Mapping[str, list], model: str) -> ModelOutput:
-    """The output with losses, each the sum of the numbers that the model noted under a name; none is refused."""
+def add_losses(output: ModelOutput, noted: Mapping[str, list], inside: Mapping[str, set], model: str) -> ModelOutput:
+    """The output with losses, each the sum of what the model noted under a name: a number, or `[B]` one an example.
+
+    Args:
+      output: of the model, with logits `[B, ...]`.
+      noted: the values by name; a loop has stacked those of its turns.
+      inside: shapes of these values when they were noted, as far as they are known.
+      model: its name.
+
+    Raises:
+      ValueError: nothing was noted under a name, or something that is neither.
+    """
     for name, values in noted.items():
         if not values:
             raise ValueError(f"losses= names {name!r}, and {model} notes nothing of that name; use that of its sow().")
-    totals = {name: sum(jnp.sum(value) for value in values) for name, values in noted.items()}
+    totals = {name: _total(name, values, inside.get(name, set()), output, model) for name, values in noted.items()}
     return dataclasses.replace(output, losses={**output.losses, **totals}) if totals else output
+
+
+def _total(name: str, values: list, inside: set, output: ModelOutput, model: str) -> Any:
+    """The sum of what was noted under a name, over modules and the turns of loops."""
+    rows = output.logits.shape[0]
+    shapes = inside or {jnp.shape(value) for value in values}
+    if shapes == {(rows,)}:
+        return sum(jnp.sum(jnp.reshape(value, (-1, rows)), axis=0) for value in values)
+    turns = not inside and all(len(shape) <= 1 and shape != (rows,) for shape in shapes)
+    if shapes != {()} and not turns:
+        said = " and ".join(str(list(shape)) for shape in sorted(shapes))
+        raise ValueError(
+            f"{model} notes {name!r} of the shape {said} beside {rows} examples; note a mean over the batch, or one number an "
+            "example [B], everywhere the same."
+        )
+    return sum(jnp.sum(value) for value in values)
 
 
 def output_shapes(network: Network, inputs: Tree) -> ModelOutput:
