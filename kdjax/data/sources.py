@@ -24,7 +24,7 @@ MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """One split of an image-classification set, `N` examples in a fixed order.
+    """One split of a classification set, `N` examples in a fixed order.
 
     Attributes:
       name: full name of the set, so that "fashion_mnist" shows which of the two it was.
@@ -32,7 +32,8 @@ class Source:
       labels: `[N]` int32 classes.
       num_classes: number of classes.
       class_names: one name a class.
-      images: `[N, H, W, C]` uint8 (or float32, of arrays), or None where the decoded set has 2 GiB and more, or varies.
+      images: `[N, H, W, C]` uint8 (of arrays also float32, or vectors `[N, D]` float32), or None where the decoded set has 2 GiB
+        and more, or varies.
       origin: TFDS's name of the set with its version.
       records: what reads single examples, where there is such a thing.
       soft: `[N, C]` float32 probabilities of the classes, which are then the targets; None where each example has one class.

@@ -68,7 +68,8 @@ def test_arrays_at_hand_are_not_copied_nor_made_read_only():
 
 BAD = {
     "channels first": (np.moveaxis(X, -1, 1)[:, :, :, :].repeat(2, -1), Y, "channels first; give numpy.moveaxis"),
-    "vectors": (X.reshape(30, -1), Y, r"shape \[30, 60\]; give images"),
+    "vectors of integers": (X.reshape(30, -1), Y, r"are uint8 \[30, 60\]; give vectors \[N, D\] as floats, x.astype"),
+    "five axes": (X[..., None], Y, r"shape \[30, 5, 4, 3, 1\]; give images .* or vectors"),
     "complex": (X * 1j, Y, "are complex128"),
     "too wide": (X.astype(np.int64) * 9, Y, "are int64; give uint8 from 0 to 255"),
     "nan": (np.where(np.arange(30).reshape(30, 1, 1, 1) == 4, np.nan, X / 255), Y, "1 of 30 inputs .* number 4;"),

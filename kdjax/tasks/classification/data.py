@@ -14,7 +14,7 @@ from kdjax.data.pictures import Unreadable
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
-from kdjax.tasks.classification.views import FloatViews, Views
+from kdjax.tasks.classification.views import FloatViews, VectorViews, Views
 from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
@@ -26,7 +26,7 @@ class Classification(Task):
 
     name: str = "fashion_mnist/subset"
     """data set: fashion_mnist/subset, fashion_mnist/full, digits, a TFDS image set such as cifar100, a folder of pictures (a
-    folder a class), or an .npz or .npy file"""
+    folder a class), or an .npz or .npy file of images or of vectors"""
     image_size: int = 0
     """pictures are cropped to squares of so many pixels; 0 for pictures that are all of one size, as they are"""
     channels: Literal[1, 3] = 3
@@ -158,11 +158,11 @@ class Classification(Task):
 
     def decoded(self, file: Any, inputs: Any) -> Any:
         """A picture, cropped as for evaluation; where the data's are of one size, its middle square at that size."""
-        _, height, width, channels = inputs.shape
-        if inputs.dtype != np.uint8 or height != width or channels not in (1, 3):
+        if inputs.dtype != np.uint8 or inputs.shape[1] != inputs.shape[2] or inputs.shape[3] not in (1, 3):
             raise ValueError(
                 f"the network takes {inputs.dtype} {list(inputs.shape[1:])}, which is not made of picture files"
             )
+        _, height, _, channels = inputs.shape
         crop = self.crop if self.image_size else Crop(train="center", share=1.0)
         try:
             return Reading(height, channels, crop, self.background).decode(str(file))
@@ -203,6 +203,8 @@ class Classification(Task):
     def _views(self, images) -> Views:
         """The views as these images want them."""
         views = self.views.spread(images.shape[-1])
+        if images.ndim == 2:
+            return VectorViews(**vars(views))
         return views if images.dtype == np.uint8 else FloatViews(**vars(views))
 
     def network(self, model: Classifier, dataset: Dataset, *, remat: bool = False) -> Network:
