@@ -36,7 +36,7 @@ class Classification(Task):
     background: int = 255
     """0 to 255, what shows through where a picture is transparent"""
     skip_unreadable: bool = False
-    """leave out files of a folder that cannot be read, and say how many; all are read for it once"""
+    """leave out pictures that cannot be read, and say how many; all are read for it once"""
     eval_examples: int = 0
     """evaluate at most so many examples, evenly spaced over the split; 0 for all"""
     validation: int = 0
