@@ -29,11 +29,16 @@ class Heeding:
         for node in dropouts:
             node.__class__ = self._noting(type(node))
 
-    def unheard(self) -> str:
+    def unheard(self, module: nnx.Module) -> str:
         """What the call left as in evaluation, or ""."""
-        if self.statistics and not self.wrote:
+        if self.statistics and not self.wrote and not self._replaced(module):
             return modes.STATISTICS
         return modes.DROPOUT if self.dropouts and not self.dropped else ""
+
+    def _replaced(self, module: nnx.Module) -> bool:
+        """Whether a statistic is another variable than before, which has no hook."""
+        statistics = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.BatchStat))
+        return any(self._written not in _hooks(variable) for variable in statistics)
 
     def _written(self, variable: nnx.Variable, value: Any) -> Any:
         self.wrote = True

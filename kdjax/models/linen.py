@@ -89,6 +89,8 @@ def from_linen(
         told = modes.call_arguments(module.__call__, mode, watch.train) if entry is None else {}
         bound, fields = _told(module, mode, watch, told)
         args, kwargs = (arrays, told) if entry or call else modes.spoken(module.__call__, arrays, told)
+        if not (entry or call):
+            modes.check_call(module.__call__, args, kwargs, title)
         with linen.intercept_methods(watch):
             result = getattr(bound, method)(first, *args, method=entry or call, **options, **kwargs)
         return result, {**told, **fields}
@@ -110,6 +112,12 @@ def from_linen(
             options["rngs"] = {"dropout": key, "params": jax.random.fold_in(key, 1)}
         try:
             (raw, changed), told = run("apply", {"params": params, **state}, (inputs,), watch, **options)
+        except flax.errors.ModifyScopeVariableError as error:
+            if train:
+                raise
+            raise ValueError(
+                f"{title} writes variables in evaluation, where nothing may change; let it write in training alone ({error})."
+            ) from error
         except flax.errors.InvalidRngError as error:
             if train:
                 raise

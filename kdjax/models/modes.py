@@ -41,6 +41,18 @@ def spoken(function: Callable, arrays: Iterable[Any], told: Mapping[str, Any]) -
     return [*arrays, *(told[name] for name in places)], {n: v for n, v in told.items() if n not in places}
 
 
+def check_call(function: Callable, args: Iterable[Any], kwargs: Mapping[str, Any], model: str) -> None:
+    """Raises where a model's call takes more, or less, than it is given."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(function).parameters)
+        raise ValueError(
+            f"{model} cannot be called with the inputs alone ({error}): its __call__ takes {takes}; pass call=lambda module, "
+            "inputs, **mode: module(..., **mode)."
+        ) from None
+
+
 def check_form(mode: Any) -> None:
     """Raises where `mode` is anything but names with the value that each has in training."""
     if mode is not None and not (isinstance(mode, Mapping) and all(isinstance(v, bool) for v in mode.values())):

@@ -1,5 +1,6 @@
 """A network from anybody's Flax NNX model."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def from_nnx(
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
         def run(module):
-            forward, title = module.__call__, type(module).__name__
+            forward, title = _forward(module, call), type(module).__name__
             told = modes.call_arguments(forward, mode, train)
             flags = _set_flags(module, modes.named(mode), train)
             modes.check_known(mode, forward, flags, title)
@@ -94,7 +95,7 @@ def from_nnx(
                 own = {name: value for name, value in flags.items() if name in vars(module)}
                 if mode == {} and watch.wrote:
                     raise modes.moves(title)
-                if mode != {} and (what := watch.unheard()):
+                if mode != {} and (what := watch.unheard(module)):
                     raise modes.unheard(title, what, forward, {**told, **own}, _boolean_fields(module))
                 heeds.append(True)
             result = of_model(raw, output)
@@ -125,7 +126,8 @@ def from_nnx(
                 for path, node in _modules(module).items():
                     if callable(node):
                         node.__class__ = _watched(type(node), path, given)
-                told = modes.call_arguments(module.__call__, mode, False) | _no_rngs(module.__call__)
+                forward = _forward(module, call)
+                told = modes.call_arguments(forward, mode, False) | _no_rngs(forward)
                 _set_flags(module, modes.named(mode), False)
                 return (call or _plain_call)(module, x, **told)
 
@@ -141,7 +143,19 @@ def from_nnx(
 
 def _plain_call(module, inputs, **told):
     args, kwargs = modes.spoken(module.__call__, (inputs,), told)
+    modes.check_call(module.__call__, args, kwargs, type(module).__name__)
     return module(*args, **kwargs)
+
+
+def _forward(module: nnx.Module, call: ModelCall | None) -> Callable:
+    """What is told the mode: the module's call, or `call` of a module that has none."""
+    if callable(module):
+        return module.__call__
+    if call is None:
+        raise ValueError(
+            f"{type(module).__name__} has no __call__; pass call=lambda module, inputs: module.forward(inputs), say."
+        )
+    return functools.partial(call, module)
 
 
 def _no_rngs(function: Callable) -> dict:

@@ -23,12 +23,15 @@ def as_output(raw: Any) -> ModelOutput:
         return raw
     if _is_array(raw):
         return ModelOutput(logits=raw)
-    if isinstance(raw, tuple | list) and len(raw) == 2:
+    fields = getattr(raw, "_fields", ())
+    if isinstance(raw, tuple | list) and len(raw) == 2 and (not fields or fields[0] == "logits"):
         return _pair(*raw)
     keys = (
-        list(raw) if isinstance(raw, Mapping) else [k for k, v in getattr(raw, "__dict__", {}).items() if v is not None]
+        list(raw)
+        if isinstance(raw, Mapping)
+        else list(fields) or [k for k, v in getattr(raw, "__dict__", {}).items() if v is not None]
     )
-    if isinstance(raw, Mapping) or hasattr(raw, "logits"):
+    if isinstance(raw, Mapping) or fields or hasattr(raw, "logits"):
         logits = "logits" if "logits" in keys or hasattr(raw, "logits") else str(keys[0]) if keys else "logits"
         read = f"raw[{logits!r}]" if isinstance(raw, Mapping) else f"raw.{logits}"
         raise TypeError(
@@ -42,9 +45,20 @@ def as_output(raw: Any) -> ModelOutput:
 
 
 def of_model(raw: Any, output: Callable[[Any], Any]) -> Any:
-    """What `output` makes of what a model returned; an array is logits."""
+    """What `output` makes of what a model returned; an array is logits.
+
+    Raises:
+      TypeError: the logits are no floats `[B, ..., C]`.
+    """
     made = output(raw)
-    return ModelOutput(logits=made) if _is_array(made) else made
+    made = ModelOutput(logits=made) if _is_array(made) else made
+    logits = getattr(made, "logits", None)
+    if _is_array(logits) and (logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating)):
+        raise TypeError(
+            f"The model's logits are {logits.dtype} {list(logits.shape)}; they must be floats [B, C], or [B, L, C] of elements: "
+            "pass output=function_that_makes_them."
+        )
+    return made
 
 
 def two_heads(raw: Any) -> ModelOutput:

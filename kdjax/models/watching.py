@@ -36,8 +36,10 @@ class Watch:
 
     def __call__(self, following, args, kwargs, context):
         module = context.module
-        if context.method_name != "__call__":
+        if context.method_name == "setup" or module.scope is None:
             return following(*args, **kwargs)
+        if context.method_name != "__call__":
+            return self._noting(module, following, args, kwargs)
         path = "/".join(module.path)
         for name in ("use_running_average", "deterministic"):
             if getattr(module, name, True) is None and kwargs.get(name) is None and len(args) == 1:
@@ -47,6 +49,18 @@ class Watch:
             self.normalised = True
         if isinstance(module, linen.Dropout) and module.rate > 0:
             self.drops.append(_said(module, "deterministic", args, kwargs) is not True)
+        result = self._noting(module, following, args, kwargs)
+        self.seen[path] = shapes_of(result)
+        self.modules[path] = module
+        gives, given = self.kept.get(path, (False, False))
+        for suffix, wished, value in (("", gives, result), (INPUT, given, (*args, *kwargs.values(), None)[0])):
+            if wished:
+                self.records[path + suffix].shapes.append(shapes_of(value))
+                module.sow("intermediates", f"tapped{suffix}", value)
+        return result
+
+    def _noting(self, module: linen.Module, following, args, kwargs) -> Any:
+        """Runs a method, and notes what it writes of its module's own."""
         before = _own(module, "batch_stats")
         result = following(*args, **kwargs)
         for collection in NOTED:
@@ -55,13 +69,6 @@ class Watch:
         if before:
             after = _own(module, "batch_stats")
             self.writes.append(any(after[name] is not value for name, value in before.items()))
-        self.seen[path] = shapes_of(result)
-        self.modules[path] = module
-        gives, given = self.kept.get(path, (False, False))
-        for suffix, wished, value in (("", gives, result), (INPUT, given, (*args, *kwargs.values(), None)[0])):
-            if wished:
-                self.records[path + suffix].shapes.append(shapes_of(value))
-                module.sow("intermediates", f"tapped{suffix}", value)
         return result
 
     def unheard(self, state: Tree) -> str:
