@@ -125,6 +125,10 @@ def check_split(name: str, parts: Parts, split: str, split_seed: int) -> Arrays:
         raise DataError(f"{where} has {len(x):,} inputs and {len(labels):,} labels; give one label an input.")
     if held:
         test = test_part(labels, share=HELD_OUT, split_seed=split_seed)
+        if test.all() or not test.any():
+            raise DataError(
+                f"{name} has no test part, and too few examples to hold some out, {len(test)}; give x_test and y_test."
+            )
         rows = ~test if split == "train" else test
         note(
             f"{name} has no test part: {test.sum():,} of {len(test):,} examples, a fifth of each class, are held out for it"
@@ -227,8 +231,10 @@ def _plain_labels(where: str, y: Any) -> np.ndarray:
         raise DataError(
             f"The labels of {where} have the shape {list(y.shape)}; give classes [N], or soft labels [N, C]."
         )
-    if y.dtype.kind not in "iufb" or (y.ndim == 1 and y.dtype.kind == "f" and not (y == np.floor(y)).all()):
-        raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on.")
+    whole = y.ndim == 2 or y.dtype.kind != "f" or (np.isfinite(y).all() and (y == np.floor(y)).all())
+    if y.dtype.kind not in "iufb" or not whole:
+        text = ", numpy.unique(y, return_inverse=True)[1], and the names as class_names" * (y.dtype.kind in "US")
+        raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on{text}.")
     return y
 
 

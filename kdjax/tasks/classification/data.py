@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
-from kdjax.data.errors import note
+from kdjax.data.errors import DataError, note
 from kdjax.data.overlap import said as overlapping
 from kdjax.data.pictures import Unreadable
 from kdjax.references import is_reference
@@ -93,6 +93,7 @@ class Classification(Task):
         else:
             held = split("test")
             rows = np.arange(len(held))
+        _check_alike(train, held)
         if real and self.evaluate_on != "validation" and (shared := overlapping(train, held)):
             note(shared)
         if len(splits.train) < self.batch_size:
@@ -227,3 +228,12 @@ class Classification(Task):
 
     def shrunk_network(self, model: Any) -> Any:
         return model if is_reference(model.name) else dataclasses.replace(model, width=4)
+
+
+def _check_alike(train: Source, held: Source) -> None:
+    """Refuses inputs that are of one kind where they are trained on, and of another where they are evaluated."""
+    kinds = [None if x.images is None else f"{x.images.dtype} {list(x.images.shape[1:])}" for x in (train, held)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise DataError(
+            f"The inputs of {train.name} are {kinds[0]} in {train.split} and {kinds[1]} in {held.split}; give them alike."
+        )

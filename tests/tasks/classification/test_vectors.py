@@ -10,6 +10,7 @@ import pytest
 
 from kdjax import load_trained
 from kdjax.cli import main
+from kdjax.data import DataError, from_arrays
 from kdjax.experiment import program as programs
 from kdjax.tasks.classification import Classification, Classifier, Policy, Views
 from kdjax.tasks.classification.foreign import renormalised
@@ -78,9 +79,14 @@ def test_vectors_are_normalised_and_nothing_else():
 
 
 def _dataset():
-    from kdjax.data import from_arrays
-
     return Classification(name=from_arrays(X, Y, test=(X, Y), name="vectors")).load()
+
+
+@pytest.mark.parametrize("other", [X[:, :4], RNG.integers(0, 255, (96, 4, 4, 1), np.uint8)])
+def test_what_is_evaluated_must_be_of_the_kind_that_is_trained_on(other):
+    name = from_arrays(X, Y, test=(other, Y), name="unlike")
+    with pytest.raises(DataError, match=r"arrays:unlike are float32 \[6\] in train and .* in test; give them alike"):
+        Classification(name=name).load()
 
 
 def test_a_teacher_of_other_normalisation():
