@@ -187,11 +187,12 @@ def given_data(
       batch_size, eval_batch_size: examples in a step.
 
     Raises:
-      DataError: arrays of different lengths, labels that are no classes, or none and no `num_classes`.
+      DataError: arrays of different lengths or kinds, labels that are no classes, or none and no `num_classes`.
     """
     splits = {}
     for split, (inputs, labels) in {"train": train, "test": test}.items():
         inputs, labels = jax.tree.map(np.asarray, inputs), None if labels is None else np.asarray(labels)
+        _check_inputs(f"{name}, {split}", inputs)
         sizes = sorted({len(leaf) for leaf in jax.tree.leaves((inputs, labels))})
         if len(sizes) != 1 or sizes[0] == 0:
             raise DataError(
@@ -202,6 +203,9 @@ def given_data(
                 f"The labels of {name}, {split}, are {labels.dtype}; give classes as integers from 0, or None if there are none."
             )
         splits[split] = Arrays(name, split, inputs, None if labels is None else labels.astype(np.int32))
+    kinds = [jax.tree.map(lambda x: str(jax.dtypes.canonicalize_dtype(x.dtype)), splits[s].inputs) for s in splits]
+    if kinds[0] != kinds[1]:
+        raise DataError(f"The inputs of {name} are {kinds[0]} to train on and {kinds[1]} to evaluate; give them alike.")
     trained, tested = splits["train"].targets, splits["test"].targets
     given = {split: arrays.targets for split, arrays in splits.items() if arrays.targets is not None}
     if num_classes is None and trained is None:
@@ -227,6 +231,16 @@ def given_data(
         fingerprint=" ".join(arrays.fingerprint()[:16] for arrays in splits.values()),
         preprocess=preprocess, augment=augment, preprocessed=preprocess is not None, augmented=augment is not None, **splits,
     )  # fmt: skip
+
+
+def _check_inputs(where: str, inputs: Tree) -> None:
+    """Refuses inputs that hold no arrays of numbers."""
+    for leaf in jax.tree.leaves(inputs):
+        if leaf.ndim == 0 or leaf.dtype.kind in "OSU":
+            what = "single numbers, as lists do" if leaf.ndim == 0 else f"{leaf.dtype}"
+            raise DataError(
+                f"The inputs of {where}, hold {what}; give arrays of numbers [N, ...], numpy.asarray(inputs)."
+            )
 
 
 def named(found: Any, fallback: str) -> str:

@@ -94,6 +94,24 @@ def test_without_labels_a_student_is_judged_by_its_teacher(teacher, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("train", "held", "said"),
+    [
+        (X.tolist(), X.tolist(), "hold single numbers, as lists do; give arrays"),
+        (np.array([None] * 96), X, "train, hold object; give arrays of numbers"),
+        (
+            {"a": X, "b": X},
+            {"a": X},
+            "are {'a': 'float32', 'b': 'float32'} to train on and {'a': 'float32'} to evaluate",
+        ),
+        (X, X.astype(int), "are float32 to train on and int32 to evaluate; give them alike"),
+    ],
+)
+def test_arrays_of_odd_kinds_are_refused(train, held, said):
+    with pytest.raises(DataError, match=said):
+        kdjax.distill(student, None, ((train, Y), (held, Y)), "labels")
+
+
 def test_a_trained_network_goes_back_to_a_module(ran):
     trained = ran.trained()
     module = to_nnx(student, trained.variables.params, trained.variables.state)
