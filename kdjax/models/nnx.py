@@ -49,7 +49,8 @@ def from_nnx(
         training, such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `inference`, ...)
         are known. `{}`: its batch statistics stay in training on purpose. It is then told nothing: it trains as it was
         built, and is evaluated without dropout.
-      call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given.
+      call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given. Of a model
+        without `__call__`, it is told the mode by its own arguments.
       output: makes a `ModelOutput` of what the module returns.
       trainable: an nnx filter of the variables that are trained, such as `nnx.LoRAParam`; all others are state.
       parts: entry points to offer as `Network.parts`, run in evaluation mode: names of methods, or `{name: path}` of methods
