@@ -26,7 +26,7 @@ class Classification(Task):
 
     name: str = "fashion_mnist/subset"
     """data set: fashion_mnist/subset, fashion_mnist/full, digits, a TFDS image set such as cifar100, a folder of pictures (a
-    folder a class), or an .npz or .npy file of images or of vectors"""
+    folder a class), or an .npz or .npy file"""
     image_size: int = 0
     """pictures are cropped to squares of so many pixels; 0 for pictures that are all of one size, as they are"""
     channels: Literal[1, 3] = 3
