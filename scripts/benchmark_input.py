@@ -32,16 +32,39 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def bare(paths: list[str], boxes: list | None = None, side: int = 0) -> None:
-    """Every picture decoded whole by the same threads; with boxes, resized to what a crop shows; and thrown away."""
+    """Every picture decoded whole by the same threads, and thrown away; with boxes, at the reduced scale that kdjax decodes at,
+    and resized to what a crop shows."""
+    list(readers().map(lambda path, box: bare_one(path, box, side), paths, boxes or [None] * len(paths)))
 
-    def decode(path, box):
-        with Image.open(path) as image:
-            if box is None:
-                image.load()
-            else:
-                image.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
-    list(readers().map(decode, paths, boxes or [None] * len(paths)))
+def bare_one(path: str, box: tuple | None = None, side: int = 0) -> None:
+    with Image.open(path) as image:
+        if box is None:
+            image.load()
+            return
+        factor, width = min(box[2] - box[0], box[3] - box[1]) / side, image.width
+        if factor >= 2:
+            image.draft(image.mode, tuple(int(length / factor) for length in image.size))
+        box = [end * image.width / width for end in box]
+        box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
+        image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def cpu_milliseconds(paths: list[str], reading: Reading, boxes: list, draws: list, rounds: int) -> dict[str, float]:
+    """CPU time of a picture in one thread, the mean of every picture's least: other programs hardly change it."""
+    ways = {
+        "decoding": lambda row: bare_one(paths[row]),
+        "decoding and resizing": lambda row: bare_one(paths[row], boxes[row], reading.size),
+        "kdjax": lambda row: reading.decode(paths[row], draws[row]),
+    }
+    least = {name: np.full(len(paths), np.inf) for name in ways}
+    for _ in range(rounds):
+        for row in range(len(paths)):
+            for name, way in ways.items():
+                start = time.thread_time()
+                way(row)
+                least[name][row] = min(least[name][row], time.thread_time() - start)
+    return {name: 1000 * float(values.mean()) for name, values in least.items()}
 
 
 def timed(function, *arguments) -> float:
@@ -69,13 +92,16 @@ def main() -> None:
         )
         print("| training crop | images/s a core | ÷ decoding alone | ÷ decoding and resizing alone |")
         print("| --- | --- | --- | --- |")
+        cpu = {}
         for kind in ("inception", "resize"):
             crop = Crop(train=kind)
             source = load(str(folder), split="train", reading=Reading(size=options.image_size, crop=crop))
             pipeline = Pipeline(source, np.arange(len(source)), batch_size=options.batch_size, data_seed=0)
             paths = source.records.files.get(range(len(source)))
             sizes = options.width, options.height, options.image_size
-            boxes = [crop.box(*sizes, crop_draws(0, 0, row)) for row in range(len(paths))]
+            draws = [crop_draws(0, 0, row) for row in range(len(paths))]
+            boxes = [crop.box(*sizes, each) for each in draws]
+            cpu[kind] = cpu_milliseconds(paths, source.records.reading, boxes, draws, options.rounds)
             speeds, ratios = [], []
             for turn in range(options.rounds + 1):  # the first warms up
                 first, epoch = turn * pipeline.steps_per_epoch, pipeline.steps_per_epoch
@@ -89,6 +115,12 @@ def main() -> None:
                 low, middle, high = statistics.quantiles(ratio, n=4)
                 said.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
             print(f"| {kind} | {statistics.median(speeds[1:]):.0f} | {said[0]} | {said[1]} |")
+        print("\n| training crop | CPU ms: decoding alone | and resizing alone | kdjax | decoding ÷ kdjax |")
+        print("| --- | --- | --- | --- | --- |")
+        for kind, spent in cpu.items():
+            print(
+                f"| {kind} | {' | '.join(f'{ms:.2f}' for ms in spent.values())} | {spent['decoding'] / spent['kdjax']:.2f} |"
+            )
 
 
 if __name__ == "__main__":

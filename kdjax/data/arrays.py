@@ -34,7 +34,7 @@ class Arrays:
     """One split, checked.
 
     Attributes:
-      inputs: `[N, H, W, C]` uint8 or float32.
+      inputs: images `[N, H, W, C]` uint8 or float32, or vectors `[N, D]` float32.
       labels: `[N]` int32, of soft labels the most likely class.
       soft: `[N, C]` float32 probabilities of the classes, or None where each example has one class.
       class_names: one name a class.
@@ -50,7 +50,7 @@ def from_arrays(x, y, *, test=None, validation=None, class_names=(), name: str =
     """Makes arrays at hand a data set: `Classification(name=from_arrays(x, y), ...)`.
 
     Args:
-      x: images `[N, H, W]` or `[N, H, W, C]`, uint8 or floats (which are not divided by 255).
+      x: images `[N, H, W]` or `[N, H, W, C]`, uint8 or floats (which are not divided by 255); or vectors `[N, D]` of floats.
       y: classes `[N]`, integers from 0 on; or soft labels `[N, C]`, whose rows add up to 1.
       test: `(x, y)` to evaluate; if not given, a fifth of each class is held out.
       validation: `(x, y)` for `evaluate_on="validation"`.
@@ -106,7 +106,7 @@ def read_arrays(path: Path) -> Parts:
 
 
 def check_split(name: str, parts: Parts, split: str, split_seed: int) -> Arrays:
-    """One split of the arrays, as far as they are images with classes.
+    """One split of the arrays, as far as they are images or vectors with classes.
 
     Raises:
       DataError: what does not fit, in a sentence.
@@ -119,12 +119,16 @@ def check_split(name: str, parts: Parts, split: str, split_seed: int) -> Arrays:
     held = own is None or (split == "train" and set(parts.splits) == {"train"})
     x, y = parts.splits["train"] if held else own
     where = f"{name} ({'train' if held else split})"
-    x = _images(where, x)
+    x = _inputs(where, x)
     labels, soft = _labels(where, y, classes)
     if len(x) != len(labels):
         raise DataError(f"{where} has {len(x):,} inputs and {len(labels):,} labels; give one label an input.")
     if held:
         test = test_part(labels, share=HELD_OUT, split_seed=split_seed)
+        if test.all() or not test.any():
+            raise DataError(
+                f"{name} has no test part, and too few examples to hold some out, {len(test)}; give x_test and y_test."
+            )
         rows = ~test if split == "train" else test
         note(
             f"{name} has no test part: {test.sum():,} of {len(test):,} examples, a fifth of each class, are held out for it"
@@ -165,8 +169,13 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
         raise DataError(f"{path} holds arrays that cannot be read ({why(error)}); save plain numbers.") from error
 
 
-def _images(where: str, x: Any) -> np.ndarray:
+def _inputs(where: str, x: Any) -> np.ndarray:
     x = np.asanyarray(x)
+    if x.ndim == 2 and len(x) and x.dtype.kind in "iub":
+        raise DataError(
+            f"The inputs of {where} are {x.dtype} {list(x.shape)}; give vectors [N, D] as floats, x.astype(numpy.float32), or "
+            "images as [N, H, W]."
+        )
     kind = x.dtype.kind
     if x.dtype != np.uint8 and kind != "f":
         wide = kind in "iu" and x.size and x.min() >= 0 and x.max() <= 255
@@ -176,16 +185,14 @@ def _images(where: str, x: Any) -> np.ndarray:
         x = x.astype(np.uint8)
     if x.ndim == 3:
         x = x[..., None]
-    if x.ndim == 4 and not len(x):
+    if x.ndim in (2, 4) and not len(x):
         raise DataError(f"{where} has no examples; give it some, or leave that part out.")
-    if x.ndim != 4 or 0 in x.shape:
-        other = " Vectors and other arrays are for kdjax.distill(student, teacher, data, ...) from Python." * (
-            x.ndim == 2
-        )
+    if x.ndim not in (2, 4) or 0 in x.shape:
         raise DataError(
-            f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C].{other}"
+            f"The inputs of {where} have the shape {list(x.shape)}; give images [N, H, W] or [N, H, W, C], or vectors [N, D]. "
+            "Other arrays are for kdjax.distill(student, teacher, data, ...) from Python."
         )
-    if x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
+    if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
         raise DataError(
             f"The inputs of {where} have the shape {list(x.shape)}, channels first; give numpy.moveaxis(x, 1, -1)."
         )
@@ -224,8 +231,10 @@ def _plain_labels(where: str, y: Any) -> np.ndarray:
         raise DataError(
             f"The labels of {where} have the shape {list(y.shape)}; give classes [N], or soft labels [N, C]."
         )
-    if y.dtype.kind not in "iufb" or (y.ndim == 1 and y.dtype.kind == "f" and not (y == np.floor(y)).all()):
-        raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on.")
+    whole = y.ndim == 2 or y.dtype.kind != "f" or (np.isfinite(y).all() and (y == np.floor(y)).all())
+    if y.dtype.kind not in "iufb" or not whole:
+        text = ", numpy.unique(y, return_inverse=True)[1], and the names as class_names" * (y.dtype.kind in "US")
+        raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on{text}.")
     return y
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdjax.data.errors import DataError
+from kdjax.data.errors import DataError, note
 from kdjax.data.folders import Folder
 from kdjax.data.pictures import Reading, Unreadable, draws_of, picture_size
 from kdjax.places import cache_folder
@@ -171,18 +171,26 @@ def unreadable_files(name: str, files: Files, wrong: dict[int, str]) -> str:
     )
 
 
-def readable(files: Folder, reading: Reading) -> tuple[np.ndarray, dict[int, str]]:
-    """Positions of the pictures that can be decoded, and what is wrong with the others. Reads all of them, once: what was found
-    is kept in the user's cache until a name or a size changes."""
+def left_out(name: str, files: Files, state: str, reading: Reading) -> np.ndarray:
+    """Positions of the pictures that can be decoded; how many others there are is said. Reads all of them, once: what was found
+    is kept in the user's cache under `state`, which changes whenever a file does."""
+    rows, wrong = _readable(files, state, reading)
+    if wrong:
+        note(unreadable_files(name, files, wrong).partition(". Mend")[0] + "; they are left out")
+    return rows
+
+
+def _readable(files: Files, state: str, reading: Reading) -> tuple[np.ndarray, dict[int, str]]:
+    """Those positions, and what is wrong with the other pictures."""
     whole = dataclasses.replace(reading, size=0)
     home = cache_folder("unreadable")
-    key = hashlib.sha256(f"{files.root} {files.stamp()} {whole}".encode(errors="surrogateescape")).hexdigest()[:24]
+    key = hashlib.sha256(f"{state} {whole}".encode(errors="surrogateescape")).hexdigest()[:24]
     kept = home / f"{key}.txt"
     if kept.exists():
         lines = [line.partition(" ") for line in kept.read_text(encoding="utf-8").splitlines()]
         wrong = {int(row): what for row, _, what in lines}
     else:
-        wrong = faults(FolderFiles(files), lambda file, row: whole.decode(file), range(len(files)))
+        wrong = faults(files, lambda file, row: whole.decode(file), range(len(files)))
         home.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}")
         temporary.write_text("".join(f"{row} {what}\n" for row, what in wrong.items()), encoding="utf-8")

@@ -18,6 +18,7 @@ _ORIENTATION = 0x0112
 _UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
+AT_ONCE = 2**22  # bytes of a file up to which it is read whole
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file have
 
@@ -104,9 +105,19 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
 def _open(file: str | bytes):
     from PIL import Image
 
-    opened = io.BytesIO(file) if isinstance(file, bytes) else _Bounded(io.FileIO(file))
-    with opened as stream, Image.open(stream, formats=FORMATS) as image:
+    with _stream(file) as stream, Image.open(stream, formats=FORMATS) as image:
         yield image
+
+
+def _stream(file: str | bytes) -> io.BufferedIOBase:
+    """What Pillow reads from; it asks for a header in dozens of small pieces, so that a file of usual size is read at once."""
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
+    stream = _Bounded(io.FileIO(file))
+    if os.fstat(stream.fileno()).st_size > AT_ONCE:
+        return stream
+    with stream:
+        return io.BytesIO(stream.read())
 
 
 class _Bounded(io.BufferedReader):

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdjax.data.arrays import Arrays, at_hand, check_split, read_arrays
 from kdjax.data.catalogue import COUNTS, OWN, data_folder, open_builder, resolve
-from kdjax.data.encoded import Encoded, FolderFiles, check_headers, differing, readable, unreadable_files
+from kdjax.data.encoded import Encoded, FolderFiles, check_headers, differing, left_out
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import Folder, open_folder
 from kdjax.data.npz import why
@@ -24,7 +24,7 @@ MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images from which on a set is read 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """One split of an image-classification set, `N` examples in a fixed order.
+    """One split of a classification set, `N` examples in a fixed order.
 
     Attributes:
       name: full name of the set, so that "fashion_mnist" shows which of the two it was.
@@ -32,7 +32,8 @@ class Source:
       labels: `[N]` int32 classes.
       num_classes: number of classes.
       class_names: one name a class.
-      images: `[N, H, W, C]` uint8 (or float32, of arrays), or None where the decoded set has 2 GiB and more, or varies.
+      images: `[N, H, W, C]` uint8 (of arrays also float32, or vectors `[N, D]` float32), or None where the decoded set has 2 GiB
+        and more, or varies.
       origin: TFDS's name of the set with its version.
       records: what reads single examples, where there is such a thing.
       soft: `[N, C]` float32 probabilities of the classes, which are then the targets; None where each example has one class.
@@ -222,6 +223,8 @@ def is_arrays(path: Path) -> bool:
 def _from_arrays(name: str, split: str, arrays: Arrays, reading: Reading) -> Source:
     if reading.size:
         raise DataError(f"{name} are arrays, which are not cropped on the host; set data.image_size to 0.")
+    if reading.skip_unreadable:
+        raise DataError(f"{name} are arrays, none of which is left out; data.skip_unreadable is for pictures.")
     classes = arrays.class_names
     return Source(name, split, _frozen(arrays.labels), len(classes), classes, _frozen(arrays.inputs), soft=arrays.soft)
 
@@ -230,15 +233,9 @@ def _from_folder(name: str, split: str, folder: Folder, reading: Reading) -> Sou
     if folder.note:
         note(folder.note)
     if reading.skip_unreadable:
-        rows, wrong = readable(folder, reading)
-        if wrong:
-            note(unreadable_files(name, FolderFiles(folder), wrong).partition(". Mend")[0] + "; they are left out")
+        rows = left_out(name, FolderFiles(folder), f"{folder.root} {folder.stamp()}", reading)
+        _check_lost(name, split, folder.labels, folder.labels[rows], folder.class_names)
         folder = folder.take(rows)
-        if len(np.unique(folder.labels)) < len(folder.class_names):
-            lost = next(n for i, n in enumerate(folder.class_names) if i not in folder.labels)
-            raise DataError(
-                f"No picture of the class {lost!r} of {name} ({split}) can be read; mend them, or delete the class."
-            )
     files = FolderFiles(folder)
     height, width = check_headers(name, files, one_size=not reading.size)
     records = Encoded(files, reading, "mend or delete it, or set data.skip_unreadable")
@@ -251,8 +248,6 @@ def _from_folder(name: str, split: str, folder: Folder, reading: Reading) -> Sou
 
 def _from_tfds(name: str, builder, split: str, image_key: str, label_key: str, reading: Reading) -> Source:
     info = builder.info
-    if reading.skip_unreadable:
-        raise DataError(f"data.skip_unreadable is for folders of pictures, and {name} is a set of TFDS; leave it out.")
     if split == "test" and "test" not in info.splits and "validation" in info.splits:
         split = "validation"
     records, labels, images = open_records(name, builder, split, image_key, label_key, reading, MEMORY_LIMIT)
@@ -272,6 +267,15 @@ def _from_tfds(name: str, builder, split: str, image_key: str, label_key: str, r
         varies=varies(split, reading),
     )  # fmt: skip
     return _in_memory(source, (reading.size, reading.size, reading.channels)) if reading.size else source
+
+
+def _check_lost(name: str, split: str, before: np.ndarray, after: np.ndarray, names: tuple[str, ...]) -> None:
+    """Refuses classes of which nothing could be read."""
+    lost = np.setdiff1d(before, after)
+    if len(lost):
+        raise DataError(
+            f"No picture of the class {names[lost[0]]!r} of {name} ({split}) can be read; mend them, or delete the class."
+        )
 
 
 def varies(split: str, reading: Reading) -> bool:

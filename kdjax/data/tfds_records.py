@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.encoded import Encoded, readers
+from kdjax.data.encoded import Encoded, left_out, readers
 from kdjax.data.errors import DataError
 from kdjax.data.npz import BROKEN
 from kdjax.data.pictures import Reading, Unreadable
@@ -29,6 +29,7 @@ class Records:
       image_key, label_key: names of what is read.
       said_as: the set and split, for messages.
       origin: TFDS's name of them, with the version.
+      rows: positions of those that are kept, where some are left out; None for all.
     """
 
     source: Any
@@ -36,9 +37,17 @@ class Records:
     label_key: str
     said_as: str
     origin: str
+    rows: np.ndarray | None = None
 
     def __len__(self):
-        return len(self.source)
+        return len(self.source) if self.rows is None else len(self.rows)
+
+    def keep(self, rows: np.ndarray) -> "Records":
+        """Those at some positions alone."""
+        if len(rows) == len(self):
+            return self
+        which = hashlib.sha256(np.asarray(rows, "<i8")).hexdigest()[:16]
+        return dataclasses.replace(self, rows=rows, origin=f"{self.origin} of which {which}")
 
     def read(self, indices, view=None) -> list[np.ndarray]:
         """Images as TFDS stores them; there is only one view."""
@@ -48,17 +57,21 @@ class Records:
         return self.read(indices)
 
     def said(self, index: int) -> str:
-        return f"Example {index} of {self.said_as}"
+        return f"Example {self._place(index)} of {self.said_as}"
 
     def fingerprint(self) -> str:
         return self.origin
 
     def examples(self, indices) -> list[dict]:
-        indices = [int(index) for index in indices]
+        indices = [self._place(index) for index in indices]
         try:
             return self.source.__getitems__(indices)
         except TypeError:  # the sources of tfds.testing.mock_data read one by one only
             return [self.source[index] for index in indices]
+
+    def _place(self, index: int) -> int:
+        """Where the example lies in TFDS's order."""
+        return int(index if self.rows is None else self.rows[index])
 
     def parts(self) -> Iterator[range]:
         """All positions by the thousand."""
@@ -98,9 +111,15 @@ def open_records(
         raise DataError(
             f"The images of {name} are stored as arrays, which are not cropped on the host; set data.image_size to 0."
         )
+    if reading.skip_unreadable and not encoded:
+        raise DataError(
+            f"The images of {name} are stored as arrays, none of which is left out; data.skip_unreadable is for pictures."
+        )
+    if reading.skip_unreadable:
+        records = records.keep(left_out(name, records, str(_content(builder, split)), reading))
     if encoded:
         reading = dataclasses.replace(reading, channels=feature.shape[-1] if not reading.size else reading.channels)
-        reader = Encoded(records, reading, "prepare the set anew without it, or with a picture that can")
+        reader = Encoded(records, reading, "prepare the set anew, or set data.skip_unreadable")
     shape = (reading.size, reading.size, reading.channels) if reading.size else tuple(feature.shape)
     if None in shape or reading.size or len(records) * int(np.prod(shape)) >= memory_limit:
         return reader if encoded else records, all_labels(builder, split, records), None

@@ -10,7 +10,7 @@ from kdjax.objectives import Objective, method
 from kdjax.places import local
 from kdjax.schedules import Duration, epochs
 from kdjax.tasks import Model, Task
-from kdjax.tasks.given import GivenNetwork, given_data, named
+from kdjax.tasks.given import GivenData, GivenNetwork, given_data, named
 from kdjax.training.optimizers import SGD, Optimizer
 from kdjax.training.progress import Progress
 
@@ -47,12 +47,13 @@ def distill(
       teacher: the same, with its trained weights (a Linen module by `from_linen(module, inputs, variables=...)`); or what
         `load_trained` gives, which then sees what the student sees; or the folder of a finished run. None for objectives that
         read no teacher.
-      data: `((inputs, labels), (test_inputs, test_labels))`, pytrees of arrays and integer classes; or a `kdjax.tasks.Task`,
+      data: `((inputs, labels), (test_inputs, test_labels))`, pytrees of arrays and integer classes, labels None where there are
+        none: a student is then evaluated by its agreement with the teacher; or a `kdjax.tasks.Task`,
         such as `Classification(name="fashion_mnist")`, which says its own batch sizes.
       objective: what is minimised, or the name of a method.
       duration, optimizer: of the training.
       batch_size, eval_batch_size: examples in a step.
-      num_classes: of arrays at hand; the largest label and one, if not given.
+      num_classes: of arrays at hand; the largest label and one, if not given. Without labels it must be.
       preprocess: of arrays at hand: `inputs [B, ...] -> what the networks see`; as they are, if not given.
       augment: of arrays at hand: `(key, inputs of one example) -> inputs`, for training; drawn anew in every pass.
       seed: of initial weights, dropout, order of the examples and their views.
@@ -75,6 +76,10 @@ def distill(
     """
     task = _task(data, num_classes, preprocess, augment, batch_size, eval_batch_size)
     chosen = _objective(objective)
+    if teacher is None and isinstance(task, GivenData) and task.judged_by == "teacher":
+        raise ExperimentError(
+            "The data to evaluate have no labels, and there is no teacher to agree with; give one of them."
+        )
     phases = ()
     if isinstance(teacher, str | Path):
         stored = local(teacher, ExperimentError, "A teacher").absolute()

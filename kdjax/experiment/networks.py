@@ -77,10 +77,12 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     student = make_network(task, phase.network, dataset, remat=phase.remat)
     teacher = make_teacher(experiment, phase, dataset)
     outputs = stored_outputs(task, phase, dataset)
+    info = dataset.info_for(phase.labels)
+    if phase.weights or phase.network.trained:  # it learns nothing, so its objective finds whatever it reads
+        info = dataclasses.replace(info, targets=info.targets or ("labels",))
     try:
         objective = bind(
-            phase.objective, output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs),
-            dataset.info_for(phase.labels),
+            phase.objective, output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs), info,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(with_paths(str(error), student, inputs)) from error

@@ -20,7 +20,7 @@ from kdjax.training import TrainState, Variables, count_parameters
 from kdjax.training.checkpoints import Checkpoints, Damaged, best_step
 from kdjax.training.finite import all_finite, missing_numbers
 from kdjax.training.loop import Loop, TrainingError
-from kdjax.training.processes import is_first, say
+from kdjax.training.processes import is_first, same_in_all, say
 from kdjax.training.progress import Progress
 from kdjax.training.writers import MetricWriter, Nowhere
 
@@ -71,6 +71,10 @@ def ready_teacher(
     if teacher is None:
         outputs = program.networks.outputs
         said = None if outputs is None else outputs_hash(outputs)
+        if not same_in_all(str(said)):
+            raise ExperimentError(
+                f"The processes of this run read different outputs from {phase.teacher_outputs}; name a file that all see."
+            )
         return None, {"teacher_hash": said, "teacher_frozen": None}
     variables, networks = teacher.network, program.networks
     if networks.objective.corrects_over_data:

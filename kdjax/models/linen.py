@@ -12,10 +12,10 @@ from flax import linen
 from kdjax.models import modes
 from kdjax.models.functional import device_key
 from kdjax.models.outputs import add_losses, as_output, of_model
-from kdjax.models.taps import INPUT, Paths, Record, Taps, no_module, shapes_of
-from kdjax.types import Axis, Network, Tree
+from kdjax.models.taps import Paths, Taps, no_module
+from kdjax.models.watching import NOTED, Watch
+from kdjax.types import Network, Tree
 
-NOTED = ("intermediates", "losses")  # collections that hold what a call noted down, which is no state
 LOSSES = "losses"
 
 
@@ -32,7 +32,7 @@ def from_linen(
     call: Callable[..., Any] | None = None,
     output: Callable[[Any], Any] = as_output,
     variables: Tree | None = None,
-    parts: Sequence[str] = (),
+    parts: Sequence[str] | Mapping[str, str] = (),
     name: str | None = None,
 ) -> Network:
     """A network from a Flax Linen module.
@@ -46,24 +46,26 @@ def from_linen(
       embedding: the same for the vector that the classifier reads, such as "head:input".
       taps: further intermediate values to keep, `{name: path}`.
       losses: names under which the model notes numbers that are to be added to the loss, `self.sow("intermediates", name,
-        value)`: means over the batch, summed over the modules. All of the collection "losses" are, without being named.
+        value)`: means over the batch, or `[B]` one an example; summed over the modules. All of the collection "losses" are,
+        without being named.
       mode: for a module that is told by an unusual argument or field whether it trains: its name and its value in training,
         such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `use_running_average`, ...)
-        are known, and BatchNorm and Dropout that are told nothing are told. `{}`: it is the same in training and evaluation.
+        are known, and BatchNorm and Dropout that are told nothing are told. `{}`: its batch statistics stay on purpose.
       call: `(module, inputs, **mode) -> result`, for modules of several inputs, such as
         `lambda module, inputs, **mode: module(inputs["ids"], inputs["mask"], **mode)`; `module(inputs, **mode)` if not given.
       output: makes a `ModelOutput` of what the module returns.
       variables: trained variables, `{"params": ..., "batch_stats": ...}`, which `init` then gives.
-      parts: names of methods (or submodules of `setup`) to offer as `Network.parts`, run in evaluation mode.
+      parts: entry points to offer as `Network.parts`, run in evaluation mode: names of methods, or `{name: path}` of methods or
+        submodules, of `setup` or of `nn.compact` ("Dense_0").
       name: for reports; the class name if not given.
 
     Random numbers of every stream (`self.make_rng("noise")`) come from the step's key.
 
     Raises:
       TypeError: it is no unbound Linen module.
-      ValueError: `variables` has no "params"; or, when it runs: a path is unknown or its module runs not once; or, in training,
-        if it has batch statistics, or dropout, that do not heed it; or, under pmap and shard_map, if what normalises is not
-        `nn.BatchNorm` and there is no `axis_name` field.
+      ValueError: `mode` is no such thing; `variables` has no "params"; or, when it runs: a path is unknown or its module runs
+        not once; or, in training, if it has batch statistics, or dropout, that do not heed it; or, under pmap and shard_map,
+        if what normalises is not `nn.BatchNorm` and there is no `axis_name` field.
     """
     if not isinstance(module, linen.Module):
         holds = isinstance(getattr(module, "module", None), linen.Module)
@@ -76,6 +78,7 @@ def from_linen(
         if variables and "params" not in variables:
             raise ValueError(f"variables has the entries {', '.join(sorted(variables))}; give {{'params': ...}} and, where there "
                              "are any, {'batch_stats': ...} beside.")  # fmt: skip
+    modes.check_form(mode)
     kept = Taps.of(taps, features, preactivations, embedding)
     sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
     title = type(module).__name__
@@ -85,8 +88,11 @@ def from_linen(
         """The module's `method` ("init" or "apply") in the mode and on the axis of `watch`; and what it was told."""
         told = modes.call_arguments(module.__call__, mode, watch.train) if entry is None else {}
         bound, fields = _told(module, mode, watch, told)
+        args, kwargs = (arrays, told) if entry or call else modes.spoken(module.__call__, arrays, told)
+        if not (entry or call):
+            modes.check_call(module.__call__, args, kwargs, title)
         with linen.intercept_methods(watch):
-            result = getattr(bound, method)(first, *arrays, method=entry or call, **options, **told)
+            result = getattr(bound, method)(first, *args, method=entry or call, **options, **kwargs)
         return result, {**told, **fields}
 
     def init(key):
@@ -94,25 +100,33 @@ def from_linen(
         if values is None:
             keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)
-            values = _plain(run("init", keys, (zeros,), _Watch())[0])
+            values = _plain(run("init", keys, (zeros,), Watch())[0])
         values = jax.tree.map(jnp.array, values)  # copies: a step may give its state's memory up
         return values.get("params", {}), {k: v for k, v in values.items() if k not in ("params", "params_axes", *NOTED)}
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
-        watch, options = _Watch(kept, train, axis), {"mutable": [*(state if train else ()), *NOTED]}
+        watch, options = Watch(kept, train, axis), {"mutable": [*(state if train else ()), *NOTED]}
         if train:
             key = device_key(rngs, axis)
             # A stream that is not named here is drawn from "params", as Linen does.
             options["rngs"] = {"dropout": key, "params": jax.random.fold_in(key, 1)}
         try:
             (raw, changed), told = run("apply", {"params": params, **state}, (inputs,), watch, **options)
+        except flax.errors.ModifyScopeVariableError as error:
+            if train:
+                raise
+            raise ValueError(
+                f"{title} writes variables in evaluation, where nothing may change; let it write in training alone ({error})."
+            ) from error
         except flax.errors.InvalidRngError as error:
             if train:
                 raise
             raise ValueError(
                 f"{title} draws random numbers in evaluation, where there are none; let it draw them in training alone ({error})."
             ) from error
-        if train and mode != {} and (what := watch.unheard(state, changed)):
+        if train and mode == {} and any(watch.writes):
+            raise modes.moves(title)
+        if train and mode != {} and (what := watch.unheard(state)):
             raise modes.unheard(title, what, module.__call__, told, _boolean_fields(module))
         if watch.unknown_statistics(state) and not hasattr(module, "axis_name"):
             raise ValueError(
@@ -123,17 +137,26 @@ def from_linen(
         result = of_model(raw, output)
         if kept.wanted:
             result = kept.fill(result, watch.read(changed.get("intermediates", {})))
-        result = add_losses(result, _noted(changed, losses), title)
+        result = add_losses(result, _noted(changed, losses), watch.noted, title)
         return result, ({k: changed[k] for k in state} if train else state)
 
     def part(path):
         def run_part(params, state, *arrays):
-            return run("apply", {"params": params, **state}, arrays, _Watch(), entry=_entry(path, mode))[0]
+            variables = {"params": params, **state}
+            try:
+                return run("apply", variables, arrays, Watch(), entry=_entry(path, mode))[0]
+            except _NotAnAttribute:
+                pass  # the modules of nn.compact are there only while it runs
+            watch = Watch()
+            jax.eval_shape(lambda v, x: run("apply", v, (x,), watch, mutable=list(NOTED))[0], variables, sample)
+            if path not in watch.modules:
+                raise no_module(path, set(watch.modules) - {""}, title)
+            return _by_itself(watch.modules[path], path, variables, arrays, mode)
 
         return run_part
 
     def paths(inputs):
-        watch = _Watch()
+        watch = Watch()
 
         def forward(key, x):
             params, state = init(key)
@@ -142,82 +165,11 @@ def from_linen(
         jax.eval_shape(forward, jax.random.key(0), inputs)
         return {path: shape for path, shape in watch.seen.items() if path}
 
-    return Network(init, apply, {method: part(method) for method in parts}, name or title, paths)
+    entries = parts if isinstance(parts, Mapping) else {method: method for method in parts}
+    return Network(init, apply, {entry: part(path) for entry, path in entries.items()}, name or title, paths)
 
 
-class _Watch:
-    """Stands between every call of a submodule and the caller: tells it the mode and the axis, and notes what happened.
-
-    Attributes:
-      seen: shapes of what each module gave, by path.
-      normalised: whether a BatchNorm ran.
-      moves, drops: for every BatchNorm that ran, whether it took statistics; for every dropout, whether it dropped.
-    """
-
-    def __init__(self, kept: Taps = Taps(()), train: bool = False, axis: Axis = None):
-        self.kept, self.train, self.axis = kept.modules, train, axis
-        self.seen: dict[str, Any] = {}
-        self.records = {path: Record() for _, _, path in kept.wanted}
-        self.normalised, self.moves, self.drops = False, [], []
-
-    def __call__(self, following, args, kwargs, context):
-        module = context.module
-        if context.method_name != "__call__":
-            return following(*args, **kwargs)
-        path = "/".join(module.path)
-        for name in ("use_running_average", "deterministic"):
-            if getattr(module, name, True) is None and kwargs.get(name) is None and len(args) == 1:
-                kwargs = {**kwargs, name: not self.train}
-        if hasattr(module, "use_running_average") and hasattr(module, "axis_name"):
-            object.__setattr__(module, "axis_name", self.axis)
-            self.normalised = True
-        if isinstance(module, linen.BatchNorm):
-            self.moves.append(_said(module, "use_running_average", args, kwargs) is not True)
-        if isinstance(module, linen.Dropout) and module.rate > 0:
-            self.drops.append(_said(module, "deterministic", args, kwargs) is not True)
-        result = following(*args, **kwargs)
-        self.seen[path] = shapes_of(result)
-        gives, given = self.kept.get(path, (False, False))
-        for suffix, wished, value in (("", gives, result), (INPUT, given, (*args, *kwargs.values(), None)[0])):
-            if wished:
-                self.records[path + suffix].shapes.append(shapes_of(value))
-                module.sow("intermediates", f"tapped{suffix}", value)
-        return result
-
-    def unheard(self, state: Tree, changed: Tree) -> str:
-        """What a training call did not change, or ""; a value that is the very same object was not written."""
-        before, after = (jax.tree.leaves(tree.get("batch_stats", {})) for tree in (state, changed))
-        untouched = all(a is b for a, b in zip(before, after, strict=True))
-        if before and (
-            untouched or (self.moves and not any(self.moves))
-        ):  # a loop makes new objects of what is untouched
-            return modes.STATISTICS
-        return modes.DROPOUT if self.drops and not any(self.drops) else ""
-
-    def unknown_statistics(self, state: Tree) -> bool:
-        """Whether batch statistics are taken over an axis that none of the modules seen here was told."""
-        return self.train and self.axis is not None and "batch_stats" in state and not self.normalised
-
-    def read(self, intermediates: Mapping) -> dict[str, Record]:
-        """What was recorded."""
-        for path, record in self.records.items():
-            name = path.removesuffix(INPUT)
-            if name not in self.seen:
-                raise no_module(name, set(self.seen) - {""}, "the model")
-            node: Any = intermediates
-            for part in name.split("/"):
-                node = node.get(part, {}) if isinstance(node, Mapping) else {}
-            record.values = node.get(f"tapped{path.removeprefix(name)}", ()) if isinstance(node, Mapping) else ()
-        return self.records
-
-
-def _said(module: linen.Module, name: str, args: tuple, kwargs: dict) -> Any:
-    """What a layer of Flax's is told by its second argument, or else by its field of the same name."""
-    given = kwargs.get(name, args[1] if len(args) > 1 else None)
-    return getattr(module, name) if given is None else given
-
-
-def _told(module: linen.Module, mode, watch: _Watch, told: Mapping) -> tuple[linen.Module, dict[str, bool]]:
+def _told(module: linen.Module, mode, watch: Watch, told: Mapping) -> tuple[linen.Module, dict[str, bool]]:
     """The module with the fields that stand for the mode and for the mapped axis as they are now; and the former."""
     fields = {name: value == watch.train for name, value in modes.named(mode).items() if name in _fields(module)}
     changed: dict[str, Any] = {name: None if name in told else value for name, value in fields.items()}
@@ -234,15 +186,43 @@ def _boolean_fields(module: linen.Module) -> list[str]:
     return [name for name in _fields(module) if isinstance(getattr(module, name, None), bool)]
 
 
+class _NotAnAttribute(Exception):
+    """A bound module has nothing at a path."""
+
+
+def _by_itself(
+    module: linen.Module, path: str, variables: Tree, arrays: Sequence, mode: Mapping[str, bool] | None
+) -> Any:
+    """Runs a submodule alone, in evaluation mode, with its own variables of those of the whole."""
+    own = {}
+    for collection, tree in variables.items():
+        for name in path.split("/"):
+            tree = tree.get(name, {})
+        own[collection] = tree
+    args, kwargs = modes.spoken(module.__call__, arrays, modes.call_arguments(module.__call__, mode, False))
+    alone = module.clone(_deep_clone=True, _reset_names=True, name=None)
+    try:
+        with linen.intercept_methods(Watch()):
+            return alone.apply(own, *args, **kwargs)
+    except flax.errors.ScopeParamShapeError as error:
+        raise ValueError(
+            f"The part at {path!r} is one of layers in a loop, whose parameters are stacked; name another."
+        ) from error
+
+
 def _entry(path: str, mode: Mapping[str, bool] | None) -> Callable:
     """A function of a bound module: its method, or its submodule, at a path, in evaluation mode."""
 
     def entry(module, *arrays):
         node: Any = module
         for name in path.split("/"):
-            node = node[int(name)] if name.isdigit() else getattr(node, name)
+            try:
+                node = node[int(name)] if name.isdigit() else getattr(node, name)
+            except (AttributeError, TypeError, IndexError) as error:
+                raise _NotAnAttribute from error
         function = node.__call__ if isinstance(node, linen.Module) else node
-        return node(*arrays, **modes.call_arguments(function, mode, False))
+        args, kwargs = modes.spoken(function, arrays, modes.call_arguments(function, mode, False))
+        return node(*args, **kwargs)
 
     return entry
 

@@ -30,9 +30,35 @@ def call_arguments(function: Callable, mode: Mapping[str, bool] | None, train: b
     return {
         name: value == train
         for name, value in named(mode).items()
-        if (name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY)
-        or (takes_any and name in (mode or ()))
+        if name in parameters or (takes_any and name in (mode or ()))
     }
+
+
+def spoken(function: Callable, arrays: Iterable[Any], told: Mapping[str, Any]) -> tuple[list, dict[str, Any]]:
+    """The arguments of `function(*arrays, **told)`, behind the arrays where it takes them by position alone."""
+    kinds = {name: p.kind for name, p in inspect.signature(function).parameters.items()}
+    places = [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_ONLY and name in told]
+    return [*arrays, *(told[name] for name in places)], {n: v for n, v in told.items() if n not in places}
+
+
+def check_call(function: Callable, args: Iterable[Any], kwargs: Mapping[str, Any], model: str) -> None:
+    """Raises where a model's call takes more, or less, than it is given."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(function).parameters)
+        raise ValueError(
+            f"{model} cannot be called with the inputs alone ({error}): its __call__ takes {takes}; pass call=lambda module, "
+            "inputs, **mode: module(..., **mode)."
+        ) from None
+
+
+def check_form(mode: Any) -> None:
+    """Raises where `mode` is anything but names with the value that each has in training."""
+    if mode is not None and not (isinstance(mode, Mapping) and all(isinstance(v, bool) for v in mode.values())):
+        raise ValueError(
+            f"mode={mode!r}: give the argument's name and its value in training, such as mode={{'is_fitting': True}}."
+        )
 
 
 def check_known(mode: Mapping[str, bool] | None, call: Callable, fields: Iterable[str], model: str) -> None:
@@ -66,12 +92,22 @@ def unheard(model: str, what: str, call: Callable, told: Mapping[str, Any], flag
     else:
         takes = ", ".join(n for n in parameters if n != "self")
         problem = f"none of its arguments ({takes}) has a name known to mean the mode"
-    if guesses:
+    if not guesses and not told and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        mend = "pass mode={'train': True} (or another name) if it hands what it is given on to layers that take it"
+    elif guesses:
         value = defaults.get(guesses[0]) is not True
         mend = f"pass mode={{{guesses[0]!r}: {value}}}, the argument's name and its value in training"
     else:
         mend = "give it an argument train, and hand it on to BatchNorm (use_running_average=not train) and Dropout"
     return ValueError(f"{model} has {what}: {problem}; {mend}, or mode={{}} if this is meant.")
+
+
+def moves(model: str) -> ValueError:
+    """The error for a model that is said to be the same in training and evaluation, and takes statistics of the batch."""
+    return ValueError(
+        f"mode={{}} says that {model} is the same in training and evaluation, and its batch statistics move in training; build "
+        "it with use_running_average=True (or call eval() of an NNX module) if they are to stay, else leave out mode."
+    )
 
 
 STATISTICS = "batch statistics that training leaves as they are"

@@ -1,5 +1,6 @@
 """A network from anybody's Flax NNX model."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from flax import linen, nnx
 
 from kdjax.models import modes
 from kdjax.models.functional import device_key, functionalise
+from kdjax.models.heeding import Heeding
 from kdjax.models.outputs import add_losses, as_output, of_model
 from kdjax.models.taps import INPUT, Paths, Record, Taps, no_module, shapes_of
 from kdjax.types import Network
@@ -42,11 +44,13 @@ def from_nnx(
       embedding: the same for the vector that the classifier reads, such as "head:input".
       taps: further intermediate values to keep, `{name: path}`.
       losses: names under which the model notes numbers that are to be added to the loss, `self.sow(..., name, value)`:
-        means over the batch, summed over the modules.
+        means over the batch, or `[B]` one an example; summed over the modules.
       mode: for a model that is told by an unusual argument or attribute whether it trains: its name and its value in
         training, such as `{"is_fitting": True}`. The usual names (`train`, `is_training`, `deterministic`, `inference`, ...)
-        are known. `{}`: it is the same in training and evaluation.
-      call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given.
+        are known. `{}`: its batch statistics stay in training on purpose. It is then told nothing: it trains as it was
+        built, and is evaluated without dropout.
+      call: `(module, inputs, **mode) -> result`, for models of several inputs; `module(inputs, **mode)` if not given. Of a model
+        without `__call__`, it is told the mode by its own arguments.
       output: makes a `ModelOutput` of what the module returns.
       trainable: an nnx filter of the variables that are trained, such as `nnx.LoRAParam`; all others are state.
       parts: entry points to offer as `Network.parts`, run in evaluation mode: names of methods, or `{name: path}` of methods
@@ -58,8 +62,8 @@ def from_nnx(
 
     Raises:
       TypeError: it is no NNX model.
-      ValueError: when it runs: a path is unknown or its module runs not once; or, in training, if the model has batch
-        statistics, or dropout, that do not heed it.
+      ValueError: `mode` is no such thing; or, when it runs: a path is unknown or its module runs not once; or, in training, if
+        the model has batch statistics, or dropout, that do not heed it.
     """
     if (
         isinstance(model, linen.Module)
@@ -68,13 +72,15 @@ def from_nnx(
     ):
         raise TypeError(f"from_nnx takes an nnx.Module or `rngs -> module`, not a {type(model).__name__}; a Linen module is for "
                         "from_linen.")  # fmt: skip
+    modes.check_form(mode)
     kind = type(model).__name__ if isinstance(model, nnx.Module) else getattr(model, "__name__", "nnx model")
     kept = Taps.of(taps, features, preactivations, embedding)
     functional = functionalise(model, trainable=trainable)
+    heeds = []  # filled by the first training call that is sound: later ones are not watched
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
         def run(module):
-            forward, title = module.__call__, type(module).__name__
+            forward, title = _forward(module, call), type(module).__name__
             told = modes.call_arguments(forward, mode, train)
             flags = _set_flags(module, modes.named(mode), train)
             modes.check_known(mode, forward, flags, title)
@@ -82,17 +88,20 @@ def from_nnx(
                 key = jax.random.fold_in(device_key(rngs, axis), 0x726E6773)
                 told["rngs"] = nnx.Rngs(key) if train else None
             _set_types(module)
-            notes = _install(module, kept)
-            before = _Before(module, told.get("rngs"))
+            notes, sown = _install(module, kept), _listen(module, losses)
+            watch = Heeding(module) if train and not heeds else None
             raw = (call or _plain_call)(module, inputs, **told)
-            if train and mode != {}:
+            if watch is not None:
                 told.pop("rngs", None)
                 own = {name: value for name, value in flags.items() if name in vars(module)}
-                if what := before.unheard(module):
+                if mode == {} and watch.wrote:
+                    raise modes.moves(title)
+                if mode != {} and (what := watch.unheard(module)):
                     raise modes.unheard(title, what, forward, {**told, **own}, _boolean_fields(module))
+                heeds.append(True)
             result = of_model(raw, output)
             result = kept.fill(result, _read(notes)) if kept.wanted else result
-            return add_losses(result, _noted(module, losses), title)
+            return add_losses(result, _noted(module, losses), sown, title)
 
         return functional.call(params, state, run, train=train, key=rngs, axis=axis, as_built=mode == {})
 
@@ -102,7 +111,9 @@ def from_nnx(
                 _set_flags(module, modes.named(mode), False)
                 function = _follow(module, path)
                 takes = function.__call__ if isinstance(function, nnx.Module) else function
-                return function(*arrays, **modes.call_arguments(takes, mode, False), **_no_rngs(takes))
+                told = modes.call_arguments(takes, mode, False) | _no_rngs(takes)
+                args, kwargs = modes.spoken(takes, arrays, told)
+                return function(*args, **kwargs)
 
             return functional.call(params, state, entry, train=False)[0]
 
@@ -116,7 +127,8 @@ def from_nnx(
                 for path, node in _modules(module).items():
                     if callable(node):
                         node.__class__ = _watched(type(node), path, given)
-                told = modes.call_arguments(module.__call__, mode, False) | _no_rngs(module.__call__)
+                forward = _forward(module, call)
+                told = modes.call_arguments(forward, mode, False) | _no_rngs(forward)
                 _set_flags(module, modes.named(mode), False)
                 return (call or _plain_call)(module, x, **told)
 
@@ -131,7 +143,20 @@ def from_nnx(
 
 
 def _plain_call(module, inputs, **told):
-    return module(inputs, **told)
+    args, kwargs = modes.spoken(module.__call__, (inputs,), told)
+    modes.check_call(module.__call__, args, kwargs, type(module).__name__)
+    return module(*args, **kwargs)
+
+
+def _forward(module: nnx.Module, call: ModelCall | None) -> Callable:
+    """What is told the mode: the module's call, or `call` of a module that has none."""
+    if callable(module):
+        return module.__call__
+    if call is None:
+        raise ValueError(
+            f"{type(module).__name__} has no __call__; pass call=lambda module, inputs: module.forward(inputs), say."
+        )
+    return functools.partial(call, module)
 
 
 def _no_rngs(function: Callable) -> dict:
@@ -160,31 +185,6 @@ def _set_types(module: nnx.Module) -> None:
 
 def _boolean_fields(module: nnx.Module) -> list[str]:
     return [name for name, value in vars(module).items() if isinstance(value, bool)]
-
-
-class _Before:
-    """What a training call is to change: batch statistics, and the counters of PRNG streams."""
-
-    def __init__(self, module: nnx.Module, rngs: nnx.Rngs | None):
-        self.rngs = rngs
-        self.statistics = _values(module, nnx.BatchStat)
-        self.counts = _values(module, nnx.RngCount) + _values(rngs, nnx.RngCount)
-
-    def unheard(self, module: nnx.Module) -> str:
-        """What did not change, or ""; a value that is the very same object was not written."""
-        if self.statistics and _same(self.statistics, _values(module, nnx.BatchStat)):
-            return modes.STATISTICS
-        drops = any(isinstance(node, nnx.Dropout) and node.rate > 0 for _, node in nnx.iter_modules(module))
-        after = _values(module, nnx.RngCount) + _values(self.rngs, nnx.RngCount)
-        return modes.DROPOUT if drops and _same(self.counts, after) else ""
-
-
-def _values(node: Any, kind: type) -> list:
-    return [] if node is None else [v.get_value() for _, v in nnx.to_flat_state(nnx.state(node, kind))]
-
-
-def _same(before: list, after: list) -> bool:
-    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
 # --- taps ---
@@ -246,8 +246,32 @@ def _watched(cls: type, path: str, given: dict) -> type:
 def _follow(module: nnx.Module, path: str) -> Callable:
     node: Any = module
     for name in path.split("/"):
-        node = node[int(name)] if name.isdigit() else node[name] if isinstance(node, dict) else getattr(node, name)
+        try:
+            node = node[int(name)] if name.isdigit() else node[name] if isinstance(node, dict) else getattr(node, name)
+        except (AttributeError, TypeError, IndexError, KeyError):
+            raise no_module(path, _modules(module), type(module).__name__) from None
     return node
+
+
+def _listen(module: nnx.Module, names: Sequence[str]) -> dict[str, set]:
+    """Makes the submodules tell the shapes of what they `sow` under these names, when they do."""
+    shapes: dict[str, set] = {name: set() for name in names}
+    kinds: dict[type, type] = {}
+    for _, node in nnx.iter_modules(module) if names else ():
+        cls = type(node)
+        if cls not in kinds:
+            kinds[cls] = _telling(cls, shapes)
+        node.__class__ = kinds[cls]
+    return shapes
+
+
+def _telling(cls: type, shapes: Mapping[str, set]) -> type:
+    def sow(self, variable_type, name, value, *args, **kwargs):
+        if name in shapes:
+            shapes[name] |= {jnp.shape(leaf) for leaf in jax.tree.leaves(value)}
+        return cls.sow(self, variable_type, name, value, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"sow": sow})
 
 
 def _noted(module: nnx.Module, names: Sequence[str]) -> dict[str, list]:

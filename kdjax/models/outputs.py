@@ -23,12 +23,15 @@ def as_output(raw: Any) -> ModelOutput:
         return raw
     if _is_array(raw):
         return ModelOutput(logits=raw)
-    if isinstance(raw, tuple | list) and len(raw) == 2:
+    fields = getattr(raw, "_fields", ())
+    if isinstance(raw, tuple | list) and len(raw) == 2 and (not fields or fields[0] == "logits"):
         return _pair(*raw)
     keys = (
-        list(raw) if isinstance(raw, Mapping) else [k for k, v in getattr(raw, "__dict__", {}).items() if v is not None]
+        list(raw)
+        if isinstance(raw, Mapping)
+        else list(fields) or [k for k, v in getattr(raw, "__dict__", {}).items() if v is not None]
     )
-    if isinstance(raw, Mapping) or hasattr(raw, "logits"):
+    if isinstance(raw, Mapping) or fields or hasattr(raw, "logits"):
         logits = "logits" if "logits" in keys or hasattr(raw, "logits") else str(keys[0]) if keys else "logits"
         read = f"raw[{logits!r}]" if isinstance(raw, Mapping) else f"raw.{logits}"
         raise TypeError(
@@ -42,9 +45,20 @@ def as_output(raw: Any) -> ModelOutput:
 
 
 def of_model(raw: Any, output: Callable[[Any], Any]) -> Any:
-    """What `output` makes of what a model returned; an array is logits."""
+    """What `output` makes of what a model returned; an array is logits.
+
+    Raises:
+      TypeError: the logits are no floats `[B, ..., C]`.
+    """
     made = output(raw)
-    return ModelOutput(logits=made) if _is_array(made) else made
+    made = ModelOutput(logits=made) if _is_array(made) else made
+    logits = getattr(made, "logits", None)
+    if _is_array(logits) and (logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating)):
+        raise TypeError(
+            f"The model's logits are {logits.dtype} {list(logits.shape)}; they must be floats [B, C], or [B, L, C] of elements: "
+            "pass output=function_that_makes_them."
+        )
+    return made
 
 
 def two_heads(raw: Any) -> ModelOutput:
@@ -58,13 +72,39 @@ def two_heads(raw: Any) -> ModelOutput:
     return ModelOutput(logits=mean, taps={"class": classes, "distillation": distillation})
 
 
-def add_losses(output: ModelOutput, noted: Mapping[str, list], model: str) -> ModelOutput:
-    """The output with losses, each the sum of the numbers that the model noted under a name; none is refused."""
+def add_losses(output: ModelOutput, noted: Mapping[str, list], inside: Mapping[str, set], model: str) -> ModelOutput:
+    """The output with losses, each the sum of what the model noted under a name: a number, or `[B]` one an example.
+
+    Args:
+      output: of the model, with logits `[B, ...]`.
+      noted: the values by name; a loop has stacked those of its turns.
+      inside: shapes of these values when they were noted, as far as they are known.
+      model: its name.
+
+    Raises:
+      ValueError: nothing was noted under a name, or something that is neither.
+    """
     for name, values in noted.items():
         if not values:
             raise ValueError(f"losses= names {name!r}, and {model} notes nothing of that name; use that of its sow().")
-    totals = {name: sum(jnp.sum(value) for value in values) for name, values in noted.items()}
+    totals = {name: _total(name, values, inside.get(name, set()), output, model) for name, values in noted.items()}
     return dataclasses.replace(output, losses={**output.losses, **totals}) if totals else output
+
+
+def _total(name: str, values: list, inside: set, output: ModelOutput, model: str) -> Any:
+    """The sum of what was noted under a name, over modules and the turns of loops."""
+    rows = output.logits.shape[0]
+    shapes = inside or {jnp.shape(value) for value in values}
+    if shapes == {(rows,)}:
+        return sum(jnp.sum(jnp.reshape(value, (-1, rows)), axis=0) for value in values)
+    turns = not inside and all(len(shape) <= 1 and shape != (rows,) for shape in shapes)
+    if shapes != {()} and not turns:
+        said = " and ".join(str(list(shape)) for shape in sorted(shapes))
+        raise ValueError(
+            f"{model} notes {name!r} of the shape {said} beside {rows} examples; note a mean over the batch, or one number an "
+            "example [B], everywhere the same."
+        )
+    return sum(jnp.sum(value) for value in values)
 
 
 def output_shapes(network: Network, inputs: Tree) -> ModelOutput:

@@ -226,6 +226,13 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
                 f"The teacher has {theirs} classes and the student {ours}; "
                 "they must agree: set the student's number of classes, or cut the teacher's logits to the shared ones."
             )
+    reads_logits = any("student.logits" in part.reads for part in objective.parts)
+    single = logits["student"] is not None and logits["student"].shape[-1:] == (1,)
+    if not problems and reads_logits and single and data is not None and data.num_classes > 1:
+        problems.append(
+            f"The student gives one logit and the data has {data.num_classes} classes: a softmax of one is always 1, so nothing "
+            "would be learned; give a logit a class."
+        )
     return problems
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ from kdjax.data import DataError
 from kdjax.models import from_linen, from_nnx
 from kdjax.tasks.registry import register
 from kdjax.tasks.task import Dataset, Model, NumberedViews, Task
+from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, MultiView, Network, Tree
 
+AGREEMENT = Metric("agreement", "agreement %", 100, 2, unit="points")
+NLL = Metric("nll", "NLL", 1, 2, higher_is_better=False)
+TEACHER_KL = Metric("teacher_kl", "KL from teacher", 1, 3, higher_is_better=False)
 UNSAVED = {"saved": False}  # metadata of fields that a saved experiment does not hold
 
 
@@ -85,7 +89,8 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenData(Task):
-    """Examples at hand, each with a class, or with one for each of its elements. Saved experiments hold their fingerprint."""
+    """Examples at hand, each with a class, or with one for each of its elements, or without. Saved experiments hold their
+    fingerprint."""
 
     fingerprint: str = ""
     """of the examples: a run is gone on with only with the same"""
@@ -95,6 +100,8 @@ class GivenData(Task):
     """whether there is a `preprocess`"""
     augmented: bool = False
     """whether there is an `augment`"""
+    judged_by: Literal["labels", "teacher"] = "labels"
+    """what a network is evaluated by: labels, or where there are none agreement with its teacher"""
     train: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
     """`Arrays` to train on"""
     test: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
@@ -104,15 +111,24 @@ class GivenData(Task):
     augment: Any = dataclasses.field(default=None, compare=False, repr=False, metadata=UNSAVED)
     """`(key, inputs of one example) -> inputs`, for training, or None"""
 
+    @property
+    def metric(self) -> Metric:
+        return Task.metric if self.judged_by == "labels" else AGREEMENT
+
+    @property
+    def columns(self) -> tuple[Metric, ...]:
+        return (AGREEMENT, NLL) if self.judged_by == "labels" else (TEACHER_KL,)
+
     def load(self, data_dir: str | None = None) -> Dataset:
         if self.train is None:
             raise DataError(
                 f"The examples {self.name!r} were handed over by a program; run that again with resume=True."
             )
-        labels = self.train.targets if isinstance(self.train.targets, np.ndarray) else None
+        labels = self.train.targets
         classes = labels if labels is not None and labels.ndim == 1 else None
         rows = np.arange(len(self.train), dtype=np.int32)
-        info = DataInfo(self.num_classes, len(self.train), labels=classes)
+        names = () if labels is None else ("labels",)
+        info = DataInfo(self.num_classes, len(self.train), labels=classes, targets=names)
         return Dataset(
             self.train, rows, np.ones(len(rows), bool), self.test, np.arange(len(self.test), dtype=np.int32), "test", info,
             arrays=self.train.inputs, description=f"{self.num_classes} classes",
@@ -164,45 +180,67 @@ def given_data(
     """A task of arrays at hand.
 
     Args:
-      train, test: `(inputs, labels)` each: a pytree of arrays `[N, ...]`, and classes `[N]` or `[N, L]` of integers.
-      num_classes: the largest label and one, if not given.
+      train, test: `(inputs, labels)` each: a pytree of arrays `[N, ...]`, and classes `[N]` or `[N, L]` of integers, or None.
+      num_classes: the largest label and one, if not given; needed where no part has labels.
       name: for reports.
       preprocess, augment: see `GivenData`.
       batch_size, eval_batch_size: examples in a step.
 
     Raises:
-      DataError: arrays of different lengths, or labels that are no classes.
+      DataError: arrays of different lengths or kinds, labels that are no classes, or none and no `num_classes`.
     """
     splits = {}
     for split, (inputs, labels) in {"train": train, "test": test}.items():
-        inputs, labels = jax.tree.map(np.asarray, inputs), np.asarray(labels)
+        inputs, labels = jax.tree.map(np.asarray, inputs), None if labels is None else np.asarray(labels)
+        _check_inputs(f"{name}, {split}", inputs)
         sizes = sorted({len(leaf) for leaf in jax.tree.leaves((inputs, labels))})
         if len(sizes) != 1 or sizes[0] == 0:
             raise DataError(
                 f"The arrays of {name}, {split}, have {' and '.join(map(str, sizes))} rows; give as many of each."
             )
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"The labels of {name}, {split}, are {labels.dtype}; give classes as integers from 0.")
-        splits[split] = Arrays(name, split, inputs, labels.astype(np.int32))
-    largest = max(int(arrays.targets.max()) for arrays in splits.values())
+        if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"The labels of {name}, {split}, are {labels.dtype}; give classes as integers from 0, or None if there are none."
+            )
+        splits[split] = Arrays(name, split, inputs, None if labels is None else labels.astype(np.int32))
+    kinds = [jax.tree.map(lambda x: str(jax.dtypes.canonicalize_dtype(x.dtype)), splits[s].inputs) for s in splits]
+    if kinds[0] != kinds[1]:
+        raise DataError(f"The inputs of {name} are {kinds[0]} to train on and {kinds[1]} to evaluate; give them alike.")
     trained, tested = splits["train"].targets, splits["test"].targets
-    if num_classes is None and trained.ndim == 1 and tested.max() > trained.max():
+    given = {split: arrays.targets for split, arrays in splits.items() if arrays.targets is not None}
+    if num_classes is None and trained is None:
+        raise DataError(
+            f"{name} has no labels to train on, which would say how many classes there are; give num_classes."
+        )
+    largest = max((int(labels.max()) for labels in given.values()), default=0)
+    if num_classes is None and tested is not None and trained.ndim == 1 and tested.max() > trained.max():
         raise DataError(
             f"Label {tested.max()} of {name}, test, at {tested.argmax()}, is none of the training part, whose labels go to "
             f"{trained.max()}; mend it, or give num_classes={largest + 1}."
         )
     classes = largest + 1 if num_classes is None else num_classes
-    for split, arrays in splits.items():
-        wrong = np.flatnonzero((arrays.targets < 0) | (arrays.targets >= classes))
+    for split, labels in given.items():
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
         if len(wrong):
             raise DataError(
-                f"Label {arrays.targets.flat[wrong[0]]} of {name}, {split}, at {wrong[0]}, is not among the {classes} classes."
+                f"Label {labels.flat[wrong[0]]} of {name}, {split}, at {wrong[0]}, is not among the {classes} classes."
             )
     return GivenData(
         name=name, batch_size=batch_size, eval_batch_size=eval_batch_size, num_classes=classes,
+        judged_by="teacher" if tested is None else "labels",
         fingerprint=" ".join(arrays.fingerprint()[:16] for arrays in splits.values()),
         preprocess=preprocess, augment=augment, preprocessed=preprocess is not None, augmented=augment is not None, **splits,
     )  # fmt: skip
+
+
+def _check_inputs(where: str, inputs: Tree) -> None:
+    """Refuses inputs that hold no arrays of numbers."""
+    for leaf in jax.tree.leaves(inputs):
+        if leaf.ndim == 0 or leaf.dtype.kind in "OSU":
+            what = "single numbers, as lists do" if leaf.ndim == 0 else f"{leaf.dtype}"
+            raise DataError(
+                f"The inputs of {where}, hold {what}; give arrays of numbers [N, ...], numpy.asarray(inputs)."
+            )
 
 
 def named(found: Any, fallback: str) -> str:

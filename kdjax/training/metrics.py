@@ -79,12 +79,31 @@ def fit(student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict
 
 
 def class_sums(student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, dict[str, Array]]:
-    """Sums of one batch for each role: those of `prediction_sums`, the student's with those of `comparison_sums`."""
+    """Sums of one batch for each role: those of `prediction_sums`, the student's with those of `comparison_sums`; the latter
+    alone where there are no targets."""
+    if batch.targets is None:
+        return _unlabelled_sums(student, teacher, batch)
     sums = {"student": prediction_sums(student, batch)}
     if teacher is not None and same_classes(student, teacher):
         sums["teacher"] = prediction_sums(teacher, batch)
         sums["student"] |= comparison_sums(student, teacher, batch)
     return sums
+
+
+def _unlabelled_sums(student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, dict[str, Array]]:
+    """How many there are, and how the student follows its teacher.
+
+    Raises:
+      ValueError: they give logits of other classes, so that nothing can be compared.
+    """
+    where = evaluated(batch, student.logits.shape[:-1])
+    sums = {"student": {"count": jnp.sum(where, dtype=jnp.float32)}}
+    if teacher is None:
+        return sums
+    if not same_classes(student, teacher):
+        raise ValueError("What is evaluated has no labels, and student and teacher give other classes, so that nothing can be "
+                         "compared; give labels.")  # fmt: skip
+    return {"student": sums["student"] | comparison_sums(student, teacher, batch), "teacher": sums["student"]}
 
 
 def prediction_sums(output: ModelOutput, batch: Batch) -> dict[str, Array]:
@@ -138,14 +157,17 @@ def evaluated(batch: Batch, shape: tuple[int, ...]) -> Array:
 
 
 def class_means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means of the sums of one role over a data set: top1, top5, nll (nats), ece, and agreement and teacher_kl where there
-    is a teacher."""
+    """Means of the sums of one role over a data set: top1, top5, nll (nats), ece where there are labels, and agreement and
+    teacher_kl where there is a teacher."""
     count = float(sums["count"])
     if count == 0:
         raise ValueError("There is nothing to evaluate: the split is empty.")
     names = [name for name in ("top1", "top5", "nll", "agreement", "teacher_kl") if name in sums]
+    means = {name: float(sums[name]) / count for name in names}
+    if "bin_correct" not in sums:
+        return means
     gap = np.abs(np.asarray(sums["bin_correct"]) - np.asarray(sums["bin_confidence"]))
-    return {name: float(sums[name]) / count for name in names} | {"ece": float(gap.sum()) / count}
+    return means | {"ece": float(gap.sum()) / count}
 
 
 def same_classes(student: ModelOutput, teacher: ModelOutput) -> bool:

@@ -1,5 +1,6 @@
 """Several processes as one run: all compute, the first writes files, and what one finds wrong is said by all."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 
@@ -70,6 +71,12 @@ def of_first(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.array(number)))
+
+
+def same_in_all(text: str) -> bool:
+    """Whether all processes have the same text; all must ask."""
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)  # what an int32 holds
+    return not any_of(number != of_first(number))
 
 
 def of_all(rows: np.ndarray) -> np.ndarray:

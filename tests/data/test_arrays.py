@@ -68,13 +68,16 @@ def test_arrays_at_hand_are_not_copied_nor_made_read_only():
 
 BAD = {
     "channels first": (np.moveaxis(X, -1, 1)[:, :, :, :].repeat(2, -1), Y, "channels first; give numpy.moveaxis"),
-    "vectors": (X.reshape(30, -1), Y, r"shape \[30, 60\]; give images"),
+    "infinite labels": (X, np.where(Y == 1, np.inf, Y), "are float64; give whole numbers"),
+    "too few": (X[:2], np.arange(2), r"too few examples to hold some out, 2; give x_test"),
+    "vectors of integers": (X.reshape(30, -1), Y, r"are uint8 \[30, 60\]; give vectors \[N, D\] as floats, x.astype"),
+    "five axes": (X[..., None], Y, r"shape \[30, 5, 4, 3, 1\]; give images .* or vectors"),
     "complex": (X * 1j, Y, "are complex128"),
     "too wide": (X.astype(np.int64) * 9, Y, "are int64; give uint8 from 0 to 255"),
     "nan": (np.where(np.arange(30).reshape(30, 1, 1, 1) == 4, np.nan, X / 255), Y, "1 of 30 inputs .* number 4;"),
     "objects": (np.array([None] * 30), Y, "cannot be read"),
     "text": (np.array(["a"] * 30), Y, "are <U1"),
-    "labels of text": (X, np.array(["a"] * 30), "labels of .* are <U1"),
+    "labels of text": (X, np.array(["a"] * 30), r"labels of .* are <U1; .* numpy.unique\(y, return_inverse=True\)\[1\], and"),
     "fractions": (X, Y + 0.5, "whole numbers from 0 on"),
     "negative": (X, Y - 1, r"go from -1 to 1; number the 2 classes.*\(The first that is none is -1, number 0; 10 of 30"),
     "one beyond": (X, np.where(np.arange(30) == 7, 5000, Y), r"Label 5,000 of .*bad.npz \(train\), number 7, would be"),

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from kdjax.data import Crop, DataError, Reading, fashion_mnist, load, sources
+from kdjax.data import Crop, DataError, Reading, fashion_mnist, from_arrays, load, sources
 from kdjax.data.check import check
 from kdjax.data.tfds_records import Records
 
@@ -158,6 +158,27 @@ def test_odd_pictures_of_a_prepared_set_are_read_right_or_named(odd, tmp_path):
     lines = []
     assert check("kdjax_test_odd/cut", tmp_path, log=lines.append) == 2  # both splits have it
     assert lines[0] == "Example 3 of kdjax_test_odd/cut (train) is cut off"
+
+
+def test_what_cannot_be_read_of_a_prepared_set_is_left_out(odd, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, skip = odd("cut"), Reading(skip_unreadable=True)
+    whole = load(name, split="train", data_dir=tmp_path, reading=skip)
+    assert "1 of 8 pictures of kdjax_test_odd/cut cannot be read: Example 3 of" in (said := capsys.readouterr().err)
+    assert said.rstrip().endswith("is cut off; they are left out.")
+    cropped = load(name, split="train", data_dir=tmp_path, reading=Reading(size=4, skip_unreadable=True))
+    shown = cropped.read(np.arange(7))["inputs"]
+    for images in (whole.images, shown):
+        np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, 4, 5, 6, 7])
+    for source in (whole, cropped):
+        np.testing.assert_array_equal(source.labels, np.array([0, 1, 2, 4, 5, 6, 7]) % 2)
+    assert cropped.records.files.said(3) == "Example 4 of kdjax_test_odd/cut (train)"
+    with pytest.raises(
+        DataError, match=r"Example 3 of .* is cut off; prepare the set anew, or set data.skip_unreadable"
+    ):
+        load(name, split="train", data_dir=tmp_path)
+    with pytest.raises(DataError, match="arrays:held are arrays, none of which is left out"):
+        load(from_arrays(shown, whole.labels, test=(shown, whole.labels), name="held"), split="train", reading=skip)
 
 
 def test_pictures_of_a_prepared_set_are_cropped_as_they_are_read(squares, tmp_path, monkeypatch):

@@ -71,6 +71,47 @@ def test_it_trains_evaluates_and_can_be_used(ran, teacher):
     assert np.mean(predicted == Y[64:]) == pytest.approx(last["top1"])
 
 
+def test_without_labels_a_student_is_judged_by_its_teacher(teacher, tmp_path):
+    data = (X[:64], None), (X[64:], None)
+    options = {"num_classes": 3, "folder": tmp_path / "run", **SMALL}
+    results = kdjax.distill(student, teacher, data, KD(), **options)
+    last = results["student"]["last"]["student"]
+    said, taught = (
+        results.trained()(X[64:]).logits,
+        from_nnx(teacher).apply(*from_nnx(teacher).init(None), X[64:], train=False)[0],
+    )
+    assert set(last) == {"agreement", "teacher_kl"} and results["teacher"]["last"]["student"] == {}
+    assert last["agreement"] == pytest.approx(np.mean(np.argmax(said, -1) == np.argmax(taught.logits, -1)))
+    assert "agreement %" in str(results) and "top-1" not in str(results)
+    refused = {
+        "learns from targets called 'labels', and the data has none": (data, teacher, "kd", {}),
+        "no labels, and there is no teacher": (data, None, KD(), {}),
+        "give num_classes": (data, teacher, KD(), {"num_classes": None}),
+    }
+    for said, (given, whose, objective, changed) in refused.items():
+        with pytest.raises((ExperimentError, DataError), match=said):
+            kdjax.distill(student, whose, given, objective, **{**options, "folder": tmp_path / "other", **changed})
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "said"),
+    [
+        (X.tolist(), X.tolist(), "hold single numbers, as lists do; give arrays"),
+        (np.array([None] * 96), X, "train, hold object; give arrays of numbers"),
+        (
+            {"a": X, "b": X},
+            {"a": X},
+            "are {'a': 'float32', 'b': 'float32'} to train on and {'a': 'float32'} to evaluate",
+        ),
+        (X, X.astype(int), "are float32 to train on and int32 to evaluate; give them alike"),
+    ],
+)
+def test_arrays_of_odd_kinds_are_refused(train, held, said):
+    with pytest.raises(DataError, match=said):
+        kdjax.distill(student, None, ((train, Y), (held, Y)), "labels")
+
+
 def test_a_trained_network_goes_back_to_a_module(ran):
     trained = ran.trained()
     module = to_nnx(student, trained.variables.params, trained.variables.state)

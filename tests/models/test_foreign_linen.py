@@ -138,6 +138,39 @@ def test_several_inputs_and_a_method_as_a_part():
         np.testing.assert_array_equal(part(params, state, X), quiet)
 
 
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(nn.Dropout(0.5)(nn.BatchNorm()(x), deterministic=not train))
+
+
+class Compact(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x, _ = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)(name="stack")(x, None)
+        return Head(name="head")(nn.relu(x), train)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(4)(x), None
+
+
+def test_a_part_of_a_compact_module():
+    parts = {"classify": "head", "last": "head/Dense_0", "looped": "stack/Dense_0", "wrong": "heat"}
+    network = from_linen(Compact(), X, parts=parts, embedding="head:input", taps={"input": "head/Dense_0:input"})
+    params, state = network.init(KEY)
+    state = jax.tree.map(lambda x: x + 0.5, state)
+    output, _ = network.apply(params, state, X, train=False)
+    for part, given in (("classify", output.embedding), ("last", output.taps["input"])):
+        np.testing.assert_allclose(network.parts[part](params, state, given), output.logits, rtol=1e-6)
+    with pytest.raises(ValueError, match="No module at 'heat' in Compact; there are head"):
+        network.parts["wrong"](params, state, X)
+    with pytest.raises(ValueError, match="The part at 'stack/Dense_0' is one of layers in a loop"):
+        network.parts["looped"](params, state, X)
+
+
 def test_what_is_no_module_is_refused():
     class HuggingFace:
         module = nn.Dense(3)

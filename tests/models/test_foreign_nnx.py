@@ -276,3 +276,5 @@ def test_parts_are_methods_or_submodules():
     head = params["heads"]["a"]
     said = network.parts["classify"](params, state, X)
     np.testing.assert_allclose(said, X @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), rtol=1e-5)
+    with pytest.raises(ValueError, match="No module at 'heads/b' in PlainLists; there are heads/a"):
+        from_nnx(PlainLists, parts=("heads/b",)).parts["heads/b"](params, state, X)

@@ -167,6 +167,59 @@ def test_layers_in_a_loop_that_do_not_listen_are_found_out():
     assert "Looped has batch statistics that training leaves as they are" in refusal(from_linen(Looped(), X))
 
 
+@pytest.mark.parametrize("make", [lambda **o: from_linen(nn.BatchNorm(**o), X, mode={}),
+                                  lambda **o: from_nnx(lambda rngs: nnx.BatchNorm(4, rngs=rngs, **o), mode={})])  # fmt: skip
+def test_what_is_said_to_stay_and_moves_is_refused(make):
+    assert (
+        "mode={} says that BatchNorm is the same in training and evaluation, and its batch statistics move"
+        in refusal(make())
+    )
+    frozen = make(use_running_average=True)
+    params, state = frozen.init(KEY)
+    (trained, after), (evaluated, _) = (frozen.apply(params, state, X, train=train) for train in (True, False))
+    np.testing.assert_array_equal(trained.logits, evaluated.logits)
+    np.testing.assert_array_equal(*(jax.tree.leaves(tree)[0] for tree in (after, state)))
+
+
+@pytest.mark.parametrize("mode", ["is_fitting", {"is_fitting": 1}, True, ["train"]])
+def test_a_mode_that_is_none_is_refused(mode):
+    for make in (lambda: from_linen(linen_net("train"), X, mode=mode), lambda: from_nnx(nnx_net("train"), mode=mode)):
+        with pytest.raises(ValueError, match="give the argument's name and its value in training, such as mode="):
+            make()
+
+
+class ByPosition(nnx.Module):
+    def __init__(self, rngs):
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, train, /):
+        return self.drop(x, deterministic=not train)
+
+
+class ByPositionLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train, /):
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class HandsOn(nnx.Module):
+    def __init__(self, rngs):
+        self.inner = nnx_net("train")(rngs)
+
+    def __call__(self, x, **kwargs):
+        return self.inner(x, **kwargs)
+
+
+def test_a_mode_by_position_and_one_that_is_handed_on():
+    for network in (from_nnx(ByPosition), from_linen(ByPositionLinen(), X)):
+        loud, quiet = (network.apply(*network.init(KEY), X, train=train, rngs=KEY)[0].logits for train in (True, False))
+        assert np.any(loud == 0) and np.all(quiet == X)
+    silent = from_nnx(lambda rngs: (n := HandsOn(rngs), setattr(n, "inner", nnx_net("train", False)(rngs)))[0])
+    assert "pass mode={'train': True} (or another name) if it hands what it is given on" in refusal(silent)
+    told = from_nnx(HandsOn, mode={"train": True})
+    jax.eval_shape(lambda k: told.apply(*told.init(k), X, train=True, rngs=k), KEY)
+
+
 def test_linen_layers_that_are_told_nothing_are_told():
     """As in a Sequential, which hands no arguments on."""
     network = from_linen(nn.Sequential([nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(3)]), X)

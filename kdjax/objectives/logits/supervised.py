@@ -54,6 +54,7 @@ class CrossEntropy(Objective):
             return values * weights.at[labels].get(mode="clip") if self.class_weights else values
 
         def soft(targets):
+            check_soft(targets, logits)
             each = jnp.reshape(weights, (1,) * (logits.ndim - weights.ndim) + weights.shape)
             return losses.cross_entropy_with_targets(logits, targets * each)
 
@@ -83,6 +84,7 @@ class LabelSmoothing(Objective):
         others = logits.shape[-1] - (0 if self.over_all_classes else 1)
 
         def soft(targets):
+            check_soft(targets, logits)
             spread = 1 if self.over_all_classes else 1 - targets
             return losses.cross_entropy_with_targets(logits, (1 - share) * targets + share * spread / max(others, 1))
 
@@ -115,6 +117,15 @@ class ConfidencePenalty(Objective):
     def terms(self, module, ctx):
         values = losses.confidence_penalty(ctx.student.logits, beta=value_at(self.beta, ctx.progress))
         return per_example(values, ctx.batch)
+
+
+def check_soft(targets: Array, logits: Array) -> None:
+    """Refuses labels of floats that are no distribution over the classes of each row."""
+    if targets.shape != logits.shape:
+        raise ValueError(
+            f"The labels are {targets.dtype} {list(targets.shape)} beside logits {list(logits.shape)}; give classes as integers, "
+            "or soft labels in the shape of the logits."
+        )
 
 
 def by_labels(labels: Any, hard: Callable[[Array], Array], soft: Callable[[Array], Array]) -> Array:

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
-from kdjax.data.errors import note
+from kdjax.data.errors import DataError, note
 from kdjax.data.overlap import said as overlapping
 from kdjax.data.pictures import Unreadable
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
-from kdjax.tasks.classification.views import FloatViews, Views
+from kdjax.tasks.classification.views import FloatViews, VectorViews, Views
 from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
@@ -36,7 +36,7 @@ class Classification(Task):
     background: int = 255
     """0 to 255, what shows through where a picture is transparent"""
     skip_unreadable: bool = False
-    """leave out files of a folder that cannot be read, and say how many; all are read for it once"""
+    """leave out pictures that cannot be read, and say how many; all are read for it once"""
     eval_examples: int = 0
     """evaluate at most so many examples, evenly spaced over the split; 0 for all"""
     validation: int = 0
@@ -93,6 +93,7 @@ class Classification(Task):
         else:
             held = split("test")
             rows = np.arange(len(held))
+        _check_alike(train, held)
         if real and self.evaluate_on != "validation" and (shared := overlapping(train, held)):
             note(shared)
         if len(splits.train) < self.batch_size:
@@ -166,11 +167,11 @@ class Classification(Task):
 
     def decoded(self, file: Any, inputs: Any) -> Any:
         """A picture, cropped as for evaluation; where the data's are of one size, its middle square at that size."""
-        _, height, width, channels = inputs.shape
-        if inputs.dtype != np.uint8 or height != width or channels not in (1, 3):
+        if inputs.dtype != np.uint8 or inputs.shape[1] != inputs.shape[2] or inputs.shape[3] not in (1, 3):
             raise ValueError(
                 f"the network takes {inputs.dtype} {list(inputs.shape[1:])}, which is not made of picture files"
             )
+        _, height, _, channels = inputs.shape
         crop = self.crop if self.image_size else Crop(train="center", share=1.0)
         try:
             return Reading(height, channels, crop, self.background).decode(str(file))
@@ -211,6 +212,8 @@ class Classification(Task):
     def _views(self, images) -> Views:
         """The views as these images want them."""
         views = self.views.spread(images.shape[-1])
+        if images.ndim == 2:
+            return VectorViews(**vars(views))
         return views if images.dtype == np.uint8 else FloatViews(**vars(views))
 
     def network(self, model: Classifier, dataset: Dataset, *, remat: bool = False) -> Network:
@@ -233,3 +236,12 @@ class Classification(Task):
 
     def shrunk_network(self, model: Any) -> Any:
         return model if is_reference(model.name) else dataclasses.replace(model, width=4)
+
+
+def _check_alike(train: Source, held: Source) -> None:
+    """Refuses inputs that are of one kind where they are trained on, and of another where they are evaluated."""
+    kinds = [None if x.images is None else f"{x.images.dtype} {list(x.images.shape[1:])}" for x in (train, held)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise DataError(
+            f"The inputs of {train.name} are {kinds[0]} in {train.split} and {kinds[1]} in {held.split}; give them alike."
+        )

@@ -16,8 +16,8 @@ def renormalised(
     """The network behind a change of normalisation, so that it sees its own of the images that the others see.
 
     Args:
-      network: takes images `[B, H, W, C]`.
-      ours: mean and standard deviation by which the images are normalised, each of one value a channel, or empty for 0 and 1.
+      network: takes images `[B, H, W, C]`, or vectors `[B, D]`.
+      ours: mean and standard deviation by which these are normalised, each of one value a channel, or empty for 0 and 1.
       theirs: those that the network was trained with.
 
     Raises:
@@ -33,11 +33,11 @@ def renormalised(
     (mean, std), (own_mean, own_std) = (
         (np.asarray(m or (0.0,), np.float64), np.asarray(s or (1.0,), np.float64)) for m, s in (ours, theirs)
     )
-    scale, shift = (
-        np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in (std / own_std, (mean - own_mean) / own_std)
-    )
+    change = std / own_std, (mean - own_mean) / own_std
 
     def apply(params, state, inputs, **options):
+        first = (1,) * (inputs.ndim - 1)
+        scale, shift = (x.astype(np.float32).reshape(*first, -1) for x in change)
         return network.apply(params, state, (inputs * scale + shift).astype(inputs.dtype), **options)
 
     return network._replace(apply=apply)

@@ -56,6 +56,11 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
     Raises:
       ValueError: there is no such network, or it does not take these options.
     """
+    if len(inputs.shape) == 2 and (model.resolution or not is_reference(model.name)):
+        what = "network.resolution is" if model.resolution else f"{model.name} of the zoo is"
+        raise ValueError(
+            f"{what} for images, and the inputs are vectors [{inputs.shape[1]}]; name a network of your own, as my.py:Net."
+        )
     if model.resolution:
         shown = jax.ShapeDtypeStruct(
             (inputs.shape[0], model.resolution, model.resolution, inputs.shape[-1]), inputs.dtype
@@ -67,7 +72,8 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
     if is_reference(model.name):
         if remat:
             raise ValueError(f"remat is for networks of the zoo; apply nnx.remat or nn.remat inside {model.name}.")
-        facts = {"num_classes": num_classes, "in_channels": channels, "image_size": inputs.shape[1]}
+        size = "image_size" if len(inputs.shape) == 4 else "input_size"
+        facts = {"num_classes": num_classes, "in_channels": channels, size: inputs.shape[1]}
         facts |= {"width": model.width} if model.width else {}
         taps = {field: getattr(model, field) for field in TAPPED if getattr(model, field)}
         return from_reference(model.name, inputs, facts=facts, options=model.options, **taps)

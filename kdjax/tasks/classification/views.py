@@ -187,6 +187,24 @@ def cropped(image: Array, row: Array, column: Array, padding: int) -> Array:
     return image
 
 
+class VectorViews(Views):
+    """Views of vectors `[B, D]` of floats: normalised, and nothing else. Mixup is the step's."""
+
+    white: ClassVar[float] = 1.0
+
+    def _check(self, vectors) -> None:
+        of_images = {"crop_padding": self.crop_padding, "flip": self.flip, "policy": self.policy.slots,
+                     "jitter": not self.jitter.off, "erase": not self.erase.off, "cutmix": self.cutmix}  # fmt: skip
+        for name, wanted in of_images.items():
+            if wanted:
+                raise ValueError(f"data.views.{name} is for images, and the inputs are vectors [D]; switch it off.")
+        if vectors.ndim != 2 or not jnp.issubdtype(vectors.dtype, jnp.floating):
+            raise TypeError(f"VectorViews take floats [B, D]; these are {vectors.dtype} {list(vectors.shape)}.")
+
+    def _train_strong(self, vectors, index, epoch, key):
+        raise ValueError("The view 'strong' is made of images of uint8; these are vectors.")
+
+
 class FloatViews(Views):
     """Views of images of floats, which are normalised as they are: not divided by 255."""
 
