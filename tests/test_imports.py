@@ -112,3 +112,15 @@ def test_what_is_loaded_keeps_to_the_rooms():
     assert not {n for n in loaded("kdjax.objectives") if n.startswith((*above[1:], "kdjax.data"))}
     assert not {n for n in loaded("kdjax.training") if n.startswith((*above[2:], "kdjax.data"))}
     assert not {n for n in loaded("kdjax.experiment.run") if n.startswith("kdjax.tasks.classification")}
+
+
+def test_what_is_public_is_said_as_type_checkers_read_it():
+    """A list of words goes on by `+= module.__all__` alone: of a loop pyright takes every name for private."""
+    from kdjax import objectives
+    from kdjax.objectives.methods import FILES
+
+    for path in Path(kdjax.__file__).parent.rglob("__init__.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AugAssign) and getattr(node.target, "id", "") == "__all__":
+                assert isinstance(node.value, ast.Attribute) and node.value.attr == "__all__", path
+    assert {name for file in FILES for name in file.__all__} <= set(objectives.__all__)

@@ -18,6 +18,11 @@ import jax, jax.numpy as jnp, numpy as np
 import kdjax
 from kdjax import losses
 from kdjax.losses import dkd
+from kdjax.data import Crop
+from kdjax.experiment import Experiment, Phase
+from kdjax.models import from_apply, from_linen, from_nnx, output_shapes
+from kdjax.objectives import DKD, KD, CrossEntropy, Objective, bind
+from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training import Variables
 from kdjax.types import Batch, ModelOutput
 
@@ -26,6 +31,8 @@ a: jax.Array = losses.kd(s, t, temperature=2)
 b: jax.Array = dkd(s, t, labels=np.array([0, 1]), alpha=jnp.float32(1.0), beta=8)
 x, y = losses.dkd_parts(s, t, labels=jnp.array([0, 1]))
 ModelOutput(logits=s), Variables({}, {}), Batch.of(s, labels=np.array([0, 1]))
+objective: Objective = CrossEntropy() + 2.0 * DKD(temperature=2.0)
+Experiment(data=Classification(name="digits", views=Views(flip=True)), phases=(Phase(network=Classifier(), objective=KD()),))
 print(kdjax.run("digits/smoke", method="kd").folder)
 """
 WRONG = USER + 'losses.kd(s, "teacher")\nlosses.kdd(s, t)\n'
@@ -35,6 +42,7 @@ def test_a_type_checker_accepts_a_users_file_and_finds_what_is_wrong(tmp_path):
     def checked(text):
         (tmp_path / "user.py").write_text(text)
         command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", "user.py"]
+        command.insert(3, "--no-implicit-reexport")  # as pyright has it of installed packages: what is public is said
         return subprocess.run(
             command, cwd=tmp_path, env={**os.environ, "MYPYPATH": str(ROOT)}, capture_output=True, text=True
         )
