@@ -48,12 +48,11 @@ def compare(argv):
         return 0
     from kdjax.experiment.spec import ExperimentError
 
-    experiments, options = {}, early
-    for name in early.methods:
-        experiment, options = parse("compare", argv, config(name), early)
-        if label(name) in experiments:
-            raise ExperimentError(f"Two methods are called {label(name)!r}; give each its own name.")
-        experiments[label(name)] = experiment
+    if len({label(name) for name in early.methods}) < len(early.methods):
+        raise ExperimentError(
+            f"Of {', '.join(map(label, early.methods))} two are called alike; give each its own name."
+        )
+    experiments, options = parsed_methods("compare", argv, config, early.methods, early)
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder
     from kdjax.experiment.report import write_report
@@ -101,10 +100,7 @@ def reproduce(argv):
     methods = list(dict.fromkeys((BASELINE, *known.methods)))
     pairs: dict = {}
     for pair, path in configs_of_folder(argv[0], known.pairs).items():
-        config = load_config(str(path))
-        made = {label(name): parse("reproduce", argv, config(name), ReproduceOptions()) for name in methods}
-        pairs[pair] = {name: experiment for name, (experiment, _) in made.items()}
-        options = next(iter(made.values()))[1]
+        pairs[pair], options = parsed_methods("reproduce", argv, load_config(str(path)), methods, ReproduceOptions())
     builder = Builder(options.data_dir or None)
     if options.dry_run:
         return max(
@@ -128,7 +124,6 @@ def grid(argv):
     config, early = read_config("grid", argv, GridOptions)
     if config is None:
         return 0
-    experiment, options = parse("grid", argv, config(early.method or None), early)
     from kdjax.experiment.compare import BASELINE
     from kdjax.experiment.grid import axes_of
     from kdjax.experiment.grid import grid as run_grid
@@ -136,8 +131,10 @@ def grid(argv):
     from kdjax.experiment.program import Builder
     from kdjax.training.progress import Heard, make_progress
 
+    entries = {"": config(early.method or None), BASELINE: config(BASELINE)}
+    parsed, options = parsed_methods("grid", argv, entries.get, list(entries), early)
+    experiment, baseline = parsed[""], parsed[BASELINE]
     axes = axes_of(options.over)
-    baseline, _ = parse("grid", without_objective(argv), config(BASELINE), early)
     builder = Builder(options.data_dir or None)
     if options.dry_run:
         return dry_run(experiment, builder)
@@ -155,13 +152,18 @@ def grid(argv):
     return 0
 
 
-def without_objective(argv):
-    """The command line without what it says of the student's objective, which another method has not."""
-    kept, dropping = [], False
-    for word in argv:
-        dropping = ".objective." in word if word.startswith("--") else dropping
-        kept += [] if dropping else [word]
-    return kept
+def parsed_methods(command, argv, config, methods, options):
+    """`(experiments by method, options)` of a command line for several methods, of which some have settings others have not."""
+    from kdjax.experiment.config import of_each
+
+    made = {name: config(name) for name in methods}
+    words = of_each(
+        argv, {name: experiment.tiny() if "--tiny" in argv else experiment for name, experiment in made.items()}
+    )
+    parsed = {label(name): parse(command, words[name], experiment, options) for name, experiment in made.items()}
+    return {name: experiment for name, (experiment, _) in parsed.items()}, next(iter(parsed.values()), (None, options))[
+        1
+    ]
 
 
 def announce(console, line: str) -> None:

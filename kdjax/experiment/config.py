@@ -8,7 +8,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,6 +157,43 @@ def rebuild(value: Any, mirrored: Any) -> Any:
         return dataclasses.replace(value, **dict(items))
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+
+
+def paths(value: Any, within: str = "") -> Iterator[str]:
+    """The dotted path of every field that a command line may set."""
+    for key, item, hint, _ in _children(value):
+        path = f"{within}.{key}".lstrip(".")
+        if _leaf_type(item, hint) is None:
+            yield from paths(item, path)
+        else:
+            yield path
+
+
+def of_each(argv: Sequence[str], experiments: Mapping[str, Experiment]) -> dict[str, list[str]]:
+    """The command line of each of several methods: without what it says of objectives that a method has not.
+
+    Raises:
+      ExperimentError: none of them has a setting of an objective that is named.
+    """
+    kept: dict[str, list[str]] = {}
+    used, missed = set(), set()
+    for name, experiment in experiments.items():
+        there, words, dropping = set(paths(experiment)), [], False
+        for word in argv:
+            if word.startswith("--"):
+                path = word[2:].partition("=")[0].replace("-", "_")
+                dropping = ".objective." in path and path not in there
+                (missed if dropping else used).add(path)
+            words += [] if dropping else [word]
+        kept[name] = words
+    for path in sorted(missed - used):
+        objectives = [p for experiment in experiments.values() for p in paths(experiment) if ".objective." in p]
+        near = get_close_matches(path, objectives, n=1)
+        raise ExperimentError(
+            f"No method of these has --{path}"
+            + (f"; did you mean --{near[0]}?" if near else "; `--help all` lists what there is.")
+        )
+    return kept
 
 
 def _children(value: Any) -> list[tuple[str, Any, Any, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from kdjax.experiment import ExperimentError, configs
 from kdjax.experiment.compare import compare
-from kdjax.experiment.config import configs_of_folder, load_config
+from kdjax.experiment.config import configs_of_folder, load_config, of_each
 from kdjax.experiment.reproduce import find_teacher, reproduce
 from kdjax.experiment.summary import show_summary, summary_markdown
 from kdjax.objectives import KD, CrossEntropy
@@ -148,3 +148,14 @@ def test_every_config_holds_together(name):
     assert any(
         part.startswith((f"configs/{name}.py", name.split("/")[0])) for part in text.splitlines()[0].split()[2:3]
     )
+
+
+def test_a_setting_of_one_method_is_no_fault_of_the_others():
+    words = ["digits/smoke", "--phases.student.objective.kd.temperature", "2", "--seed=1", "--data.labelled", "9"]
+    methods = {name: load_config("digits/smoke")(name) for name in ("labels", "kd")}
+    kept = of_each(words, methods)
+    assert kept["kd"] == words and kept["labels"] == ["digits/smoke", "--seed=1", "--data.labelled", "9"]
+    with pytest.raises(
+        ExperimentError, match=r"No method of these has --phases\.\S+\.kd\.temprature; did you mean \S+kd\.temperature"
+    ):
+        of_each([word.replace("temperature", "temprature") for word in words], methods)
