@@ -1,6 +1,6 @@
 """kdjax: knowledge distillation in JAX and Flax.
 
-`kdjax.distill`, `kdjax.run`, `kdjax.compare` and `kdjax.load_trained` are imported when they are asked for, so that `import
+`kdjax.distill`, `run`, `compare`, `grid`, `reproduce` and `load_trained` are imported when they are asked for, so that `import
 kdjax.losses` costs no more than jax and chex.
 """
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdjax.experiment.distill import distill as distill
     from kdjax.experiment.interactive import compare as compare
+    from kdjax.experiment.interactive import grid as grid
+    from kdjax.experiment.interactive import reproduce as reproduce
     from kdjax.experiment.interactive import run as run
     from kdjax.experiment.trained import load_trained as load_trained
 
@@ -17,7 +19,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "compare": "kdjax.experiment.interactive",
     "distill": "kdjax.experiment.distill",
+    "grid": "kdjax.experiment.interactive",
     "load_trained": "kdjax.experiment.trained",
+    "reproduce": "kdjax.experiment.interactive",
     "run": "kdjax.experiment.interactive",
 }
 _ROOMS = ("data", "experiment", "losses", "models", "objectives", "schedules", "tasks", "training", "types")

@@ -48,9 +48,10 @@ def test_own_network_and_pictures(tmp_path, monkeypatch):
     assert len(names["files"]) == 3 and names["student"]["student"]["teacher_hash"]
 
 
+@pytest.mark.slow  # the same path on small networks: tests/experiment/test_reproduce.py
 def test_reproduce(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=80):
         names = run("reproduce_cifar100", tmp_path, monkeypatch, ('["labels", "kd", "dkd"]', '["kd"]'))
     found = names["results"]["pairs"]["resnet32x4_resnet8x4"]
-    assert list(found["methods"]) == ["kd"] and not names["results"]["failed"]
+    assert list(found["methods"]) == ["labels", "kd"] and not names["results"]["failed"]

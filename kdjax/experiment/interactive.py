@@ -2,20 +2,26 @@
 
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdjax.experiment import tables
+from kdjax.experiment import grid_report, summary, tables
+from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.compare import compare as run_comparison
-from kdjax.experiment.config import by_method, load_config
+from kdjax.experiment.config import by_method, configs_of_folder, load_config
 from kdjax.experiment.folder import run_place
+from kdjax.experiment.grid import Axis
+from kdjax.experiment.grid import grid as run_grid
 from kdjax.experiment.program import Builder
 from kdjax.experiment.report import embedded, listed, write_report
+from kdjax.experiment.reproduce import reproduce as run_pairs
 from kdjax.experiment.run import run as run_experiment
-from kdjax.experiment.spec import Experiment
+from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.experiment.trained import Trained, trained_of
+from kdjax.places import local
 from kdjax.references import label
+from kdjax.tasks import Task
 from kdjax.terminal import make_console
 from kdjax.training.progress import Heard, Progress, make_progress
 
@@ -132,6 +138,124 @@ def compare(
         progress=progress or Heard(make_progress()), announce=announce, together=together,
     )  # fmt: skip
     return Comparison(comparison, first, folder, write_report(folder, comparison, first.data))
+
+
+class Reproduced(dict):
+    """Several comparisons as data: `pairs`, one each, and `failed`.
+
+    Attributes:
+      folder: where their files are; `report` is the page.
+    """
+
+    def __init__(self, results: dict[str, Any], task: Task, folder: Path):
+        super().__init__(results)
+        self.folder, self.report, self._task = folder, folder / "report.html", task
+
+    def __repr__(self):
+        return _text(lambda console: summary.show_summary(self, self._task, console))
+
+    def _repr_html_(self):
+        return _framed(self.report)
+
+
+class Grid(dict):
+    """A grid as data: `axes`, `points`, `chosen`, `edges`, and the comparisons `validation` and `test`.
+
+    Attributes:
+      folder: where its files are; `report` is the page.
+    """
+
+    def __init__(self, found: dict[str, Any], task: Task, folder: Path, report: Path):
+        super().__init__(found)
+        self.folder, self.report, self._task = folder, report, task
+
+    def __repr__(self):
+        return _text(lambda console: grid_report.show_grid(self, self._task, console))
+
+    def _repr_html_(self):
+        return _framed(self.report)
+
+
+def reproduce(
+    configs: str | Path | Mapping[str, Callable[[str], Experiment]],
+    pairs: Sequence[str] = ("all",),
+    methods: Sequence[str] = ("labels", "kd", "dkd"),
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    teachers: str | Path | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    together: bool = False,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = print,
+) -> Reproduced:
+    """Compares methods for several pairs of networks, each teacher trained once: the rows of a published table.
+
+    Args:
+      configs: folder of configs, such as "cifar100"; or by name a function from a method's name to its experiment.
+      pairs: which of them; "all" for those called TEACHER_STUDENT.
+      methods: objectives to compare; "labels", the baseline, always goes with them.
+      seeds: each method is trained once with each.
+      teachers: folder of trained teachers by the name of the network, see `kdjax.experiment.reproduce.find_teacher`.
+      folder, resume, overwrite, together, data_dir, progress, announce: as in `compare`.
+
+    Raises:
+      ExperimentError, DataError, TrainingError, CheckpointError: what is wrong, in one sentence.
+    """
+    named = {n: load_config(str(p)) for n, p in configs_of_folder(str(configs), pairs).items()} if isinstance(
+        configs, str | Path) else dict(configs)  # fmt: skip
+    wanted = dict.fromkeys((BASELINE, *methods))
+    experiments = {name: {label(method): config(method) for method in wanted} for name, config in named.items()}
+    place = _place(folder, f"{Path(configs).name if isinstance(configs, str | Path) else 'pairs'}-reproduce")
+    results = run_pairs(
+        experiments, seeds, place, teachers=None if teachers is None else local(teachers, ExperimentError, "Teachers"),
+        resume=resume, overwrite=overwrite, builder=Builder(data_dir), progress=progress or Heard(make_progress()),
+        announce=announce, together=together,
+    )  # fmt: skip
+    return Reproduced(results, next(iter(next(iter(experiments.values())).values())).data, place)
+
+
+def grid(
+    config: Experiment | str | Path,
+    over: Mapping[str, Sequence[Any]],
+    method: str | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = print,
+) -> Grid:
+    """Tries settings of a method on examples held out of the training split, and the best one on the test examples.
+
+    Args:
+      config: as in `run`; its data must hold validation examples out.
+      over: settings of the student's objective and what to try, `{"kd.temperature": (1.0, 2.0, 4.0)}`; all combinations.
+      method, folder, resume, overwrite, data_dir, progress: as in `run`.
+      seeds: each combination is trained once with each.
+      announce: is told which run begins.
+
+    Raises:
+      ExperimentError, DataError, TrainingError, CheckpointError: what is wrong, in one sentence.
+    """
+    experiment = _experiment(config, method)
+    axes = [Axis(path, tuple(values)) for path, values in over.items()]
+    place = _place(folder, f"{experiment.name}-grid")
+    found = run_grid(
+        experiment, label(method) if method else "student", axes, seeds, place, baseline=_experiment(config, BASELINE),
+        resume=resume, overwrite=overwrite, builder=Builder(data_dir), progress=progress or Heard(make_progress()),
+        announce=announce,
+    )  # fmt: skip
+    return Grid(found, experiment.data, place, grid_report.write_grid_report(place, found, experiment.data))
+
+
+def _framed(page: Path) -> str:
+    """A page in a frame, within which its style stays."""
+    return f'<iframe srcdoc="{html.escape(page.read_text(encoding="utf-8"))}" width="100%" height="900"></iframe>'
 
 
 def _experiment(config: Experiment | str | Path, method: str | None) -> Experiment:

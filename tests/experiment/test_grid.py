@@ -5,11 +5,14 @@ import json
 
 import pytest
 
+import kdjax
 from kdjax.experiment import ExperimentError
+from kdjax.experiment.config import by_method
 from kdjax.experiment.grid import Axis, axes_of, best, edges, full_path, grid, with_settings
 from kdjax.experiment.grid_report import grid_rows, sentences, show_grid, write_grid_report
 from kdjax.objectives import KD, CrossEntropy, Standardize
 from kdjax.terminal import make_console
+from kdjax.training.progress import Silent
 from tests.experiment.conftest import small
 
 DATA = {"validation": 300, "labelled": 200}
@@ -79,6 +82,17 @@ def test_what_is_no_grid_is_refused(experiment, words, said, builder, tmp_path):
     with pytest.raises(ExperimentError, match=said):
         grid(experiment, "kd", axes_of(words), (0,), tmp_path / "run", builder=builder)
     assert not (tmp_path / "run").exists()
+
+
+def test_from_python_they_show_themselves(tmp_path, data_dir):
+    said = []
+    options = {"data_dir": data_dir, "progress": Silent(), "announce": said.append}
+    found = kdjax.grid(EXPERIMENT, {"kd.temperature": [1.0, 4.0]}, seeds=[0], folder=tmp_path / "grid", **options)
+    assert found["chosen"] in repr(found) and "<iframe" in found._repr_html_() and found.report.exists()
+    method = lambda name: by_method(EXPERIMENT, name)
+    results = kdjax.reproduce({"pair": method}, methods=["kd"], seeds=[0], folder=tmp_path / "all", **options)
+    assert list(results["pairs"]["pair"]["methods"]) == ["labels", "kd"]
+    assert "labels" in repr(results) and "<iframe" in results._repr_html_()
 
 
 def test_settings_are_found_by_their_names():
