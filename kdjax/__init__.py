@@ -24,7 +24,7 @@ _HOMES = {
     "reproduce": "kdjax.experiment.interactive",
     "run": "kdjax.experiment.interactive",
 }
-_ROOMS = ("data", "experiment", "losses", "models", "objectives", "schedules", "tasks", "training", "types")
+_ROOMS = ("analysis", "data", "experiment", "losses", "models", "objectives", "schedules", "tasks", "training", "types")
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdjax.analysis.statistics import holm, paired_gain, spread
 from kdjax.experiment import published
 from kdjax.experiment.artifacts import check_sources
 from kdjax.experiment.folder import COMPARISON, open_run
@@ -13,7 +14,6 @@ from kdjax.experiment.program import Builder
 from kdjax.experiment.replicas import run_together
 from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.experiment.statistics import holm, paired_gain, spread
 from kdjax.json_files import write_json
 from kdjax.schedules import Duration
 from kdjax.training.loop import TrainingError

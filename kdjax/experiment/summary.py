@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from kdjax import __version__
+from kdjax.analysis.statistics import LEVEL
 from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.plots import COLOURS, figure, plain_texts, save
 from kdjax.experiment.report import embedded, lead, listed, page
-from kdjax.experiment.statistics import LEVEL
 from kdjax.experiment.tables import (
     empty_table,
     gain_text,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from kdjax import __version__
+from kdjax.analysis.statistics import LEVEL, paired_gain
 from kdjax.experiment.accounting import in_words
 from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.spec import Experiment
-from kdjax.experiment.statistics import LEVEL, paired_gain
 from kdjax.tasks import Task
 from kdjax.terminal import visible
 from kdjax.training.metrics import Metric

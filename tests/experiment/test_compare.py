@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
+from kdjax.analysis.statistics import holm, paired_gain, spread
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import compare
 from kdjax.experiment.report import write_report
-from kdjax.experiment.statistics import holm, paired_gain, spread
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps

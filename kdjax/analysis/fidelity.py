@@ -1,0 +1,105 @@
+"""How much of a teacher's function a student has: every measure is of two networks' logits on the same examples.
+
+Logits are `[N, C]`, student first; a value is a mean over the N examples, computed in at least float32. Two independently trained
+networks agree too: compare with a control of the same kind (`kdjax study` always does).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import forward_kl, jsd
+from kdjax.types import Array
+
+
+def agreement(student_logits: Array, teacher_logits: Array, k: int = 1) -> Array:
+    """Share of examples whose most likely class for the teacher is among the student's `k` most likely (Stanton et al., 2021).
+
+    Classes that tie are taken in their order.
+
+    Raises:
+      ValueError: shapes differ, or `k` is no number of classes.
+    """
+    _alike(student_logits, teacher_logits)
+    if not 1 <= k <= student_logits.shape[-1]:
+        raise ValueError(f"k={k}; there are {student_logits.shape[-1]} classes.")
+    _, likely = jax.lax.top_k(student_logits, k)
+    return _mean(jnp.any(likely == jnp.argmax(teacher_logits, axis=-1)[:, None], axis=-1))
+
+
+def predictive_kl(student_logits: Array, teacher_logits: Array) -> Array:
+    """KL(teacher || student) in nats, at T = 1."""
+    _alike(student_logits, teacher_logits)
+    return _mean(forward_kl(student_logits, teacher_logits, temperature=1.0))
+
+
+def js_divergence(student_logits: Array, teacher_logits: Array) -> Array:
+    """Jensen-Shannon divergence in nats, at T = 1; log 2 at most."""
+    _alike(student_logits, teacher_logits)
+    return _mean(jsd(student_logits, teacher_logits, beta=0.5, temperature=1.0))
+
+
+def activation_distance(student_logits: Array, teacher_logits: Array) -> Array:
+    """Euclidean distance of the probabilities; sqrt 2 at most (Mason-Williams et al., 2025, formula not verified)."""
+    _alike(student_logits, teacher_logits)
+    return _mean(jnp.linalg.norm(_probabilities(student_logits) - _probabilities(teacher_logits), axis=-1))
+
+
+def rank_disagreement(student_logits: Array, teacher_logits: Array) -> Array:
+    """Share of places in the order of classes by likelihood where the two have different ones; ties in the order of classes
+    (Mason-Williams et al., 2025, formula not verified)."""
+    _alike(student_logits, teacher_logits)
+    order = lambda logits: jnp.argsort(-logits, axis=-1, stable=True)
+    return _mean(order(student_logits) != order(teacher_logits))
+
+
+def agreement_by_correctness(student_logits: Array, teacher_logits: Array, labels: Array) -> dict[str, Array]:
+    """Where the student follows its teacher (Mason-Williams et al., 2025): transfer is asymmetric where the second rises more
+    over a control than the first.
+
+    Args:
+      student_logits, teacher_logits: `[N, C]`.
+      labels: `[N]` classes.
+
+    Returns:
+      `when_right`: share of the examples the teacher has right where the student says the same; `same_errors`: share of those
+      it has wrong where the student makes the same error; `teacher_errors`: how many these are, a share of all. A share of
+      no examples is nan.
+    """
+    _alike(student_logits, teacher_logits)
+    taught, said = jnp.argmax(teacher_logits, axis=-1), jnp.argmax(student_logits, axis=-1)
+    right, same = taught == labels, taught == said
+    share = lambda of, where: jnp.sum(of & where) / jnp.sum(where)
+    return {
+        "when_right": share(same, right),
+        "same_errors": share(same, ~right),
+        "teacher_errors": _mean(~right),
+    }
+
+
+def functional_similarity(
+    student_logits: Array, teacher_logits: Array, labels: Array | None = None
+) -> dict[str, Array]:
+    """All measures of this module by name."""
+    found = {
+        "agreement": agreement(student_logits, teacher_logits),
+        "predictive_kl": predictive_kl(student_logits, teacher_logits),
+        "js_divergence": js_divergence(student_logits, teacher_logits),
+        "activation_distance": activation_distance(student_logits, teacher_logits),
+        "rank_disagreement": rank_disagreement(student_logits, teacher_logits),
+    }
+    return found if labels is None else found | agreement_by_correctness(student_logits, teacher_logits, labels)
+
+
+def _alike(student_logits: Array, teacher_logits: Array) -> None:
+    if jnp.ndim(student_logits) != 2 or jnp.shape(student_logits) != jnp.shape(teacher_logits):
+        raise ValueError(
+            f"logits are {jnp.shape(student_logits)} and {jnp.shape(teacher_logits)}; give [N, C] of the same examples."
+        )
+
+
+def _probabilities(logits: Array) -> Array:
+    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+
+
+def _mean(values: Array) -> Array:
+    return jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32) if values.dtype != bool else jnp.float32)

@@ -1,0 +1,98 @@
+"""What a network keeps of examples beside their class: spread within classes, similarity of features, their plane."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.types import Array
+
+
+def stability(
+    probabilities: Array, labels: Array, num_classes: int, *, entry: Literal["vector", "label"] = "vector"
+) -> Array:
+    """`S`, by which Shen et al. (ICLR 2021) say how much label smoothing has erased: 1 less the mean variance within classes.
+
+    `S = 1 - mean_c mean_{i in c} |p_i - mean_c p|²`, over the classes that there are.
+
+    Args:
+      probabilities: `[N, C]`.
+      labels: `[N]`.
+      num_classes: `C`.
+      entry: the whole vector, or the entry of the class itself. The paper's formula is open to both; 1 - S of about 0.32, as it
+        reports for ImageNet, is that of the whole vector.
+    """
+    p = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
+    counts = jax.ops.segment_sum(jnp.ones(labels.shape, p.dtype), labels, num_classes)
+    means = jax.ops.segment_sum(p, labels, num_classes) / jnp.maximum(counts, 1)[:, None]
+    gaps = p - means[labels]
+    if entry == "label":
+        gaps = jnp.take_along_axis(gaps, labels[:, None], axis=-1)
+    variances = jax.ops.segment_sum(jnp.sum(jnp.square(gaps), axis=-1), labels, num_classes) / jnp.maximum(counts, 1)
+    return 1 - jnp.sum(jnp.where(counts > 0, variances, 0)) / jnp.sum(counts > 0)
+
+
+def linear_cka(first: Array, second: Array) -> Array:
+    """Centred kernel alignment of two networks' features of the same examples (Kornblith et al., ICML 2019): 1 for features
+    that are rotations and multiples of each other, near 0 for unrelated ones of many examples.
+
+    Args:
+      first: `[N, D]`.
+      second: `[N, E]`; maps are averaged over places or flattened before.
+
+    Raises:
+      ValueError: other examples, or no rows.
+    """
+    _rows(first, second)
+    a, b = (_centred(x) for x in (first, second))
+    cross = jnp.sum(jnp.square(a.T @ b))
+    return cross / (jnp.linalg.norm(a.T @ a) * jnp.linalg.norm(b.T @ b))
+
+
+def rbf_cka(first: Array, second: Array, *, width: float = 0.5) -> Array:
+    """The same with Gaussian kernels, whose width is a share of the median distance between examples."""
+    _rows(first, second)
+
+    def kernel(x):
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        squares = jnp.sum(jnp.square(x[:, None] - x[None]), axis=-1)
+        median = jnp.median(squares[jnp.triu_indices(len(x), 1)])
+        k = jnp.exp(-squares / (2 * width**2 * median))
+        return k - jnp.mean(k, axis=0, keepdims=True) - jnp.mean(k, axis=1, keepdims=True) + jnp.mean(k)
+
+    a, b = kernel(first), kernel(second)
+    return jnp.sum(a * b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+
+
+def class_plane(embeddings: Array, templates: Array) -> Array:
+    """Coordinates of embeddings on the plane through three classes' templates (Müller et al., NeurIPS 2019), as smoothed and
+    unsmoothed networks are drawn: `[N, 2]`.
+
+    Args:
+      embeddings: `[N, D]` of the layer before the last.
+      templates: `[3, D]`, the last layer's weights of three classes.
+
+    Raises:
+      ValueError: not three templates of this width.
+    """
+    if templates.shape != (3, embeddings.shape[-1]):
+        raise ValueError(f"templates are {templates.shape}; give [3, {embeddings.shape[-1]}].")
+    origin = jnp.mean(templates, axis=0)
+    first = templates[0] - origin
+    first = first / jnp.linalg.norm(first)
+    second = templates[1] - origin
+    second = second - (second @ first) * first
+    second = second / jnp.linalg.norm(second)
+    return (embeddings - origin[None]) @ jnp.stack([first, second], axis=1)
+
+
+def _centred(x: Array) -> Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x - jnp.mean(x, axis=0, keepdims=True)
+
+
+def _rows(first: Array, second: Array) -> None:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[0] != second.shape[0] or first.shape[0] < 2:
+        raise ValueError(
+            f"features are {first.shape} and {second.shape}; give [N, D] and [N, E] of the same N > 1 examples."
+        )
