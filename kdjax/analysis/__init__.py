@@ -23,11 +23,12 @@ from kdjax.analysis.properties import (
     iterative_fgsm,
     shape_share,
 )
-from kdjax.analysis.representation import class_plane, linear_cka, rbf_cka, stability
+from kdjax.analysis.representation import class_plane, linear_cka, rbf_cka
+from kdjax.losses import stability_metric
 
 __all__ = [
     "activation_distance", "agreement", "agreement_by_correctness", "brier", "class_plane", "closer_share", "confidence", "ece",
     "entropy", "fooling_rate", "functional_similarity", "grad_cam", "gradient_identity", "gradient_noise", "interpolated",
     "invariance", "iterative_fgsm", "js_divergence", "linear_cka", "nll", "plane", "predictive_kl", "rank_disagreement",
-    "rbf_cka", "shape_share", "stability",
+    "rbf_cka", "shape_share", "stability_metric",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import cross_entropy
+from kdjax.losses import cross_entropy, predictive_entropy
 from kdjax.types import Array
 
 
@@ -49,9 +49,7 @@ def ece(logits: Array, labels: Array, *, bins: int = 15, adaptive: bool = False)
 
 def entropy(logits: Array) -> Array:
     """Mean entropy of the probabilities in nats."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
-    p = jnp.exp(log_p)
-    return jnp.mean(-jnp.sum(jnp.where(p > 0, p * log_p, 0), axis=-1))
+    return jnp.mean(predictive_entropy(logits))
 
 
 def confidence(logits: Array) -> Array:

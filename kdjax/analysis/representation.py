@@ -1,35 +1,8 @@
-"""What a network keeps of examples beside their class: spread within classes, similarity of features, their plane."""
+"""What a network keeps of examples beside their class: similarity of features, and the plane of three classes."""
 
-from typing import Literal
-
-import jax
 import jax.numpy as jnp
 
 from kdjax.types import Array
-
-
-def stability(
-    probabilities: Array, labels: Array, num_classes: int, *, entry: Literal["vector", "label"] = "vector"
-) -> Array:
-    """`S`, by which Shen et al. (ICLR 2021) say how much label smoothing has erased: 1 less the mean variance within classes.
-
-    `S = 1 - mean_c mean_{i in c} |p_i - mean_c p|²`, over the classes that there are.
-
-    Args:
-      probabilities: `[N, C]`.
-      labels: `[N]`.
-      num_classes: `C`.
-      entry: the whole vector, or the entry of the class itself. The paper's formula is open to both; 1 - S of about 0.32, as it
-        reports for ImageNet, is that of the whole vector.
-    """
-    p = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
-    counts = jax.ops.segment_sum(jnp.ones(labels.shape, p.dtype), labels, num_classes)
-    means = jax.ops.segment_sum(p, labels, num_classes) / jnp.maximum(counts, 1)[:, None]
-    gaps = p - means[labels]
-    if entry == "label":
-        gaps = jnp.take_along_axis(gaps, labels[:, None], axis=-1)
-    variances = jax.ops.segment_sum(jnp.sum(jnp.square(gaps), axis=-1), labels, num_classes) / jnp.maximum(counts, 1)
-    return 1 - jnp.sum(jnp.where(counts > 0, variances, 0)) / jnp.sum(counts > 0)
 
 
 def linear_cka(first: Array, second: Array) -> Array:

@@ -83,18 +83,6 @@ def test_a_calibrated_network_is_calibrated():
         assert analysis.ece(3 * logits, labels, adaptive=adaptive) > 0.1
 
 
-@pytest.mark.parametrize("entry", ["vector", "label"])
-def test_stability_of_known_variances(entry):
-    """Two classes, `p = (a, 1 - a)` with a of known variance within each; one class is empty."""
-    noise = np.tile([0.1, -0.1], 50)
-    a = np.concatenate([0.7 + noise, 0.3 + 2 * noise])
-    p = jnp.stack([a, 1 - a, 0 * a], axis=1)
-    labels = jnp.repeat(jnp.array([0, 1]), 100)
-    want = 1 - (0.01 + 0.04) / 2 * (2 if entry == "vector" else 1)
-    np.testing.assert_allclose(analysis.stability(p, labels, 3, entry=entry), want, rtol=1e-5)
-    np.testing.assert_allclose(analysis.stability(jax.nn.one_hot(labels, 3), labels, 3, entry=entry), 1.0)
-
-
 @pytest.mark.parametrize("cka", [analysis.linear_cka, analysis.rbf_cka])
 def test_cka_knows_rotations_and_strangers(cka):
     x = jnp.asarray(RNG.normal(size=(200, 6)), jnp.float32)
