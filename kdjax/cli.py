@@ -7,7 +7,7 @@ from kdjax import __version__
 from kdjax.command_line import for_described
 from kdjax.endings import fail, guarded
 from kdjax.finished_commands import convert, evaluate, export, predict
-from kdjax.run_commands import compare, distill, grid, reproduce, train
+from kdjax.run_commands import compare, distill, grid, reproduce, study, train
 from kdjax.terminal import make_console, say_all
 
 USAGE = """usage: kdjax COMMAND ...
@@ -18,6 +18,7 @@ commands:
   compare CONFIG --methods ...  several methods and seeds side by side, with a report
   reproduce FOLDER --pairs ...  the same for several pairs of networks, such as those of cifar100
   grid CONFIG --over NAME=...   settings of a method tried on validation examples, the best one on the test ones
+  study NAME                    a study of what distillation transfers, with a page and a verdict
   evaluate RUN                  evaluate the networks of a run
   export RUN                    write a finished network to a file for other programs
   predict RUN IMAGE ...         classes of pictures, with probabilities
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     say_all()
     commands = {
-        "train": train, "distill": distill, "compare": compare, "reproduce": reproduce, "grid": grid,
+        "train": train, "distill": distill, "compare": compare, "reproduce": reproduce, "grid": grid, "study": study,
         "evaluate": evaluate, "export": export,
         "predict": predict, "convert": convert,
         "methods": methods, "configs": configs, "data": data,

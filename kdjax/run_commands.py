@@ -1,8 +1,9 @@
-"""Commands that train: `kdjax train | distill | compare | reproduce | grid`."""
+"""Commands that train: `kdjax train | distill | compare | reproduce | grid | study`."""
 
 import argparse
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 from kdjax.command_line import (
@@ -149,6 +150,36 @@ def grid(argv):
         written = write_grid_report(folder, found, experiment.data)
         show_grid(found, experiment.data, console)
         console.print(f"Report: {written}", soft_wrap=True)
+    return 0
+
+
+def study(argv):
+    from kdjax.studies import STUDIES, run_study
+
+    asked = "; ".join(f"{name}: {question}" for name, question in STUDIES.items())
+    parser = argparse.ArgumentParser("kdjax study", description=f"Runs a study of what distillation transfers. {asked}")
+    parser.add_argument("name", choices=[*STUDIES, "all"])
+    parser.add_argument("--run", default="", help="folder; runs/study-NAME if not given")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--tiny", action="store_true", help="seconds, to see that it works")
+    sizes.add_argument("--full", action="store_true", help="hours on two CPU cores, where the default takes minutes")
+    parser.add_argument("--resume", action="store_true", help="keep the networks that are trained in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="write a study that is there anew")
+    parser.add_argument("--data-dir", default="", help="folder of prepared data sets; that of TFDS if not given")
+    options = parser.parse_args(argv)
+    configure_jax()
+    from kdjax.training.progress import Heard, make_progress
+
+    console, size = make_console(), "tiny" if options.tiny else "full" if options.full else "default"
+    for name in STUDIES if options.name == "all" else [options.name]:
+        folder = run_folder(options, "study-" + name)
+        folder = folder / name if options.run and options.name == "all" else folder
+        written = run_study(
+            name, folder, size, data_dir=options.data_dir or None, resume=options.resume, overwrite=options.overwrite,
+            progress=Heard(make_progress()), announce=lambda line: announce(console, line),
+        )  # fmt: skip
+        verdict = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))["verdict"]
+        console.print(f"{name}: {verdict}\nPage: {written}", soft_wrap=True)
     return 0
 
 

@@ -1,0 +1,50 @@
+"""Studies of what distillation transfers: one command each, a page with a verdict, every number as data.
+
+A study is a module with `study(size, folder, ...)`, which returns a `Finding`; `STUDIES` says where it is and what it asks.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STUDIES = {
+    "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
+    "variance": "does distillation reduce the variance of gradients?",
+}
+
+
+def run_study(
+    name: str, folder: Path, size: str = "default", *, data_dir: str | None = None, progress: Any = None,
+    announce: Callable[[str], None] = lambda line: None, resume: bool = False, overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Runs a study and writes its page; returns the page's path.
+
+    Args:
+      name: one of `STUDIES`.
+      folder: of the study.
+      size: "tiny" to see that it works, "default" for minutes, "full" for hours, on two CPU cores.
+      data_dir: folder of prepared data sets.
+      progress, announce: what a person sees.
+      resume: keep what trained networks there are in the folder.
+      overwrite: write the page anew.
+
+    Raises:
+      ExperimentError: there is no such study, or one in the folder.
+    """
+    import shutil
+
+    from kdjax.experiment.spec import ExperimentError
+    from kdjax.studies.finding import check_folder, write_page
+
+    if name not in STUDIES:
+        raise ExperimentError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.")
+    check_folder(folder, overwrite=overwrite, resume=resume)
+    if overwrite and (folder / "runs").exists():
+        shutil.rmtree(folder / "runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    module = importlib.import_module(f"kdjax.studies.{name}")
+    found = module.study(size, folder, data_dir=data_dir, announce=announce, progress=progress)
+    return write_page(folder, name, found, size=size, seconds=time.monotonic() - began)
