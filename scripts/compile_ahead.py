@@ -15,9 +15,9 @@ import re
 import sys
 from pathlib import Path
 
-from kdjax.run_commands import described_devices, with_teacher
 from kdjax.command_line import DistillOptions, for_described, parse, read_config
 from kdjax.endings import fail, guarded
+from kdjax.run_commands import described_devices, with_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
