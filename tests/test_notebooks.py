@@ -48,6 +48,7 @@ def test_own_network_and_pictures(tmp_path, monkeypatch):
     assert len(names["files"]) == 3 and names["student"]["student"]["teacher_hash"]
 
 
+@pytest.mark.slow  # tests/experiment/test_reproduce.py has what its cells call
 def test_reproduce(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=80):
