@@ -88,8 +88,10 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
-# The longest files, which are begun with, so that no worker is left alone with one at the end.
-LONGEST = ("tests/test_cli.py", "tests/experiment", "tests/tasks", "tests/objectives", "tests/training", "tests/models")
+# Where the longest files are, which are begun with, so that no worker is left alone with one at the end.
+LONGEST = (
+    "tests/test_cli.py", "tests/test_", "tests/experiment", "tests/tasks", "tests/objectives", "tests/training", "tests/models",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)

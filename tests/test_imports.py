@@ -36,7 +36,8 @@ def test_the_command_starts_light(module):
 # The rooms from the ground up; each may call those below it, and no other. `tasks/task.py` is all that is known of tasks.
 GROUND = {"types", "reduction", "schedules", "references", "json_files", "places", "terminal", "endings", "__init__"}
 FLOORS = [
-    GROUND, {"losses", "data", "models"}, {"analysis", "objectives"}, {"training"}, {"tasks"}, {"experiment"}, {"studies"}, {"command_line"},
+    GROUND, {"losses", "data", "models"}, {"analysis", "objectives"}, {"training"}, {"tasks"}, {"experiment"},
+    {"studies"}, {"command_line"},
     {"finished_commands", "run_commands"}, {"cli"},
     {"recipes"},
 ]  # fmt: skip

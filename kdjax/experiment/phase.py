@@ -32,7 +32,7 @@ def train_phase(
     """Trains a phase of an experiment in the folder `place`, from its last checkpoint if there is one.
 
     Args:
-      program: of the phase; the experiment may differ from its own in seeds and names.
+      program: of the phase; the experiment may differ from its own in what `Builder.program` leaves out.
       place: made by the caller.
       finished: the phases before.
       progress: what a person sees.
@@ -45,7 +45,7 @@ def train_phase(
     checkpoints = open_checkpoints(place, phase, taught["teacher_hash"])
     state, facts, resumed = newest(checkpoints, state, keeps_best=phase.keep == "best")
     batches = ordered_batches(program, data_seed, teacher)
-    loop = make_loop(program, batches, teacher, place / "profile" if profile else None)
+    loop = make_loop(program, experiment, batches, teacher, place / "profile" if profile else None)
     with recorded([place], resumed, checkpoints, progress) as writers:
         frozen = program.feeding.frozen(teacher)
         state, facts = loop.run(state, frozen, checkpoints, writers, progress, facts)
@@ -125,9 +125,11 @@ def ordered_batches(program: Program, data_seed: int, teacher: Variables | None)
     return program.feeding.batches(data_seed, program.compiled.clock, teacher)
 
 
-def make_loop(program: Program, batches: Any, teacher: Variables | None, profile: Path | None = None) -> Loop:
-    """The phase's loop over its batches."""
-    experiment, compiled = program.experiment, program.compiled
+def make_loop(
+    program: Program, experiment: Experiment, batches: Any, teacher: Variables | None, profile: Path | None = None
+) -> Loop:
+    """The phase's loop over its batches, as often interrupted as the experiment says."""
+    compiled = program.compiled
     clock = compiled.clock
 
     def steps(duration) -> int:

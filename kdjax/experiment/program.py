@@ -12,6 +12,7 @@ from kdjax.experiment.compiled import Compiled, compile_phase
 from kdjax.experiment.feeding import Feeding, Resident
 from kdjax.experiment.networks import Networks, make_networks
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
+from kdjax.schedules import epochs
 from kdjax.tasks import Dataset, Task
 from kdjax.training import Variables, make_runner
 from kdjax.training.evaluation import evaluate
@@ -74,7 +75,8 @@ class Builder:
         Raises:
           ExperimentError: one sentence for the first thing that does not fit.
         """
-        # Seeds, names and where a network comes from change neither shapes nor code, nor does a phase that does not teach.
+        # Seeds, names, where a network comes from and how often one looks change neither shapes nor code, nor does a phase
+        # that does not teach.
         taking_part = [p for p in experiment.phases if p.name in (phase.name, *phase.teachers)]
         phases = tuple(
             dataclasses.replace(p, weights="", start="")
@@ -82,7 +84,9 @@ class Builder:
             else Phase(name=p.name, network=p.network)
             for p in taking_part
         )
-        key = (dataclasses.replace(experiment, name="", seed=0, data_seed=0, phases=phases), phase.name)
+        left_out = {"name": "", "seed": 0, "data_seed": 0, "log_every": 1}
+        left_out |= {"evaluate_every": epochs(1), "checkpoint_every": epochs(1)}
+        key = (dataclasses.replace(experiment, **left_out, phases=phases), phase.name)
         if key not in self._programs:
             resident = self._resident.setdefault((experiment.data, experiment.runner), Resident())
             self._programs[key] = build(experiment, phase, self.dataset(experiment.data), resident, self.devices)

@@ -143,7 +143,7 @@ def train_together(
         return [program.evaluate(student, teacher) for student in own]
 
     loop = dataclasses.replace(
-        make_loop(program, batches, teacher),
+        make_loop(program, experiments[0], batches, teacher),
         step=compiled.runner.compile(steps),
         steps=compiled.runner.compile(scanned(steps), stacked=True) if compiled.steps is not None else None,
         evaluate=evaluate,

@@ -49,8 +49,8 @@ def study(size: Size, folder: Path, *, data_dir: str | None, announce: Callable[
     metric = task.metric
     verdict = (
         f"On logits of standard deviation 3, KD's gradient is that of centred logit matching (cosine above {CLOSE}) from "
-        f"{_g(matching[10])} on with 10 classes and from {_g(matching[100])} with 100, and that of the teacher's hard labels, the "
-        f"student's softmax at the same temperature, up to {_g(hard[10])} and {_g(hard[100])}. Students trained at "
+        f"{_g(matching[10])} on with 10 classes and from {_g(matching[100])} with 100, and that of the teacher's hard labels, "
+        f"the student's softmax at the same temperature, up to {_g(hard[10])} and {_g(hard[100])}. Students trained at "
         f"T = {TEMPERATURES[-1]:g} differ from logit matching by {_gain(against, metric)}, at T = {TEMPERATURES[0]:g} from hard "
         f"labels by {_gain(cold, metric)}; of the temperatures tried {best.removeprefix('kd ')} was the best."
     )
@@ -59,7 +59,7 @@ def study(size: Size, folder: Path, *, data_dir: str | None, announce: Callable[
         papers=PAPERS,
         design=(
             f"{rows:,} pairs of student's and teacher's logits, independent and normal with standard deviation 3, in float64: "
-            "cosine of KD's gradient by the student's logits with that of its limits, the mean over rows. Three "
+            "cosine of KD's gradient by the student's logits with that of its limits, all rows together. Three "
             "regularisers beside the "
             f"labels with a mass of {MASS:g}: KD, label smoothing, confidence penalty. Then students of "
             f"fashion_mnist/few_labels "
@@ -80,8 +80,8 @@ def study(size: Size, folder: Path, *, data_dir: str | None, announce: Callable[
 
 
 def cosines(rows: int, classes: int) -> dict[str, dict[float, float]]:
-    """Mean cosine over rows of KD's gradient at each temperature with centred logit matching's, and with the teacher's hard
-    labels', of the student's softmax at that temperature and at 1."""
+    """Cosine of KD's gradient, of all rows together, at each temperature with centred logit matching's, and with the teacher's
+    hard labels', of the student's softmax at that temperature and at 1."""
     with jax.enable_x64(True):
         s, t = (3.0 * x for x in jax.random.normal(jax.random.key(classes), (2, rows, classes), jnp.float64))
         of = lambda loss: jax.grad(lambda z: jnp.sum(loss(z, t)))(s)
@@ -94,10 +94,8 @@ def cosines(rows: int, classes: int) -> dict[str, dict[float, float]]:
                 "hard_at_1": of(losses.hard_label),
             }
             for name, other in limits.items():
-                # At a very low temperature both may be zero in a row: they agree that nothing is to be done.
-                norms = jnp.linalg.norm(gradient, axis=-1) * jnp.linalg.norm(other, axis=-1)
-                cosine = jnp.where(norms > 0, jnp.sum(gradient * other, axis=-1) / jnp.where(norms > 0, norms, 1), 1)
-                found[name][temperature] = float(jnp.mean(cosine))
+                norms = jnp.linalg.norm(gradient) * jnp.linalg.norm(other)
+                found[name][temperature] = float(jnp.sum(gradient * other) / norms)
     return found
 
 

@@ -13,6 +13,7 @@ from kdjax.analysis.statistics import holm, paired_gain, spread
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import compare
+from kdjax.experiment.phase import make_loop
 from kdjax.experiment.report import write_report
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
@@ -200,5 +201,8 @@ def test_the_best_two_are_compared_with_each_other():
 
 def test_fields_that_do_not_matter_for_compilation_share_a_program(builder):
     first = builder.program(EXPERIMENTS["kd"], EXPERIMENTS["kd"].student)
-    other = dataclasses.replace(EXPERIMENTS["kd"], seed=8, data_seed=9, name="other")
+    often = {"log_every": 3, "evaluate_every": steps(2), "checkpoint_every": steps(5)}
+    other = dataclasses.replace(EXPERIMENTS["kd"], seed=8, data_seed=9, name="other", **often)
     assert builder.program(other, other.student) is first
+    loop = make_loop(first, other, first.feeding.pipeline(9), None)
+    assert (loop.log_every, loop.evaluate_every, loop.checkpoint_every) == (3, 2, 5), "a run's own"

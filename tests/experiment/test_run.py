@@ -193,6 +193,7 @@ def test_evaluation_may_be_cut_short(builder):
     assert len(rows) == len(set(rows)) == 50 and rows[0] == 0 and rows[-1] == 359
 
 
+@pytest.mark.slow  # test_config.py has what a config says when tiny, tests/data how such a set is read
 def test_a_config_of_a_stock_set_runs_tiny(tmp_path):
     """CIFAR-100 as TFDS has it, with made-up images: name, shapes and classes are the real ones."""
     import tensorflow_datasets as tfds

@@ -130,6 +130,7 @@ def test_methods_for_other_targets_are_refused_in_words(config, builder):
         builder.program(experiment, experiment.student)
 
 
+@pytest.mark.slow  # tests/experiment/test_processes.py has them with a task of the library
 def test_two_processes_are_one(distilled, tmp_path):
     ended = finish(start(CONFIG, tmp_path / "run", str(tmp_path), 2, 2, "--method", "bernoulli_kd"))
     assert [status for status, _ in ended] == [0, 0], ended

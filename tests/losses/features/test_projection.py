@@ -69,7 +69,7 @@ def test_srd_golden(case, precision):
         def loss(student, kernel, bias):
             return srd(student @ kernel.T + bias[None], teacher, **released(case))
 
-        value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(student, kernel, bias)
+        value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(student, kernel, bias)
         case.check(value, "out", "loss", precision)
         by_student, by_kernel, by_bias = gradients
         wanted = case.grads["f64"] | case.gparams["f64"]
@@ -148,7 +148,8 @@ def share(student, teacher, form, **rows):
 
 @over_forms
 def test_nothing_flows_into_the_teacher(form):
-    by_student, by_teacher = jax.grad(lambda s, t: srd(s, t, **FORMS[form]), argnums=(0, 1))(STUDENT, TEACHER)
+    learn = jax.jit(jax.grad(lambda s, t: srd(s, t, **FORMS[form]), argnums=(0, 1)))
+    by_student, by_teacher = learn(STUDENT, TEACHER)
     np.testing.assert_array_equal(by_teacher, 0)
     assert np.abs(by_student).max() > 1e-3
 
@@ -164,7 +165,7 @@ def test_a_row_that_is_masked_out_is_as_if_it_were_not_there(form):
 def test_eight_devices_give_the_value_and_gradient_of_one(form, kept):
     with computing_in("f64") as real:
         student, teacher = real(STUDENT), real(TEACHER)
-        one, expected = jax.value_and_grad(lambda s: share(s, teacher, form, where=kept))(student)
+        one, expected = jax.jit(jax.value_and_grad(lambda s: share(s, teacher, form, where=kept)))(student)
         split = [x.reshape(DEVICES, ROWS // DEVICES, *x.shape[1:]) for x in (student, teacher, kept)]
         shares, gradient = jax.pmap(
             jax.value_and_grad(lambda s, t, w: share(s, t, form, where=w, axis_name="data")), axis_name="data"
