@@ -1,6 +1,6 @@
 """kdjax reproduce fashion_mnist --pairs study_all_labels study_few_labels --methods kd dkd fitnet --seeds 0 1 2 3 4
 
-The study of the README here, its part with few labels: as study_all_labels.py, but the student may use the labels of 600 of the
+Many methods side by side, few labels: as study_all_labels.py, but the student may use the labels of 600 of the
 60,000 images, 1 %. Its teacher had all of them.
 """
 
