@@ -62,16 +62,13 @@ def study(size: Size, folder: Path, *, data_dir: str | None, announce: Callable[
     biased = {name: {s: float(np.mean(v)) / plain for s, v in by["distillation"].items()} for name, by in ends.items()}
     poor = list(teachers)[1]
     verdict = (
-        f"For a linear network KD's gradient is the student's less λ times the teacher's to {float(identity.gap):.0e} "
-        f"of its size, and "
-        f"for one with a hidden layer it is not ({float(deep):.2f}). With a perfect teacher and λ = 1 the distance "
-        f"from the solution "
-        f"at which SGD stays is {ratio['perfect']['1']:.1e} of the one without a teacher; with one trained for "
-        f"{poor.removeprefix('after ')} "
-        f"it is {ratio[poor]['1']:.2f}, its best λ being {float(noise[poor].best):.2f}, which explains "
-        f"{100 * float(noise[poor].explained):.0f} % "
-        f"of the variance. Without the correction of its bias distillation ends {biased[poor]['1']:.1f} times as far "
-        f"with that teacher."
+        f"For a linear network KD's gradient is the student's less λ times the teacher's to {float(identity.gap):.0e} of its "
+        f"size, and for one with a hidden layer it is not ({float(deep):.2f}). With a perfect teacher and λ = 1 the distance "
+        f"from the solution at which SGD stays is {ratio['perfect']['1']:.1e} of the one without a teacher; with one "
+        f"trained for "
+        f"{poor.removeprefix('after ')} it is {ratio[poor]['1']:.2f}, its best λ being {float(noise[poor].best):.2f}, which "
+        f"explains {100 * float(noise[poor].explained):.0f} % of the variance. Without the correction of its bias distillation "
+        f"ends {biased[poor]['1']:.1f} times as far with that teacher."
     )
     return Finding(
         question="Does distillation reduce the variance of gradients?",
@@ -79,10 +76,10 @@ def study(size: Size, folder: Path, *, data_dir: str | None, announce: Callable[
         design=(
             f"Softmax regression on {count:,} images of Fashion-MNIST in float64 with a weight decay of {DECAY:g}, so "
             f"that there is one solution, found to a gradient of {left:.0e}. SGD from zero with batches of {BATCH}, drawn with "
-            f"repetition, at a rate of {RATE:g}, {steps:,} steps, "
-            f"{seeds} seeds, the teacher's gradient on the batch subtracted λ times: as distillation does, and with "
-            f"the teacher's mean "
-            "gradient added back (unbiased). Distances are |x - x*|², the mean of the last fifth of the run."
+            f"repetition, at a rate of {RATE:g}, {steps:,} steps, {seeds} seeds, the teacher's gradient on the batch "
+            f"subtracted λ "
+            "times: as distillation does, and with the teacher's mean gradient added back (unbiased). Distances are "
+            "|x - x*|², the mean of the last fifth of the run."
         ),
         verdict=verdict,
         published=(
@@ -113,8 +110,12 @@ def data(count: int) -> tuple[Any, Any]:
     return jnp.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True)), jnp.asarray(labels[place].astype(np.int32))
 
 
+def task(params: Any, inputs: Any, labels: Any) -> Any:
+    return jnp.mean(cross_entropy(apply(params, inputs), labels=labels))
+
+
 def loss(params: Any, inputs: Any, labels: Any) -> Any:
-    return jnp.mean(cross_entropy(apply(params, inputs), labels=labels)) + DECAY / 2 * jnp.sum(jnp.square(params))
+    return task(params, inputs, labels) + DECAY / 2 * jnp.sum(jnp.square(params))
 
 
 def solution(inputs: Any, labels: Any) -> tuple[Any, float]:
@@ -139,12 +140,13 @@ def solution(inputs: Any, labels: Any) -> tuple[Any, float]:
 def descend(inputs, labels, theta, best, strength, steps, correction, seed):
     """`(|x - x*|² after every step, weights at the end)` of SGD from zero, the teacher's gradient subtracted "
     "`strength` times."""
-    mean = jax.grad(loss)(theta, inputs, labels) if correction == "unbiased" else jnp.zeros_like(theta)
+    mean = jax.grad(task)(theta, inputs, labels) if correction == "unbiased" else jnp.zeros_like(theta)
 
     def step(params, key):
         rows = jax.random.randint(key, (BATCH,), 0, inputs.shape[0])
-        at = lambda w: jax.grad(loss)(w, inputs[rows], labels[rows])
-        params = params - RATE * (at(params) - strength * (at(theta) - mean))
+        own = jax.grad(loss)(params, inputs[rows], labels[rows])
+        taught = jax.grad(task)(theta, inputs[rows], labels[rows])  # the teacher's weights do not decay
+        params = params - RATE * (own - strength * (taught - mean))
         return params, jnp.sum(jnp.square(params - best))
 
     end, path = jax.lax.scan(step, jnp.zeros_like(theta), jax.random.split(jax.random.key(seed), steps))
