@@ -10,7 +10,7 @@ from kdjax.experiment.ahead.products import Product, products
 from kdjax.experiment.ahead.traffic import FREE, traffic
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-COUNTED = 2**16  # bytes from which on it is said that an array is padded
+COUNTED = 2**16  # bytes from which on it is said that an array is padded, or what makes it is not rated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Reading:
     Attributes:
       devices: that run the program together.
       cycles: the compiler's estimate by part; empty where it gives none.
+      unrated: places of instructions that give `COUNTED` bytes or more, for which it gives none where it does for others.
       dearest: the instructions with most of them.
       loops: places of loops of which it is not known how often they run; their cycles are counted once.
       traffic: bytes of what instructions read from and write to the main memory, with padding.
@@ -71,6 +72,7 @@ class Reading:
 
     devices: int
     cycles: dict[str, float]
+    unrated: tuple[str, ...]
     dearest: tuple[Cost, ...]
     loops: tuple[str, ...]
     traffic: float
@@ -102,6 +104,7 @@ def read(program: Program, steps: int = 1) -> Reading:
     return Reading(
         devices=program.partitions,
         cycles=by_part((part_of(cost.place), cost.cycles) for cost in costs),
+        unrated=tuple(program.place(i) or i.name for i, _ in scheduled if costs and is_unrated(i)),
         dearest=tuple(costs[:5]),
         loops=tuple(sorted(loops)),
         traffic=traffic(program, scheduled),
@@ -116,6 +119,15 @@ def read(program: Program, steps: int = 1) -> Reading:
         held=sum(array.bytes for array in results),
         padded=sum(array.padded_bytes for array in results),
         wasteful=sum(array.bytes >= COUNTED and array.padded_bytes >= 2 * array.bytes for array in results),
+    )
+
+
+def is_unrated(instruction: Instruction) -> bool:
+    """Whether an instruction works on large arrays without an estimate. What is moved meanwhile, or by a name only, has none."""
+    opcode = instruction.opcode
+    moves = opcode in FREE or opcode == "custom-call" or opcode.endswith(("-start", "-done", "-update"))
+    return not (moves or instruction.cycles or opcode in COLLECTIVES) and any(
+        array.bytes >= COUNTED for array in instruction.results
     )
 
 

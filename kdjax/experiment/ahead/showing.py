@@ -49,6 +49,7 @@ def in_full(ahead: Ahead, name: str) -> str:
         f"- padding: results take {share} their bytes; {reading.wasteful} of 64 KiB and more take twice theirs or more"
     ]
     lines += [f"- callbacks: {', '.join(reading.callbacks) or 'none'}"]
+    lines += [f"- in no estimate of cycles: {', '.join(reading.unrated)}"] if reading.unrated else []
     lines += [f"- loops counted once: {', '.join(reading.loops)}"] if reading.loops else []
     lines += ["", *parts_table(ahead)] if reading.cycles or reading.flops else []
     if reading.dearest:

@@ -1,8 +1,10 @@
 """The step as a slice's compiler makes it: its structure on eight virtual devices, and libtpu's own word where it is there."""
 
+import collections
 import dataclasses
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from flax import nnx
 from kdjax import command_line
 from kdjax.cli import main
 from kdjax.experiment import Experiment, Phase
+from kdjax.experiment.accounting import step_arguments
 from kdjax.experiment.ahead import slices
 from kdjax.experiment.ahead.compiling import compile_ahead, faults, memory_of
 from kdjax.experiment.ahead.hlo import parse
@@ -249,6 +252,18 @@ def test_chips_are_found_by_name():
         ):  # matrix units of 128 x 128, or of 256 x 256, a multiplication and an addition each in every cycle
             units = chip.flops / chip.clock / (2 * 128**2)
             assert abs(units - round(units)) < 0.02 * units and round(units) in (4, 8, 16), name
+
+
+@pytest.mark.parametrize(("method", "views"), [("simkd", 1), ("mlld", 2)])
+def test_the_stand_ins_have_what_methods_ask_for(method, views):
+    """A classifier of the last map's mean, and a second view; they are traced only."""
+    found = runpy.run_path(str(ROOT / "scripts/compiling/dense.py"))["experiment"](method)
+    builder = Builder()
+    builder.dataset(found.data, stand_in=True)
+    program = builder.program(found, found.student)
+    traced = program.compiled.step.trace(*step_arguments(program))
+    parts = collections.Counter(product.part for product in asked(traced.jaxpr.jaxpr))
+    assert parts["student forward"] == parts["teacher forward"] == 4 * views
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")

@@ -112,6 +112,18 @@ def test_collectives_of_every_spelling():
     assert [(c.kind, c.count, c.bytes) for c in found] == [("all-gather", 3, 48), ("reduce-scatter", 2, 64)]
 
 
+def test_large_work_without_an_estimate_is_named():
+    given = "%a = f32[65536]{0} parameter(0)"
+    rated = '%n = f32[65536]{0} negate(%a), backend_config={"estimated_cycles":"7"}'
+    rest = [
+        "%s = f32[65536]{0} sort(%n)",
+        "%c = (f32[65536]{0}, u32[]) copy-start(%s)",
+        "ROOT %t = f32[8]{0} slice(%s)",
+    ]
+    assert read(program(given, rated, *rest)).unrated == ("s",)
+    assert not read(program(given, rated.partition(", backend")[0], *rest)).unrated, "a compiler that gives none at all"
+
+
 def test_of_what_is_sliced_the_slice_is_read():
     inside = """%rows (p.0: u8[1000,64], p.1: s32[4]) -> u8[4,64] {
   %p.0 = u8[1000,64]{1,0} parameter(0)
