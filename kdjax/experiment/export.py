@@ -23,19 +23,15 @@ def export(trained: Trained, form: Format, path: Path) -> None:
       form: "stablehlo", the whole function with its weights, from inputs as the data set stores them, `[B, ...]` for any B, to
         the output's fields, which `jax.export.deserialize(file.read_bytes()).call(inputs)` runs on CPU, GPU or TPU; or its
         weights alone as "safetensors" or "npz", by path, those of "params/" and of "state/".
-      path: of the file, which is not overwritten. What it takes and the names of its classes are in a .json of its name.
+      path: of the file, which is not overwritten. What it takes and the names of its classes are in PATH.json beside it.
 
     Raises:
       ExperimentError: there is a file, or a package is missing.
     """
-    beside = path.with_suffix(".json")
+    beside = path.with_name(path.name + ".json")
     for place in (path, beside):
         if place.exists():
             raise ExperimentError(f"{place} exists; name another file with --to.")
-    if path == beside:
-        raise ExperimentError(
-            f"{path} would be overwritten by what is said of it; name a file that does not end in .json."
-        )
     path.parent.mkdir(parents=True, exist_ok=True)
     written = as_stablehlo(trained) if form == "stablehlo" else as_weights(trained, form)
     write_json(beside, facts(trained))

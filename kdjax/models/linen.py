@@ -134,7 +134,7 @@ def from_linen(
                 "normalise by its own rows; give it a field `axis_name: str | None = None` and average over that, or use the "
                 "jit runner."
             )
-        result = of_model(raw, output)
+        result = of_model(raw, output, inputs)
         if kept.wanted:
             result = kept.fill(result, watch.read(changed.get("intermediates", {})))
         result = add_losses(result, _noted(changed, losses), watch.noted, title)

@@ -99,7 +99,7 @@ def from_nnx(
                 if mode != {} and (what := watch.unheard(module)):
                     raise modes.unheard(title, what, forward, {**told, **own}, _boolean_fields(module))
                 heeds.append(True)
-            result = of_model(raw, output)
+            result = of_model(raw, output, inputs)
             result = kept.fill(result, _read(notes)) if kept.wanted else result
             return add_losses(result, _noted(module, losses), sown, title)
 

@@ -44,8 +44,9 @@ def as_output(raw: Any) -> ModelOutput:
     )
 
 
-def of_model(raw: Any, output: Callable[[Any], Any]) -> Any:
-    """What `output` makes of what a model returned; an array is logits.
+def of_model(raw: Any, output: Callable[[Any], Any], inputs: Any) -> Any:
+    """What `output` makes of what a model returned for `inputs`; an array is logits. One example by itself, as under `vmap`, may
+    have `[C]`.
 
     Raises:
       TypeError: the logits are no floats `[B, ..., C]`.
@@ -53,7 +54,9 @@ def of_model(raw: Any, output: Callable[[Any], Any]) -> Any:
     made = output(raw)
     made = ModelOutput(logits=made) if _is_array(made) else made
     logits = getattr(made, "logits", None)
-    if _is_array(logits) and (logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating)):
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+    rows = any(len(shape) > 1 and shape[:1] == jnp.shape(logits)[:1] for shape in shapes)
+    if _is_array(logits) and (logits.ndim < (2 if rows else 1) or not jnp.issubdtype(logits.dtype, jnp.floating)):
         raise TypeError(
             f"The model's logits are {logits.dtype} {list(logits.shape)}; they must be floats [B, C], or [B, L, C] of elements: "
             "pass output=function_that_makes_them."

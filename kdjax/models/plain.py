@@ -38,6 +38,6 @@ def from_apply(
 
     def network_apply(params, state, inputs, *, train, rngs=None, axis=None):
         del train, rngs, axis  # a plain function has no modes
-        return of_model(apply(params, inputs), output), state
+        return of_model(apply(params, inputs), output, inputs), state
 
     return Network(network_init, network_apply, {}, name or getattr(apply, "__name__", "apply"))

@@ -38,7 +38,7 @@ def images():
 def test_the_function_goes_out_whole(trained, images, tmp_path):
     """Any batch, pixels as they are stored, in a process without kdjax; with what it takes beside it."""
     export(trained, "stablehlo", tmp_path / "student.stablehlo")
-    said = json.loads((tmp_path / "student.json").read_text())
+    said = json.loads((tmp_path / "student.stablehlo.json").read_text())
     assert said["inputs"] == {"inputs": {"dtype": "uint8", "shape": ["batch", 8, 8, 1]}}
     assert said["classes"] == list(trained.classes) and len(said["classes"]) == 10
     network = jax.export.deserialize((tmp_path / "student.stablehlo").read_bytes())
@@ -98,10 +98,7 @@ def test_the_server_answers_as_the_network_does(trained, images, tmp_path, monke
 
 
 def test_nothing_is_overwritten(trained, tmp_path):
-    (tmp_path / "student.json").write_text("mine")
-    for path in (tmp_path / "student.npz", tmp_path / "student.json"):
-        with pytest.raises(ExperimentError, match=r"student\.json exists"):
-            export(trained, "npz", path)
-    with pytest.raises(ExperimentError, match=r"does not end in \.json"):
-        export(trained, "npz", tmp_path / "other.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["student.json"]
+    (tmp_path / "student.npz.json").write_text("mine")
+    with pytest.raises(ExperimentError, match=r"student\.npz\.json exists"):
+        export(trained, "npz", tmp_path / "student.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["student.npz.json"]
