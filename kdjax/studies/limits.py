@@ -157,6 +157,7 @@ def plot(gradients: dict[int, dict[str, dict[float, float]]], path: Path) -> Non
         axes.plot(TEMPERATURES, [found["hard"][t] for t in TEMPERATURES], style, color="#d1495b", marker="o", markersize=4,
                   label=f"hard labels, {classes} classes")  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("temperature")
     axes.set_ylabel("cosine of gradients")
     axes.legend(frameon=False, fontsize=8)

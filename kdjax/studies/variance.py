@@ -172,6 +172,7 @@ def plot(curves: dict[str, np.ndarray], steps: int, path: Path) -> None:
         shown = np.unique(np.linspace(0, steps - 1, 400).astype(int))
         axes.plot(shown + 1, curve[shown], color=COLOURS[i], label=f"λ = {strength}")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.set_xlabel("steps")
     axes.set_ylabel("|x - x*|², mean over seeds")
     axes.legend(frameon=False, fontsize=8)
