@@ -72,12 +72,12 @@ def compare(argv):
         announce=lambda line: first_only(True) and announce(console, line),
     )  # fmt: skip
     if not first_only(True):
-        return 0
+        return 1 if comparison["failed"] else 0
     task = next(iter(experiments.values())).data
     written = write_report(folder, comparison, task)
     show_comparison(comparison, task, console)
     console.print(f"Report: {written}", soft_wrap=True)
-    return 0
+    return 1 if comparison["failed"] else 0
 
 
 def reproduce(argv):
@@ -112,13 +112,13 @@ def reproduce(argv):
     results = run_pairs(
         pairs, options.seeds, folder, resume=options.resume, overwrite=options.overwrite, builder=builder,
         teachers=local(options.teachers, ExperimentError, "Teachers") if options.teachers else None,
-        progress=first_only(Heard(make_progress())), together=options.together,
+        progress=first_only(Heard(make_progress())), together=options.together, profile=options.profile,
         announce=lambda line: first_only(True) and announce(console, line),
     )  # fmt: skip
     if first_only(True):
         show_summary(results, next(iter(next(iter(pairs.values())).values())).data, console)
         console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
-    return 1 if results["failed"] else 0
+    return 1 if results["failed"] or any(pair["failed"] for pair in results["pairs"].values()) else 0
 
 
 def grid(argv):
@@ -143,14 +143,14 @@ def grid(argv):
     folder = run_folder(options, f"{experiment.name}-grid")
     found = run_grid(
         experiment, label(options.method) or "student", axes, options.seeds, folder, baseline=baseline, resume=options.resume,
-        overwrite=options.overwrite, builder=builder, progress=first_only(Heard(make_progress())),
+        overwrite=options.overwrite, builder=builder, progress=first_only(Heard(make_progress())), profile=options.profile,
         announce=lambda line: first_only(True) and announce(console, line),
     )  # fmt: skip
     if first_only(True):
         written = write_grid_report(folder, found, experiment.data)
         show_grid(found, experiment.data, console)
         console.print(f"Report: {written}", soft_wrap=True)
-    return 0
+    return 1 if found["validation"]["failed"] or found["test"]["failed"] else 0
 
 
 def study(argv):

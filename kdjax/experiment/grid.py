@@ -42,6 +42,7 @@ def grid(
     builder: Builder | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Tries every combination, chooses by the mean over seeds on validation examples, and trains the choice for the test.
 
@@ -52,7 +53,7 @@ def grid(
       seeds: each combination is trained once with each.
       folder: of all: `validation/`, a comparison of the combinations; `test/`, one of the choice and the baseline.
       baseline: the same experiment without a teacher, to compare the choice with; None for none.
-      resume, overwrite, builder, progress, announce: as in `kdjax.experiment.compare.compare`.
+      resume, overwrite, builder, progress, announce, profile: as in `kdjax.experiment.compare.compare`.
 
     Returns:
       The grid as data, also written to grid.json: `axes`, `points` with their settings, `chosen`, `edges` (settings whose
@@ -68,15 +69,25 @@ def grid(
         task = experiment.data.tuned()
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+    if task == experiment.data:
+        raise ExperimentError(
+            "The config evaluates on the examples that settings are chosen by; evaluate it on the test examples."
+        )
     axes = [Axis(full_path(experiment.student.objective, axis.path), axis.values) for axis in axes]
     _check(axes)
     points = dict(combinations(dataclasses.replace(experiment, data=task), axes))
     check_alike({name: one for name, (one, _) in points.items()})
-    if (folder / GRID).exists() and not (resume or overwrite):
+    if not (resume or overwrite) and any((folder / name).exists() for name in (GRID, TUNED, TESTED)):
         raise ExperimentError(
             f"{folder} holds a grid; say --resume to go on with it, --overwrite to delete it, or --run for another folder."
         )
-    common = {"overwrite": overwrite, "builder": builder, "progress": progress, "announce": announce}
+    common = {
+        "overwrite": overwrite,
+        "builder": builder,
+        "progress": progress,
+        "announce": announce,
+        "profile": profile,
+    }
     with locked([folder]):
         again = lambda place: (folder / place / COMPARISON).exists() and not overwrite
         tuned = compare(

@@ -1,15 +1,18 @@
 """The comparisons of a published table: several pairs, methods and seeds, each teacher once, all results in one file."""
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdjax import __version__
+from kdjax.experiment import serialization
 from kdjax.experiment.artifacts import WEIGHTS, taught_by
 from kdjax.experiment.compare import check_alike, compare
-from kdjax.experiment.folder import COMPARISON, check_place
+from kdjax.experiment.folder import COMPARISON, EXPERIMENT, check_place
 from kdjax.experiment.lock import locked
 from kdjax.experiment.program import Builder
 from kdjax.experiment.report import write_report
@@ -17,6 +20,7 @@ from kdjax.experiment.run import run
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.experiment.summary import write_summary
 from kdjax.json_files import read_json, write_json
+from kdjax.tasks import Task
 from kdjax.training.loop import TrainingError
 from kdjax.training.processes import by_first
 from kdjax.training.progress import Progress
@@ -36,6 +40,7 @@ def reproduce(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     together: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Compares the methods for each pair of networks.
 
@@ -46,30 +51,36 @@ def reproduce(
       teachers: folder of finished runs or files of weights, see `find_teacher`; without it each teacher is trained here, once
         for all pairs that it teaches.
       resume: what is finished is kept, and what was stopped is gone on with; pairs that are not named stay in the results.
-      overwrite, builder, progress, announce, together: as in `kdjax.experiment.compare.compare`.
+      overwrite, builder, progress, announce, together, profile: as in `kdjax.experiment.compare.compare`.
 
     Returns:
-      The results as data, also written to results.json after each pair: `pairs`, a comparison each, and `failed`, why a pair
-      could not be trained.
+      The results as data, also written to results.json as they come: `pairs`, a comparison each, `failed`, why a pair
+      could not be trained, and `teachers`, in which folder whose is.
 
     Raises:
       ExperimentError: something does not fit.
     """
     builder = builder or Builder()
     check_place(folder)
-    for experiments in pairs.values():  # what does not fit is said before anything is written
+    for name, experiments in pairs.items():  # what does not fit is said now, not when the pairs before are trained
+        if name == TEACHERS or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+            raise ExperimentError(
+                f"A pair is called {name!r}, and has a folder of its name; use letters, digits, - and _."
+            )
         check_alike(dict(experiments))
         for experiment in experiments.values():
-            if problems := experiment.problems():
-                raise ExperimentError(problems[0])
+            for phase in experiment.phases:
+                builder.program(experiment, phase)
     given = {name: _given(next(iter(experiments.values())), teachers) for name, experiments in pairs.items()}
     begun = folder / RESULTS
-    if begun.exists() and not (resume or overwrite):
+    if not (resume or overwrite) and any((folder / name).exists() for name in (RESULTS, TEACHERS, *pairs)):
         raise ExperimentError(
             f"{folder} holds results; say --resume to go on with them, --overwrite to delete them, or --run for another folder."
         )
     before = read_json(begun, ExperimentError, "say --overwrite", {"pairs": dict}) if begun.exists() and resume else {}
-    results = {"kdjax": __version__, "seeds": list(seeds), "pairs": dict(before.get("pairs", {})), "failed": {}}
+    results = {"kdjax": __version__, "seeds": list(seeds), "failed": {}}
+    results |= {part: dict(before.get(part, {})) for part in ("pairs", "teachers")}
+    common = {"builder": builder, "progress": progress, "profile": profile}
     with locked([folder]):
         folder.mkdir(parents=True, exist_ok=True)
         trained: dict[Any, Path] = {}
@@ -77,28 +88,33 @@ def reproduce(
             announce(name)
             try:
                 teacher = given[name] or _train_teacher(
-                    experiments, trained, folder, builder=builder, progress=progress, overwrite=overwrite, announce=announce,
+                    name, next(iter(experiments.values())), trained, folder, results["teachers"], overwrite=overwrite,
+                    announce=announce, **common,
                 )  # fmt: skip
+                by_first(functools.partial(write_json, begun, results), ExperimentError)
                 if teacher is not None:
                     experiments = {m: _taught(e, teacher, folder / name, builder) for m, e in experiments.items()}
                 comparison = compare(
                     dict(experiments), seeds, folder / name, resume=(folder / name / COMPARISON).exists() and not overwrite,
-                    overwrite=overwrite, builder=builder, progress=progress, announce=announce, together=together,
+                    overwrite=overwrite, announce=announce, together=together, **common,
                 )  # fmt: skip
+                results["pairs"][name] = comparison
             except TrainingError as error:
                 announce(f"{name} failed, the others go on: {error}")
                 results["failed"][name] = str(error)
-                continue
-            task = next(iter(experiments.values())).data
-            results["pairs"][name] = comparison
-
-            def record(name=name, comparison=comparison, task=task):
-                write_report(folder / name, comparison, task)
-                write_json(begun, results)
-                write_summary(folder, results, task)
-
-            by_first(record, ExperimentError)
+            by_first(
+                functools.partial(_record, folder, results, name, next(iter(experiments.values())).data),
+                ExperimentError,
+            )
         return results
+
+
+def _record(folder: Path, results: dict[str, Any], pair: str, task: Task) -> None:
+    """Writes what there is, and the report of the pair that was the last."""
+    if pair not in results["failed"]:
+        write_report(folder / pair, results["pairs"][pair], task)
+    write_json(folder / RESULTS, results)
+    write_summary(folder, results, task)
 
 
 def _given(experiment: Experiment, teachers: Path | None) -> Path | None:
@@ -121,24 +137,33 @@ def _shared(experiment: Experiment) -> Phase | None:
 
 
 def _train_teacher(
-    experiments: Mapping[str, Experiment], trained: dict[Any, Path], folder: Path, *, builder: Builder,
-    progress: Progress | None, overwrite: bool, announce: Callable[[str], None],
+    pair: str, experiment: Experiment, trained: dict[Experiment, Path], folder: Path, names: dict[str, str], *,
+    overwrite: bool, announce: Callable[[str], None], **common: Any,
 ) -> Path | None:  # fmt: skip
-    """The folder of a pair's teacher, trained now if no pair before had it; None where it is no phase by itself."""
-    experiment = next(iter(experiments.values()))
+    """The folder of a pair's teacher, trained now if no pair before had it; None where it is no phase by itself. Its name there
+    is kept in `names`, by which it is found again."""
     phase = _shared(experiment)
     if phase is None:
         return None
     alone = dataclasses.replace(experiment, name=f"teacher-{phase.network.name}", phases=(phase,))
     if alone not in trained:
-        taken = {place.name for place in trained.values()}
-        name = re.sub(r"[^\w.-]", "-", str(phase.network.name))
-        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
         announce(f"teacher {phase.network.name}")
-        place = folder / TEACHERS / name
-        run(alone, place, resume=not overwrite, overwrite=overwrite, builder=builder, progress=progress)
+        place = folder / TEACHERS / (names.get(pair) or _free_name(alone, folder / TEACHERS, phase, names))
+        run(alone, place, resume=not overwrite, overwrite=overwrite, **common)
         trained[alone] = place
+    names[pair] = trained[alone].name
     return trained[alone]
+
+
+def _free_name(teacher: Experiment, folder: Path, phase: Phase, names: Mapping[str, str]) -> str:
+    """The network's name, with a number behind it where other pairs have one of that network on other data."""
+    stem = re.sub(r"[^\w.-]", "-", str(phase.network.name))
+
+    def free(name):
+        saved = folder / name / EXPERIMENT
+        return name not in names.values() or (saved.exists() and serialization.load(saved) == teacher)
+
+    return next(name for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))) if free(name))
 
 
 def _taught(experiment: Experiment, teacher: Path, place: Path, builder: Builder) -> Experiment:

@@ -11,6 +11,7 @@ from kdjax.experiment.plots import COLOURS, figure, plain_texts, save
 from kdjax.experiment.report import embedded, lead, listed, page
 from kdjax.experiment.tables import (
     empty_table,
+    failures,
     gain_text,
     headings,
     html_table,
@@ -87,6 +88,9 @@ def show_summary(results: dict[str, Any], task: Task, console: Any) -> None:
         console.print(table)
     if len(pairs) > 1:
         console.print(NOTE)
+        for name, pair in pairs.items():
+            for sentence in failures(pair):
+                console.print(f"{name}: {sentence}", soft_wrap=True)
     for name, why in results["failed"].items():
         console.print(f"{name} failed: {why}", soft_wrap=True)
 

@@ -12,7 +12,7 @@ import pytest
 from kdjax.analysis.statistics import holm, paired_gain, spread
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
-from kdjax.experiment.compare import compare
+from kdjax.experiment.compare import check_alike, compare
 from kdjax.experiment.phase import make_loop
 from kdjax.experiment.report import write_report
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
@@ -135,12 +135,18 @@ def test_it_is_not_overwritten_silently(compared, builder):
         small(KD(), **(OPTIONS | {"data": {"labelled": 300}})),
         small(KD(), **OPTIONS).replace_phase("teacher", duration=steps(5)),
         small(KD(), student={"ema_decay": 0.9}, **OPTIONS),
+        small(KD(), student={"teacher_cache": "float16"}, **OPTIONS),
     ],
 )
 def test_unequal_methods_are_not_compared(other, tmp_path, builder):
     with pytest.raises(ExperimentError, match="would not be fair"):
         compare({"labels": EXPERIMENTS["labels"], "kd": other}, (0,), tmp_path / "run", builder=builder)
     assert not (tmp_path / "run").exists()
+
+
+def test_outputs_that_are_kept_whole_are_no_difference():
+    kept = small(KD(temperature=2.0), student={"teacher_cache": "float32"}, **OPTIONS)
+    check_alike({"labels": EXPERIMENTS["labels"], "kd": kept})
 
 
 def test_seeds_are_given_once_each(tmp_path, builder):

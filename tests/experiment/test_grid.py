@@ -70,6 +70,7 @@ def test_it_is_gone_on_with(searched, builder):
     ("experiment", "words", "said"),
     [
         (small(data={"validation": 0}), ["kd.temperature=1,2"], r"data.validation is 0"),
+        (small(data={"validation": 300, "evaluate_on": "validation"}), ["kd.temperature=1,2"], "evaluate it on the test"),
         (EXPERIMENT, [], "A grid is over something"),
         (EXPERIMENT, ["kd.temperature=1,1"], "once"),
         (EXPERIMENT, ["kd.temperature=1", "temperature=2"], "once"),

@@ -74,6 +74,29 @@ def test_it_is_gone_on_with_moved_and_grows(reproduced, builder, tmp_path):
             assert again["pairs"][name]["methods"][method]["metrics"] == summary["metrics"]
 
 
+def test_teachers_of_one_network_on_other_data_are_told_apart_and_found_again(builder, tmp_path):
+    """Also where a call names the second pair alone; what does not fit is refused before any is trained."""
+    other = {"labels": small(CrossEntropy(), length=4, data={"labelled": 300})}
+    pairs = {"all": {"labels": METHODS["labels"]}, "few": other}
+    first = reproduce(pairs, (0,), tmp_path / "run", builder=builder)
+    assert first["teachers"] == {"all": "small_cnn", "few": "small_cnn-2"}
+    said = []
+    again = reproduce({"few": other}, (0,), tmp_path / "run", builder=builder, resume=True, announce=said.append)
+    assert again["teachers"] == first["teachers"] and again["pairs"] == json.loads(json.dumps(first["pairs"]))
+    misfit = {"kd": small(length=4).replace_phase("student", microbatches=3)}
+    for wrong, what in (
+        ({"a/b": other}, "use letters"),
+        ({"teachers": other}, "use letters"),
+        ({"few": other, "odd": misfit}, "microbatches=3"),
+    ):
+        with pytest.raises(ExperimentError, match=what):
+            reproduce(wrong, (0,), tmp_path / "new", builder=builder)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new/teachers").mkdir(parents=True)
+    with pytest.raises(ExperimentError, match="say --resume"):
+        reproduce({"few": other}, (0,), tmp_path / "new", builder=builder)
+
+
 def test_teachers_are_taken_from_a_folder(reproduced, builder, tmp_path):
     folder, results, _ = reproduced
     said = []
@@ -114,6 +137,9 @@ def test_a_method_that_diverges_leaves_the_others_be(builder, tmp_path):
     results = reproduce({"broken": {"bad": bad}, "narrow": METHODS}, (0,), tmp_path / "three", builder=builder)
     assert list(results["pairs"]) == ["narrow"] and "not finite" in results["failed"]["broken"]
     assert "broken failed" in (tmp_path / "three/results.md").read_text()
+    assert json.loads((tmp_path / "three/results.json").read_text())["failed"] == results["failed"]
+    only = reproduce({"broken": {"bad": bad}}, (0,), tmp_path / "four", builder=builder)
+    assert json.loads((tmp_path / "four/results.json").read_text())["failed"] == only["failed"] != {}
 
 
 def test_configs_of_a_folder_are_found():
