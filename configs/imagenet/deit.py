@@ -8,8 +8,8 @@ prepare imagenet2012` and a teacher: `kdjax convert regnety_160.safetensors --ne
 
 `--phases.student.network.name deit_small_distilled_patch16_224` for DeiT-S, `deit_base_distilled_patch16_224` for DeiT-B.
 
-Published top-1, not reproduced here: teacher 82.9; hard distillation Ti 74.5, S 81.2, B 83.4; without a teacher 72.2, 79.8, 81.8
-(table 2 of the paper; of which epoch is not said). Not as there: no stochastic depth, no repeated augmentation, RandAugment's
+Published top-1, not reproduced here: hard distillation Ti 74.5, S 81.2, B 83.4; without a teacher 72.2, 79.9, 81.8 (README of the
+released code; of which epoch is not said). Not as there: no stochastic depth, no repeated augmentation, RandAugment's
 magnitude has no noise. Days on one GPU; not run here.
 """
 

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import cross_entropy, predictive_entropy
+from kdjax.losses import checks, cross_entropy, predictive_entropy
 from kdjax.types import Array
 
 
@@ -17,7 +17,7 @@ def nll(logits: Array, labels: Array) -> Array:
 def brier(logits: Array, labels: Array, *, over_classes: Literal["sum", "mean"] = "sum") -> Array:
     """Squared distance of the probabilities from the label: summed over classes (Brier, 1950), or their mean, as the released
     code of Stanton et al. (2021) has it."""
-    p = _probabilities(logits)
+    p = jax.nn.softmax(checks.floating(logits, "logits"))
     squares = jnp.square(p - jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype))
     return jnp.mean(jnp.sum(squares, axis=-1) if over_classes == "sum" else jnp.mean(squares, axis=-1))
 
@@ -36,7 +36,7 @@ def ece(logits: Array, labels: Array, *, bins: int = 15, adaptive: bool = False)
     """
     if bins < 1:
         raise ValueError(f"bins={bins}; use 1 or more.")
-    p = _probabilities(logits)
+    p = jax.nn.softmax(checks.floating(logits, "logits"))
     confidence, correct = jnp.max(p, axis=-1), (jnp.argmax(p, axis=-1) == labels).astype(p.dtype)
     if adaptive:
         rank = jnp.argsort(jnp.argsort(confidence, stable=True))
@@ -54,8 +54,4 @@ def entropy(logits: Array) -> Array:
 
 def confidence(logits: Array) -> Array:
     """Mean probability of the most likely class."""
-    return jnp.mean(jnp.max(_probabilities(logits), axis=-1))
-
-
-def _probabilities(logits: Array) -> Array:
-    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    return jnp.mean(jnp.max(jax.nn.softmax(checks.floating(logits, "logits")), axis=-1))

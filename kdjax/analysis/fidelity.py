@@ -1,13 +1,13 @@
 """How much of a teacher's function a student has: every measure is of two networks' logits on the same examples.
 
 Logits are `[N, C]`, student first; a value is a mean over the N examples, computed in at least float32. Two independently trained
-networks agree too: compare with a control of the same kind (`kdjax study` always does).
+networks agree too: compare with such a control.
 """
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import forward_kl, jsd
+from kdjax.losses import checks, forward_kl, jsd
 from kdjax.types import Array
 
 
@@ -41,7 +41,8 @@ def js_divergence(student_logits: Array, teacher_logits: Array) -> Array:
 def activation_distance(student_logits: Array, teacher_logits: Array) -> Array:
     """Euclidean distance of the probabilities; sqrt 2 at most (Mason-Williams et al., 2025, formula not verified)."""
     _alike(student_logits, teacher_logits)
-    return _mean(jnp.linalg.norm(_probabilities(student_logits) - _probabilities(teacher_logits), axis=-1))
+    p, q = (jax.nn.softmax(checks.floating(logits, "logits")) for logits in (student_logits, teacher_logits))
+    return _mean(jnp.linalg.norm(p - q, axis=-1))
 
 
 def rank_disagreement(student_logits: Array, teacher_logits: Array) -> Array:
@@ -97,9 +98,5 @@ def _alike(student_logits: Array, teacher_logits: Array) -> None:
         )
 
 
-def _probabilities(logits: Array) -> Array:
-    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
-
-
 def _mean(values: Array) -> Array:
-    return jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32) if values.dtype != bool else jnp.float32)
+    return jnp.mean(values, dtype=jnp.float32 if values.dtype == bool else values.dtype)

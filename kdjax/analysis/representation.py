@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from kdjax.losses import checks
 from kdjax.types import Array
 
 
@@ -27,7 +28,7 @@ def rbf_cka(first: Array, second: Array, *, width: float = 0.5) -> Array:
     _rows(first, second)
 
     def kernel(x):
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = checks.floating(x, "features")
         squares = jnp.sum(jnp.square(x[:, None] - x[None]), axis=-1)
         median = jnp.median(squares[jnp.triu_indices(len(x), 1)])
         k = jnp.exp(-squares / (2 * width**2 * median))
@@ -60,7 +61,7 @@ def class_plane(embeddings: Array, templates: Array) -> Array:
 
 
 def _centred(x: Array) -> Array:
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = checks.floating(x, "features")
     return x - jnp.mean(x, axis=0, keepdims=True)
 
 

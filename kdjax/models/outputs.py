@@ -96,7 +96,7 @@ def add_losses(output: ModelOutput, noted: Mapping[str, list], inside: Mapping[s
 
 def _total(name: str, values: list, inside: set, output: ModelOutput, model: str) -> Any:
     """The sum of what was noted under a name, over modules and the turns of loops."""
-    rows = output.logits.shape[0]
+    rows = jax.tree.leaves(output)[0].shape[0]  # logits, or whatever it says first
     shapes = inside or {jnp.shape(value) for value in values}
     if shapes == {(rows,)}:
         return sum(jnp.sum(jnp.reshape(value, (-1, rows)), axis=0) for value in values)

@@ -11,7 +11,7 @@ from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD, AdamW
 
 PUBLISHED_EPOCHS = 240  # of the CIFAR-100 protocol, which published warm-ups in epochs belong to
-# A quarter of the negatives, drawn once for a batch: as published, a step of CRD costs as much as thirty of KD on a CPU.
+# A quarter of the negatives, drawn once for a batch: as published, CRD is far slower than all others on a CPU.
 SETTINGS = {"crd": CrossEntropy() + 0.8 * CRD(negatives=4096, shared_negatives=True)}
 
 

@@ -24,27 +24,23 @@ def run_study(
     Args:
       name: one of `STUDIES`.
       folder: of the study.
-      size: "tiny" to see that it works, "default" for minutes, "full" for hours, on two CPU cores.
+      size: "tiny" to see that it works, "default" for minutes, "full" for longer than one waits, on two CPU cores.
       data_dir: folder of prepared data sets.
       progress, announce: what a person sees.
       resume: keep what trained networks there are in the folder.
-      overwrite: write the page anew.
+      overwrite: write the page and train the networks anew.
 
     Raises:
       ExperimentError: there is no such study, or one in the folder.
     """
-    import shutil
-
     from kdjax.experiment.spec import ExperimentError
     from kdjax.studies.finding import check_folder, write_page
 
     if name not in STUDIES:
         raise ExperimentError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.")
     check_folder(folder, overwrite=overwrite, resume=resume)
-    if overwrite and (folder / "runs").exists():
-        shutil.rmtree(folder / "runs")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     module = importlib.import_module(f"kdjax.studies.{name}")
-    found = module.study(size, folder, data_dir=data_dir, announce=announce, progress=progress)
+    found = module.study(size, folder, overwrite=overwrite, data_dir=data_dir, announce=announce, progress=progress)
     return write_page(folder, name, found, size=size, seconds=time.monotonic() - began)

@@ -1,5 +1,8 @@
 """Measurements on cases whose answer is known by hand: the teacher itself, an independent network, a linear one."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from scipy import stats
 
 from kdjax import analysis
+from kdjax.training import metrics
+from kdjax.types import Batch, ModelOutput
 
 RNG = np.random.default_rng(0)
 TEACHER = jnp.asarray(RNG.normal(size=(400, 5)), jnp.float32)
@@ -72,6 +77,30 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(analysis.confidence(logits), 0.75, rtol=1e-5)
     np.testing.assert_allclose(analysis.entropy(jnp.zeros((3, 8))), np.log(8), rtol=1e-6)
     np.testing.assert_allclose(analysis.entropy(jnp.array([[0.0, -jnp.inf]])), 0.0)
+
+
+def test_it_is_the_calibration_error_of_an_evaluation():
+    """Which sums bins over batches."""
+    output, batch = ModelOutput(logits=TEACHER), Batch.of(TEACHER, labels=LABELS)
+    means = metrics.class_means(metrics.prediction_sums(output, batch))
+    np.testing.assert_allclose(analysis.ece(TEACHER, LABELS, bins=metrics.BINS), means["ece"], rtol=1e-4)
+    np.testing.assert_allclose(analysis.nll(TEACHER, LABELS), means["nll"], rtol=1e-5)
+
+
+def test_half_types_are_computed_in_float32():
+    half = TEACHER.astype(jnp.bfloat16)
+    other = OTHER.astype(jnp.bfloat16)
+    wide = [x.astype(jnp.float32) for x in (half, other)]
+    for name, value in analysis.functional_similarity(half, other, LABELS).items():
+        assert value.dtype == jnp.float32, name
+        np.testing.assert_allclose(value, analysis.functional_similarity(*wide, LABELS)[name], rtol=1e-5, err_msg=name)
+    for measure in (analysis.nll, analysis.brier, analysis.ece):
+        np.testing.assert_allclose(measure(half, LABELS), measure(wide[0], LABELS), rtol=1e-5)
+
+
+def test_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(analysis.__file__).parent / "README.md").read_text(), flags=re.S)
+    exec(compile(code, "README", "exec"), {})
 
 
 def test_a_calibrated_network_is_calibrated():
@@ -184,7 +213,7 @@ def test_weights_between_networks():
 
 
 def test_statistics_know_what_scipy_knows():
-    from kdjax.analysis.statistics import effect_size, paired_gain, rank_sum
+    from kdjax.analysis.statistics import bootstrap, effect_size, paired_gain, rank_sum
 
     a, b = RNG.normal(1.0, 1.0, 8), RNG.normal(0.0, 1.0, 8)
     gain = paired_gain(a, b)
@@ -192,5 +221,7 @@ def test_statistics_know_what_scipy_knows():
     found = rank_sum(a, b, "greater")
     assert found["p"] == stats.mannwhitneyu(a, b, alternative="greater").pvalue
     np.testing.assert_allclose(found["better"], np.mean(a[:, None] > b[None]))
+    low, high = bootstrap(RNG.normal(5.0, 1.0, 400))
+    assert low < 5.0 < high and abs(high - low - 2 * 1.96 / 20) < 0.03, "as the normal theory has it"
     shifted = effect_size([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
     np.testing.assert_allclose(shifted, 1.0 * (1 - 3 / (4 * 4 - 1)))  # 4 degrees of freedom
