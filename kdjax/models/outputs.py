@@ -54,9 +54,11 @@ def of_model(raw: Any, output: Callable[[Any], Any], inputs: Any) -> Any:
     made = output(raw)
     made = ModelOutput(logits=made) if _is_array(made) else made
     logits = getattr(made, "logits", None)
+    if not _is_array(logits):
+        return made
     shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
-    rows = any(len(shape) > 1 and shape[:1] == jnp.shape(logits)[:1] for shape in shapes)
-    if _is_array(logits) and (logits.ndim < (2 if rows else 1) or not jnp.issubdtype(logits.dtype, jnp.floating)):
+    rows = any(len(shape) > 1 and shape[:1] == logits.shape[:1] for shape in shapes)
+    if logits.ndim < (2 if rows else 1) or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(
             f"The model's logits are {logits.dtype} {list(logits.shape)}; they must be floats [B, C], or [B, L, C] of elements: "
             "pass output=function_that_makes_them."
