@@ -26,6 +26,7 @@ class Trained:
     Attributes:
       network, variables: what it is made of.
       inputs: shapes of what it takes, with a batch axis of 1: images uint8 `[1, H, W, C]`, say.
+      view: what makes the network's inputs of these.
       seen: shapes of what the network sees of these, after normalisation.
       classes: their names, in the order of the logits; empty if they are not known.
     """
@@ -39,11 +40,11 @@ class Trained:
         classes: Sequence[str] = (),
     ):
         self.classes = tuple(classes)
-        self.network, self.variables, self.inputs, self._view = network, variables, inputs, view
+        self.network, self.variables, self.inputs, self.view = network, variables, inputs, view
         self.seen = jax.eval_shape(view, inputs)
 
     def __call__(self, inputs: Any) -> Any:
-        return self.network.apply(self.variables.params, self.variables.state, self._view(inputs), train=False)[0]
+        return self.network.apply(self.variables.params, self.variables.state, self.view(inputs), train=False)[0]
 
     def as_network(self) -> Network:
         """The network with these weights, as a teacher: it sees what the networks of that experiment see, as `network` does."""

@@ -10,14 +10,12 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.analysis.statistics import paired_gain
-from kdjax.experiment.compare import compare
 from kdjax.experiment.config import load_config
 from kdjax.experiment.plots import figure, plain_texts, save
-from kdjax.experiment.program import Builder
-from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.tables import interval, mean_sd
 from kdjax.objectives import KD, CrossEntropy, HardLabel, LogitMSE
 from kdjax.studies.finding import Finding, Size, Table
+from kdjax.studies.students import train as train_students
 
 PAPERS = ("Chen, A Note on Knowledge Distillation Loss Function for Object Classification, 2021, arXiv 2109.06458",)
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
@@ -124,7 +122,7 @@ def regularisers(rows: int, classes: int = 10) -> dict[str, dict[str, float]]:
     return found
 
 
-def train(size: Size, folder: Path, *, overwrite: bool, data_dir: str | None, **common: Any):
+def train(size: Size, folder: Path, **options: Any):
     """`(task, methods of the comparison)` of students at each temperature and of the two limits."""
     objectives = {"labels": CrossEntropy(), "hard_label": 0.1 * CrossEntropy() + HardLabel()}
     tried = TEMPERATURES[:: len(TEMPERATURES) - 1] if size == "tiny" else TEMPERATURES
@@ -140,11 +138,7 @@ def train(size: Size, folder: Path, *, overwrite: bool, data_dir: str | None, **
         for name, objective in objectives.items()
     }
     seeds = tuple(range({"tiny": 2, "default": 3, "full": 10}[size]))
-    resume = folder.exists() and not overwrite
-    found = compare(experiments, seeds, folder, resume=resume, overwrite=overwrite, builder=Builder(data_dir), **common)
-    if found["failed"]:
-        raise ExperimentError(f"The study says nothing, since a student failed: {'; '.join(found['failed'].values())}")
-    return base.data, found["methods"]
+    return base.data, train_students(experiments, seeds, folder, **options)
 
 
 @plain_texts
