@@ -113,7 +113,8 @@ def nchw(array):
 
 @functools.cache
 def _manifest() -> dict:
-    return json.loads((FOLDER / "manifest.json").read_text())["methods"]
+    read = lambda name: json.loads((FOLDER / name).read_text())["methods"]
+    return read("manifest.json") | read("manifest_detectors.json")
 
 
 @functools.cache

@@ -116,7 +116,7 @@ def _layout(owner: Any, leaf: str, rank: int) -> tuple[int, ...] | None:
             return rank - 1, rank - 2, *range(rank - 2)
         case nnx.Linear() if leaf == "kernel":
             return 1, 0
-        case nnx.Conv() | nnx.Linear() | nnx.LayerNorm() | BatchNorm() if leaf in _LEAVES:
+        case nnx.Conv() | nnx.Linear() | nnx.LayerNorm() | nnx.GroupNorm() | BatchNorm() if leaf in _LEAVES:
             return tuple(range(rank))
     return None
 

@@ -71,8 +71,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """`[..., K]` to the same shape and dtype; float32 inside for bfloat16 and float16."""
-        if x.shape[-1] != self.num_features:
-            raise ValueError(f"the input has {x.shape[-1]} channels, this BatchNorm is for {self.num_features}")
+        self._check(x)
         dtype = x.dtype
         x = x.astype(jnp.promote_types(dtype, jnp.float32))
         if self.use_running_average:
@@ -89,6 +88,10 @@ class BatchNorm(nnx.Module):
         if self.bias is not None:
             y = y + _like(self.bias[...], x)
         return y.astype(dtype)
+
+    def _check(self, x: Array) -> None:
+        if x.shape[-1] != self.num_features:
+            raise ValueError(f"the input has {x.shape[-1]} channels, this BatchNorm is for {self.num_features}")
 
     def _groups_here(self, rows: int) -> int:
         """How many of the groups are on this device, whose rows of the batch are so many."""

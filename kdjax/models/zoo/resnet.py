@@ -57,6 +57,28 @@ def make_shortcut(in_channels: int, channels: int, *, stride: int, rngs: nnx.Rng
     return ConvNorm(in_channels, channels, size=1, stride=stride, rngs=rngs)
 
 
+def make_stages(
+    blocks: tuple[int, ...], *, bottleneck: bool, width: int, rngs: nnx.Rngs
+) -> tuple[nnx.List, tuple[int, ...]]:
+    """The stages behind the stem's pooling, at strides 1, 2, 2, ... and so many blocks each, and how many channels each gives."""
+    kind = Bottleneck if bottleneck else Basic
+    stages, channels, before = [], [], width
+    for stage, count in enumerate(blocks):
+        made = []
+        for block in range(count):
+            stride = 2 if stage > 0 and block == 0 else 1
+            made.append(kind(before, width * 2**stage, stride=stride, rngs=rngs))
+            before = kind.expansion * width * 2**stage
+        stages.append(nnx.List(made))
+        channels.append(before)
+    return nnx.List(stages), tuple(channels)
+
+
+def max_pool(x: Array) -> Array:
+    """The stem's pooling, 3x3 at stride 2 with a border of nothing: `[B, H, W, K]` to `[B, ceil(H / 2), ceil(W / 2), K]`."""
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
 class ResNet(nnx.Module):
     """A 7x7 stem at stride 2, max pooling, four stages of blocks at strides 1, 2, 2, 2, global average pool, linear.
 
@@ -83,18 +105,9 @@ class ResNet(nnx.Module):
           in_channels: channels of the input image.
           rngs: its "params" stream draws the weights.
         """
-        kind = Bottleneck if bottleneck else Basic
         self.stem = ConvNorm(in_channels, width, size=7, stride=2, rngs=rngs)
-        stages, before = [], width
-        for stage, count in enumerate(blocks):
-            made = []
-            for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
-                made.append(kind(before, width * 2**stage, stride=stride, rngs=rngs))
-                before = kind.expansion * width * 2**stage
-            stages.append(nnx.List(made))
-        self.stages = nnx.List(stages)
-        self.classifier = linear(before, num_classes, rngs=rngs)
+        self.stages, channels = make_stages(blocks, bottleneck=bottleneck, width=width, rngs=rngs)
+        self.classifier = linear(channels[-1], num_classes, rngs=rngs)
         draw(self, fan_out_deviation, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
@@ -106,7 +119,7 @@ class ResNet(nnx.Module):
         """
         preactivations = [self.stem(x)]
         features = [nnx.relu(preactivations[0])]
-        activation = nnx.max_pool(features[0], (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        activation = max_pool(features[0])
         for stage in self.stages:
             activation, preactivation = through(stage, activation)
             preactivations.append(preactivation)
