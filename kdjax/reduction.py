@@ -35,6 +35,11 @@ def per_example(values: Array, where: Batch | Array | None = None, *, labelled: 
     return Term(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype), group=group)
 
 
+def weighted_mean(values: Array, weights: Array, *, floor: float = 1e-6, group: str = "") -> Term:
+    """The term of a sum that is divided by a sum of weights, each of what is held here; by `floor` at least."""
+    return Term(jnp.sum(values) / floor, jnp.sum(weights) / floor, group=group)
+
+
 def whole_batch(value: Array, *, group: str = "") -> Term:
     """The term of a scalar computed alike on every device from gathered rows: its share is one part in all devices."""
     return Term(value, jnp.ones_like(value), group=group)

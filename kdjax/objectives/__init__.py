@@ -6,6 +6,10 @@ Every file says in its `__all__` what it adds to this namespace, and in its `MET
 from kdjax.objectives.base import Method, Objective, Paper, Sum, part_names
 from kdjax.objectives.binding import Bound, bind, check, reads_teacher, unmixed
 from kdjax.objectives.by_reference import ByReference
+from kdjax.objectives.detection import gfl, imitation, localization
+from kdjax.objectives.detection.gfl import *
+from kdjax.objectives.detection.imitation import *
+from kdjax.objectives.detection.localization import *
 from kdjax.objectives.features import classifier_reuse, factor, fsp, ofd, projection, review, semckd, stages
 from kdjax.objectives.features.classifier_reuse import *
 from kdjax.objectives.features.factor import *
@@ -64,6 +68,9 @@ __all__ = [
     "unmixed",
 ]
 # One by one: type checkers read no loop.
+__all__ += gfl.__all__
+__all__ += imitation.__all__
+__all__ += localization.__all__
 __all__ += classifier_reuse.__all__
 __all__ += factor.__all__
 __all__ += fsp.__all__

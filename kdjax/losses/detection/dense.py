@@ -163,6 +163,7 @@ def gfl_terms(
     num_positives: ArrayLike | None = None,
     box_weight: float = 2.0,
     edge_weight: float = 0.25,
+    box_kind: Literal["iou", "giou", "diou", "ciou"] = "giou",
 ) -> dict[str, Array]:
     r"""The losses of a Generalized Focal Loss head over its locations.
 
@@ -184,6 +185,7 @@ def gfl_terms(
       num_positives: $N_+$; None counts those here, at least 1. The released code averages over devices the number of
         positives, each image counting at least 1.
       box_weight, edge_weight: 2 and 0.25 above.
+      box_kind: the overlap of "box", as for `box_regression`.
 
     Returns:
       `[...]` each: "cls", "box", "dfl" and "weight", the sum of `w` over `P`. The published loss is `cls` plus `box` and
@@ -228,7 +230,7 @@ def gfl_terms(
     by_edge = jnp.sum(distribution_focal(edges, distances), axis=-1)
     return {
         "cls": jnp.sum(counted * quality_focal(logits, labels, fit), axis=-1) / num_positives,
-        "box": box_weight * jnp.sum(weights * box_regression(decoded, targets), axis=-1),
+        "box": box_weight * jnp.sum(weights * box_regression(decoded, targets, kind=box_kind), axis=-1),
         "dfl": edge_weight / 4 * jnp.sum(weights * by_edge, axis=-1),
         "weight": jnp.sum(weights, axis=-1),
     }

@@ -1,0 +1,127 @@
+"""Localization distillation: the teacher's distributions over edges, and its classes, where objects are."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kdjax import losses
+from kdjax.objectives.base import Method, Objective, Paper
+from kdjax.objectives.detection.gfl import GFLLoss
+from kdjax.objectives.detection.locations import Locations, Region, by_level, locate, valuable
+from kdjax.schedules import Schedule
+from kdjax.types import Array, Context, Term
+
+__all__ = ["LD", "DenseClassKD"]
+
+_LD = Paper("Localization Distillation for Dense Object Detection", "Zheng et al.", "CVPR", 2022, "2102.12252")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRegion(Objective):
+    """Base: something of the teacher's at the locations of a region.
+
+    "main" are the positives; "valuable" is the valuable localization region around them.
+    """
+
+    region: Region = "main"
+    """which locations: "main", the positives, or "valuable", the region around them"""
+    gamma: float | Schedule = 0.25
+    """lower end of the valuable region as a share of the assignment's threshold"""
+    overlap: Literal["iof_centre", "diou", "iou"] = "iof_centre"
+    """overlap by which the valuable region is cut: as released, or "diou" as the paper says"""
+    topk: int = 9
+    """candidates of a level in the assignment"""
+
+    paper: ClassVar = _LD
+
+    @property
+    def per_element(self) -> bool:
+        return True
+
+    def weights(self, ctx: Context) -> tuple[Locations, Array]:
+        """The locations, and `[B, A]` their weights in the region."""
+        found = locate(ctx.student, ctx.batch, topk=self.topk)
+        if self.region == "main":
+            return found, found.positive.astype(ctx.student.logits.dtype)
+        gamma = self.now(ctx.progress, "gamma")["gamma"]
+        weights = valuable(found, ctx.batch, gamma=gamma, overlap=self.overlap, topk=self.topk)
+        return found, weights.astype(ctx.student.logits.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LD(OfRegion):
+    """Localization distillation: at each location of a region the student's distribution of every edge is the teacher's.
+
+    A positive counts with the student's largest class score there, a location of the valuable region with its overlap. As
+    published nothing is divided by these: what counts is the sum over the images of one device. Here it is `images_per_device`
+    times the mean over the images of the global batch, the same number, whatever the devices.
+    """
+
+    temperature: float | Schedule = 10.0
+    """T, divides both networks' edge logits"""
+    images_per_device: float = 2.0
+    """images that a device had where the weight comes from: 3 for students of ResNet-18 and 34, 2 for ResNet-50"""
+
+    reads: ClassVar = (
+        "student.logits", "student.edge_logits", "student.features", "teacher.edge_logits", "labels", "boxes",
+    )  # fmt: skip
+    formula: ClassVar = "n · mean over images of Σ w_i / (4 K) Σ_e T² KL(p_t ‖ p_s);  16 K in the valuable region"
+
+    def terms(self, module, ctx):
+        _, weights = self.weights(ctx)
+        if self.region == "main":
+            weights = weights * lax.stop_gradient(jnp.max(jax.nn.sigmoid(ctx.student.logits), axis=-1))
+        temperature = self.now(ctx.progress, "temperature")["temperature"]
+        values = losses.ld(
+            ctx.student.edge_logits, ctx.teacher.edge_logits, weights, temperature=temperature, loss_weight=1.0,
+            avg_factor=4.0 if self.region == "main" else 16.0,
+        )  # fmt: skip
+        where = ctx.batch.where
+        return Term(self.images_per_device * jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=values.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseClassKD(OfRegion):
+    """The classes of the teacher at the locations of a region: a softmax over the logits of its sigmoids, without background.
+
+    The mean over a level's locations, summed over the levels, and a mean over the classes: with few classes a much larger
+    number than with COCO's 80, for which the published weight of 10 is.
+    """
+
+    temperature: float | Schedule = 2.0
+    """T, divides both networks' logits"""
+
+    reads: ClassVar = ("student.logits", "student.features", "teacher.logits", "labels", "boxes")
+    formula: ClassVar = "Σ over levels of mean T² KL(softmax(z_t / T) ‖ softmax(z_s / T)) / C"
+
+    def terms(self, module, ctx):
+        found, weights = self.weights(ctx)
+        temperature = self.now(ctx.progress, "temperature")["temperature"]
+        terms = {}
+        parts = (ctx.student.logits, ctx.teacher.logits, weights)
+        for i, (student, teacher, mask) in enumerate(zip(*(by_level(x, found.sizes) for x in parts), strict=True)):
+            values = losses.dense_class_kd(
+                student, teacher, mask, temperature=temperature, loss_weight=1.0, avg_factor=1.0
+            )
+            terms[f"level{i}"] = Term(jnp.sum(values), jnp.sum(mask != 0, dtype=values.dtype))
+        return terms
+
+
+_SETTING = "COCO, GFL R-101 to R-18: the released configs"
+METHODS = {
+    "ld": Method(
+        GFLLoss() + 0.25 * LD(images_per_device=3.0), "detection",
+        "the teacher's distributions of the edges of boxes, at the positives", _SETTING,
+    ),
+    "ld_vlr": Method(
+        GFLLoss() + 0.25 * LD(images_per_device=3.0) + 0.25 * LD(region="valuable", images_per_device=3.0)
+        + 10.0 * DenseClassKD(), "detection",
+        "edges at the positives and in the valuable region around them, classes at the positives", _SETTING,
+    ),
+    "dense_kd": Method(
+        GFLLoss() + 10.0 * DenseClassKD(), "detection", "the teacher's classes at the positives", _SETTING
+    ),
+}  # fmt: skip
