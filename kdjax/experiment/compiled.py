@@ -130,7 +130,8 @@ def compile_phase(
     in_step = in_precision(networks.student, phase.precision), networks.step_teacher if networks.teacher_runs else None
     step = make_step(
         *(network and in_microbatches(network, phase.microbatches) for network in in_step),
-        objective, optimizer, clock=clock, views=views, fit=task.fit, mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
+        objective, optimizer, clock=clock, views=views, moved=task.train_targets, fit=task.fit,
+        mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
         axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached, skip=experiment.on_nan == "skip",
     )  # fmt: skip
     if phase.precision != "float32":

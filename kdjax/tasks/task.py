@@ -200,6 +200,10 @@ class Task:
             raise ValueError(f"The objective compares the views {', '.join(names)}; {self.noun} have one, 'main'.")
         return MultiView({"main": self.evaluation_view(inputs)})
 
+    def train_targets(self, targets: Any, index: Array, epoch: Array, key: Array) -> Any:
+        """The targets of what the main view of `train_views` shows, by its other arguments: boxes in a mirrored image, say."""
+        return targets
+
     def evaluation_view(self, inputs: Any) -> Any:
         """What a network sees of a batch that is evaluated."""
         return inputs
@@ -259,11 +263,14 @@ class Task:
         return metrics.fit(student, teacher, batch)
 
     def sums(self, student: Any, teacher: Any, batch: Batch) -> Sums:
-        """Sums over one batch of this device, for "student" and "teacher" each. The teacher's output may be None."""
+        """Sums over one batch of this device, for "student" and "teacher" each. The teacher's output may be None.
+
+        What is no sum (boxes found in an image, say) is wrapped in `kdjax.training.evaluation.PerExample`."""
         return metrics.class_sums(student, teacher, batch)
 
     def means(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        """What the sums of one role over the whole data set come to; `metric.name` must be among it."""
+        """What the sums of one role over the whole data set come to; `metric.name` must be among it. What was `PerExample` is
+        `[N, ...]`, rows in no certain order, padding included."""
         return metrics.class_means(sums)
 
     # --- report ---

@@ -15,6 +15,8 @@ from kdjax.types import Array, Axis, Batch, Clock, ModelOutput, MultiView, Netwo
 
 # (inputs, index, epoch, key) -> what the networks see, or a MultiView; index is None where the batch does not say it
 Views = Callable[[Array, Array, Array, Array], Any]
+# (targets, index, epoch, key) -> the targets of what the main view shows, where views move them (boxes in a mirrored image)
+Moved = Callable[[Any, Array, Array, Array], Any]
 
 
 def as_given(inputs, index, epoch, key):
@@ -35,12 +37,14 @@ class StepInputs:
 
 def make_views(
     state: TrainState, batch: Batch, views: Views, names: tuple[str, ...], clock: Clock, axis: Axis, mix: float = 0.0,
-    cut: float = 0.0,
+    cut: float = 0.0, moved: Moved | None = None,
 ) -> tuple[dict[str, Any], Batch]:  # fmt: skip
     """The views of a batch by name, and the batch with the targets of what they show."""
     epoch, key = clock.pass_index(state.step), state.keys["data"]
     with jax.named_scope("views"):
         shown = views(batch.inputs, batch.index, epoch, key)
+        if moved is not None:
+            batch = dataclasses.replace(batch, targets=moved(batch.targets, batch.index, epoch, key))
     shown = shown.views if isinstance(shown, MultiView) else {"main": shown}
     missing = [name for name in names if name not in shown]
     if missing:

@@ -19,6 +19,7 @@ from kdjax.objectives import Bound
 from kdjax.reduction import group_losses, sum_over_devices, term_metrics
 from kdjax.training import finite, metrics
 from kdjax.training.inputs import (
+    Moved,
     StepInputs,
     Views,
     as_given,
@@ -49,6 +50,7 @@ def make_step(
     *,
     clock: Clock = Clock(),
     views: Views = as_given,
+    moved: Moved | None = None,
     mix: float = 0.0,
     cut: float = 0.0,
     fit: Fit = metrics.fit,
@@ -67,6 +69,8 @@ def make_step(
         each group apart (`kdjax.training.optimizers.GroupedTransformation`).
       clock: total steps, steps an epoch and batch size, for schedules.
       views: augmentation and normalisation on the device; what it returns is the main view, or a `MultiView` of several.
+      moved: the targets of what the main view shows, of the same arguments as `views` with the targets in place of the inputs,
+        where views move them: boxes in a mirrored image. None: they are those of the batch.
       fit: `(student output, teacher output or None, batch) -> {name: Term}`, measured for the log at every step.
       mix: strength of mixup, Beta(mix, mix), teacher and student seeing the same mixed input; 0 for none. Labels are mixed
         with the inputs, see `kdjax.training.mixup`.
@@ -102,7 +106,7 @@ def make_step(
     losses_of = make_losses(student, objective, clock, axis)
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
-        shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut)
+        shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut, moved)
         if cached:
             said, teacher_call, goes_on = lax.stop_gradient({"main": batch.teacher}), None, None
         else:
