@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.models.detectors import DetectorOutput
-from kdjax.objectives import LD, DenseClassKD, GFLLoss, RegionImitation, bind
+from kdjax.objectives import LD, METHODS, PKD, DenseClassKD, GFLLoss, RegionImitation, TaskIntegration, bind
 from kdjax.objectives.detection.locations import locate, valuable
 from kdjax.reduction import group_losses
 from kdjax.types import Batch, Clock, Context, DataInfo
@@ -138,3 +138,103 @@ def test_whole_batches_golden(case, precision):
             np.testing.assert_allclose(
                 parts[i], expected.reshape(parts[i].shape), rtol=100 * rtol, atol=1e-6 * np.abs(expected).max() + 1e-9
             )
+
+
+# --- every objective at once: devices, padding, extremes ---
+
+EVERY = (
+    GFLLoss() + LD() + LD(region="valuable") + DenseClassKD() + RegionImitation() + PKD() + TaskIntegration()
+    + RegionImitation(region="inside") + RegionImitation(region="all") + DenseClassKD(region="valuable")
+)  # fmt: skip
+SIZES, CLASSES, BINS, OBJECTS = ((4, 5), (2, 3)), 3, 5, 3
+
+
+def said(rng, rows, width):
+    count = sum(h * w for h, w in SIZES)
+    draw = lambda *shape: rng.standard_normal((rows, *shape)).astype(np.float32)
+    return DetectorOutput(
+        logits=draw(count, CLASSES), edge_logits=draw(count, 4, BINS), features=tuple(draw(*size, width) for size in SIZES),
+        strides=(8, 16), anchor_scale=4.0,
+    )  # fmt: skip
+
+
+def made(rng, rows):
+    low = rng.uniform(0, 24, (rows, OBJECTS, 2))
+    boxes = np.concatenate([low, low + rng.uniform(4, 20, low.shape)], axis=-1).astype(np.float32)
+    labels = rng.integers(0, CLASSES, (rows, OBJECTS)).astype(np.int32)
+    labels[:, -1] = -1
+    return {"boxes": boxes, "labels": labels}
+
+
+@functools.cache
+def everything(axis=None):
+    """`(student, teacher, batch) -> (total over devices, its gradients by the student's output)`; and the parts' names."""
+    rng = np.random.default_rng(0)
+    bound = bind(EVERY, said(rng, 2, 4), said(rng, 2, 6), DataInfo(CLASSES, targets=("labels", "boxes")))
+    params, state = bound.init(jax.random.key(0))
+
+    def whole(student, teacher, batch):
+        def total(student):
+            terms, _ = bound.apply(
+                params, state, Context(student, teacher, batch, Clock(10).at(0), axis=axis), train=True
+            )
+            return sum(group_losses(terms, axis).values())
+
+        value, gradient = jax.value_and_grad(total)(student)
+        return (value if axis is None else jax.lax.psum(value, axis)), gradient
+
+    return (jax.jit(whole) if axis is None else jax.pmap(whole, axis)), list(bound.parts)
+
+
+def test_padding_and_devices_change_nothing():
+    """Rows that do not count hold nan, and boxes; eight rows of which six count are six, on four devices as on one."""
+    rng = np.random.default_rng(1)
+    student, teacher, targets = said(rng, 8, 4), said(rng, 8, 6), made(rng, 8)
+    kept = np.array([1, 1, 0, 1, 1, 1, 0, 1], bool)
+    bad = lambda x: np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan)
+    student, teacher = jax.tree.map(bad, (student, teacher))
+    batch = Batch.of(np.zeros((8, 1)), targets, where=kept)
+    run, _ = everything()
+    value, gradient = jax.device_get(run(student, teacher, batch))
+    few = lambda tree: jax.tree.map(lambda x: np.asarray(x)[kept], tree)
+    alone, its = jax.device_get(run(*few((student, teacher, batch))))
+    np.testing.assert_allclose(value, alone, rtol=1e-5)
+    spread = jax.tree.map(lambda x: np.reshape(x, (4, 2, *np.shape(x)[1:])), (student, teacher, batch))
+    mapped, over = jax.device_get(everything("data")[0](*spread))
+    np.testing.assert_allclose(mapped, np.full(4, value), rtol=1e-5)
+    for one, few_, many in zip(*map(jax.tree.leaves, (gradient, its, over)), strict=True):
+        assert np.isfinite(one).all() and not one[~kept].any()
+        np.testing.assert_allclose(one[kept], few_, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(many.reshape(one.shape), one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["nothing", "no area", "outside", "sure", "equal"])
+def test_extremes_are_finite(what):
+    rng = np.random.default_rng(2)
+    student, teacher, targets = said(rng, 8, 4), said(rng, 8, 6), made(rng, 8)
+    if what == "nothing":
+        targets["labels"][:] = -1
+        targets["boxes"][:] = np.nan
+    elif what == "no area":
+        targets["boxes"][..., 2:] = targets["boxes"][..., :2]
+    elif what == "outside":
+        targets["boxes"] += 1e4
+    elif what == "sure":
+        student = jax.tree.map(lambda x: 1e3 * x, student)
+    else:
+        teacher = dataclasses.replace(student, features=teacher.features)
+    value, gradient = everything()[0](student, teacher, Batch.of(np.zeros((8, 1)), targets, where=np.ones(8, bool)))
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_what_is_asked_is_refused_in_words():
+    rng = np.random.default_rng(0)
+    student, data = said(rng, 2, 4), DataInfo(CLASSES, targets=("labels", "boxes"))
+    other = dataclasses.replace(said(rng, 2, 4), features=said(rng, 2, 4).features[:1])
+    with pytest.raises(ValueError, match=r"maps of \[\(4, 5\), \(2, 3\)\] \(student\) and \[\(4, 5\)\] \(teacher\)"):
+        bind(PKD(), student, other, data)
+    with pytest.raises(ValueError, match="learns from targets called 'boxes', and the data has labels"):
+        bind(GFLLoss(), student, None, DataInfo(CLASSES))
+    assert {"detector", "ld", "ld_vlr", "dense_kd", "imitation", "pkd", "tid"} == {
+        name for name, entry in METHODS.items() if entry.family == "detection"
+    }
