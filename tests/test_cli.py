@@ -104,7 +104,9 @@ def distilled(name, teacher, options, folder):
 
 
 # The last of each, but for those that others are tested with here.
-FAMILIES = {entry.family: name for name, entry in METHODS.items() if entry.family not in ("labels", "logit")}
+FAMILIES = {
+    entry.family: name for name, entry in METHODS.items() if entry.family not in ("labels", "logit", "detection")
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
@@ -113,7 +115,14 @@ def test_a_method_of_each_family_trains(name, teacher, options, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if "multi_hot" not in reads(entry.objective)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, entry in METHODS.items()
+        if entry.family != "detection" and "multi_hot" not in reads(entry.objective)
+    ],
+)
 def test_every_method_trains(name, teacher, options, tmp_path):
     distilled(name, teacher, options, tmp_path / "run")
 

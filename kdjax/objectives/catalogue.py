@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.models.detectors import DetectorOutput
 from kdjax.objectives.base import Objective, part_names
 from kdjax.objectives.binding import bind
 from kdjax.objectives.logits.logit import KD
@@ -189,11 +190,17 @@ def trains(objective: Objective) -> str:
 
 
 def extra_parameters(objective: Objective) -> int:
-    """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes."""
+    """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes; of detectors, two
+    with pyramids of 256 channels."""
     shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
-    output = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
+    output: Any = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
+    targets: tuple[str, ...] = ("labels", "multi_hot")
+    if any("boxes" in part.reads for part in objective.parts):
+        sizes, targets = ((8, 8), (4, 4)), ("labels", "boxes")
+        pyramid = tuple(shape(*size, 256) for size in sizes)
+        output = DetectorOutput(shape(80, 80), shape(80, 4, 17), pyramid, strides=(8, 16))
     params, _ = jax.eval_shape(
-        bind(objective, output, output, DataInfo(100, 50_000, targets=("labels", "multi_hot"))).init, jax.random.key(0)
+        bind(objective, output, output, DataInfo(100, 50_000, targets=targets)).init, jax.random.key(0)
     )
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
