@@ -179,6 +179,14 @@ def test_difficult_objects_are_neither_asked_for_nor_held_against():
     close(evaluate(inside, crowd, 1, thresholds=(0.5,)).summary()["AP"], 1)
 
 
+def test_of_equal_objects_the_last_is_taken_which_is_that_of_the_last_class_where_classes_are_one():
+    twice, labels, images = np.concatenate([SQUARE, SQUARE]), np.array([1, 0]), np.zeros(2, int)
+    ours = found((0, 0, 40, 40, 0.5))
+    for classes, agnostic, row in ((np.zeros(2, int), False, 1), (np.zeros(2, int), True, 1), (labels, True, 0)):
+        matches = match(ours, Objects(twice, classes, images), thresholds=(0.5,), class_agnostic=agnostic)
+        np.testing.assert_array_equal(matches.found[0], [[row]])
+
+
 def test_other_ranges_and_thresholds_have_their_own_names():
     found_it, there = found((0, 0, 40, 40, 0.5)), Objects(SQUARE, ZERO, ZERO)
     areas = {"all": AREAS["all"], "tiny": (0, 9)}

@@ -103,6 +103,15 @@ def test_of_several_errors_about_one_object_the_surest_mends_it():
     assert split.ap == pytest.approx(1 / 3) and split.lost["localization"] == pytest.approx(2 / 3)
 
 
+def test_no_object_is_found_twice_by_mending():
+    """Of two objects the second is missed, so that no more than half can be found."""
+    there, half = objects((box(0), 0, 0), (box(400), 0, 0)), 51 / 101
+    split = split_errors(detections((box(20), 0.5, 0, 0), (box(-20), 0.9, 0, 0)), there, 1)
+    assert split.lost["localization"] == pytest.approx(half)
+    split = split_errors(detections((box(20), 0.9, 0, 0), (box(0), 0.5, 0, 0)), there, 1)
+    assert split.ap == pytest.approx(half / 2) and split.lost["localization"] == pytest.approx(half / 2)
+
+
 def test_what_finds_a_crowd_or_a_difficult_object_is_no_error():
     boxes = (box(0), 0, 0), (box(200, width=80), 0, 0)
     within = (box(0), 0.5, 0, 0), (box(210, width=10, height=10), 0.9, 0, 0)
