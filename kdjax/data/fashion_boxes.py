@@ -128,7 +128,8 @@ def draw(split: str, number: int, *, seed: int = 0) -> Drawn:
         canvas[bar] = shade
     canvas += 0.04 * rng.standard_normal(canvas.shape, np.float32)
     image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return Drawn(image[..., None], np.array(masks), np.array(labels), np.array(ambiguous))
+    masks = np.reshape(masks, (-1, SIZE, SIZE)).astype(bool)
+    return Drawn(image[..., None], masks, np.array(labels, np.int32), np.array(ambiguous, np.int32))
 
 
 def extent(mask: np.ndarray) -> tuple[int, int, int, int]:

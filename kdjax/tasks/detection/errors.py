@@ -58,8 +58,8 @@ def split_errors(
     Missed are objects that nothing finds and that no error of the first two kinds would find if mended. Mended: they need not
     be found.
 
-    Of several errors that would find one object the surest does and the others are left out, and so are all where it is
-    found already.
+    Of several errors of the first two kinds about one object the surest finds it; the others are left out when their kind is
+    mended, and so are all where the object is found already.
 
     Args:
       detections: what was found.
@@ -73,11 +73,10 @@ def split_errors(
       ValueError: a class that there is not, or not `0 < background < threshold`.
 
     Source: Bolya, Foley, Hays, Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, arXiv
-    2008.08115, whose kinds, thresholds and mendings these are, and the order of the questions that of the authors' program,
-    tidecv (numbers have not been compared). Ours: which detections are right, and how many an image has, is decided as in COCO's
-    evaluation; where two kinds of error are about one object, each is mended as if the other were not there, while tidecv
-    lets only the surest of both find it; a class all of whose objects are missed leaves the mean when that is mended, and if none
-    remains the mended precision is 1; a loss may be a little below 0, which tidecv cuts.
+    2008.08115. Counts and losses are those of the authors' program, tidecv 1.0.1, but for what is ours: which
+    detections are right, and how many an image has, is decided as in COCO's evaluation, recalls are COCO's, and classes
+    without objects do not count. A class all of whose objects are missed leaves the mean when that is mended, and if none remains
+    the mended precision is 1. A loss may be a little below 0, which tidecv cuts.
     """
     check_classes(detections, objects, num_classes)
     if not 0 < background < threshold:
@@ -93,15 +92,16 @@ def split_errors(
     found[matches.found[0, 0][right]] = True
     totals = np.bincount(objects.labels[counted], minlength=num_classes)
     ap = _mean_precision(labels, scores, right, wrong, totals)
-    lost, reachable = {}, found.copy()
+    about_one = np.isin(kinds, [KINDS.index("classification"), KINDS.index("localization")])
+    finding = _surest(places[about_one & ~found[targets]], scores, targets)
+    lost = {}
     for number, kind in enumerate(KINDS):
-        these = kinds == number
         mended_labels, mended = labels.copy(), right.copy()
-        if kind in ("classification", "localization"):
-            reachable[targets[these]] = True
-            finding = _surest(places[these & ~found[targets]], scores, targets)
-            mended[finding], mended_labels[finding] = True, objects.labels[targets[finding]]
-        lost[kind] = _mean_precision(mended_labels, scores, mended, wrong & ~these, totals) - ap
+        these = finding[kinds[finding] == number]
+        mended[these], mended_labels[these] = True, objects.labels[targets[these]]
+        lost[kind] = _mean_precision(mended_labels, scores, mended, wrong & (kinds != number), totals) - ap
+    reachable = found.copy()
+    reachable[targets[finding]] = True
     missed = counted & ~reachable[:-1]
     left = totals - np.bincount(objects.labels[missed], minlength=num_classes)
     without = _mean_precision(labels, scores, right, wrong, left)

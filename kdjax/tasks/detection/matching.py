@@ -40,6 +40,14 @@ class Detections:
             )
         _set(self, boxes=boxes, scores=scores, labels=labels, images=images, area=area)
 
+    @classmethod
+    def of_batch(cls, boxes, scores, labels, images) -> "Detections":
+        """Those of `[B, M, 4]`, `[B, M]`, `[B, M]` arrays whose score is above 0, of the images `[B]`."""
+        scores = np.asarray(scores)
+        there = scores > 0
+        image = np.broadcast_to(np.asarray(images)[:, None], scores.shape)
+        return cls(np.asarray(boxes)[there], scores[there], np.asarray(labels)[there], image[there])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objects:
@@ -73,6 +81,17 @@ class Objects:
         crowd = none if self.crowd is None else _column(self.crowd, len(boxes), "objects.crowd", bool)
         difficult = none if self.difficult is None else _column(self.difficult, len(boxes), "objects.difficult", bool)
         _set(self, boxes=boxes, labels=labels, images=images, area=area, crowd=crowd, difficult=difficult)
+
+    @classmethod
+    def of_batch(cls, boxes, labels, mask, images, **more) -> "Objects":
+        """Those of `[B, G, 4]`, `[B, G]`, `[B, G]` arrays where the mask is True, of the images `[B]`.
+
+        `area`, `crowd` and `difficult` are `[B, G]` too.
+        """
+        there = np.asarray(mask, bool)
+        image = np.broadcast_to(np.asarray(images)[:, None], there.shape)
+        more = {name: np.asarray(array)[there] for name, array in more.items()}
+        return cls(np.asarray(boxes)[there], np.asarray(labels)[there], image[there], **more)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

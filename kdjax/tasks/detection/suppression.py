@@ -89,11 +89,10 @@ def _nms(boxes: Array, scores: Array, labels: Array, threshold: Array, rounds: i
     def keep_one(state):
         number, left, keep = state
         best = jnp.argmax(left)
-        there = left[best] > -jnp.inf  # for `vmap` goes on until all images are done
         overlap = pairwise_box_iou(boxes[best][None], boxes)[0]
         gone = (overlap > threshold) & (labels == labels[best])
         left = jnp.where(gone, -jnp.inf, left).at[best].set(-jnp.inf)
-        return number + 1, left, keep.at[number].set(jnp.where(there, best.astype(jnp.int32), -1))
+        return number + 1, left, keep.at[number].set(best.astype(jnp.int32))
 
     state = jnp.int32(0), scores, jnp.full(rounds, -1, jnp.int32)
     return lax.while_loop(going_on, keep_one, state)[2]

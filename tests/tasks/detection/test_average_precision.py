@@ -1,6 +1,8 @@
 """COCO's evaluation: the whole tables of pycocotools, stored ones and, where it is installed, those of random cases."""
 
 import contextlib
+import doctest
+import importlib
 import io
 
 import numpy as np
@@ -177,12 +179,39 @@ def test_difficult_objects_are_neither_asked_for_nor_held_against():
     close(evaluate(inside, crowd, 1, thresholds=(0.5,)).summary()["AP"], 1)
 
 
+def test_of_equal_objects_the_last_is_taken_which_is_that_of_the_last_class_where_classes_are_one():
+    twice, labels, images = np.concatenate([SQUARE, SQUARE]), np.array([1, 0]), np.zeros(2, int)
+    ours = found((0, 0, 40, 40, 0.5))
+    for classes, agnostic, row in ((np.zeros(2, int), False, 1), (np.zeros(2, int), True, 1), (labels, True, 0)):
+        matches = match(ours, Objects(twice, classes, images), thresholds=(0.5,), class_agnostic=agnostic)
+        np.testing.assert_array_equal(matches.found[0], [[row]])
+
+
 def test_other_ranges_and_thresholds_have_their_own_names():
     found_it, there = found((0, 0, 40, 40, 0.5)), Objects(SQUARE, ZERO, ZERO)
     areas = {"all": AREAS["all"], "tiny": (0, 9)}
     ours = evaluate(found_it, there, 2, thresholds=(0.6,), areas=areas, max_detections=(5,))
     assert ours.summary() == pytest.approx({"AP": 1.0, "AP_tiny": -1.0, "AR5": 1.0, "AR_tiny": -1.0}, abs=1e-12)
     close(ours.by_class(), [1, -1])
+
+
+def test_padded_batches_become_lists():
+    """A detector that is always right, but for one of the two objects of the second image."""
+    boxes = np.array([[[0, 0, 40, 40], [np.nan] * 4], [[9, 9, 20, 20], [50, 50, 90, 90]]])
+    labels, mask = np.array([[1, -1], [0, 1]]), np.array([[True, False], [True, True]])
+    there = Objects.of_batch(boxes, labels, mask, [8, 4], difficult=np.array([[False, True], [True, False]]))
+    np.testing.assert_array_equal(there.images, [8, 4, 4])
+    np.testing.assert_array_equal(there.difficult, [False, True, False])
+    ours = Detections.of_batch(boxes, np.array([[0.9, 0], [0, 0.8]]), labels, [8, 4])
+    np.testing.assert_array_equal(ours.images, [8, 4])
+    close(evaluate(ours, there, 2).by_class(), [-1, 1])
+    close(evaluate(ours, Objects.of_batch(boxes, labels, mask, [8, 4]), 2).by_class(), [0, 1])
+
+
+@pytest.mark.parametrize("name", ["average_precision", "suppression", "decoding"])
+def test_examples_in_docstrings(name):
+    outcome = doctest.testmod(importlib.import_module(f"kdjax.tasks.detection.{name}"))
+    assert outcome.attempted > 0 and outcome.failed == 0
 
 
 def test_refuses_what_does_not_fit():

@@ -103,6 +103,21 @@ def test_of_several_errors_about_one_object_the_surest_mends_it():
     assert split.ap == pytest.approx(1 / 3) and split.lost["localization"] == pytest.approx(2 / 3)
 
 
+def test_an_object_is_found_by_the_surest_of_both_kinds():
+    split = split_errors(detections((box(0), 0.9, 1, 0), (box(20), 0.5, 0, 0)), objects((box(0), 0, 0)), 2)
+    assert split.counts == only("classification") | {"localization": 1} and split.ap == 0
+    assert split.lost["classification"] == pytest.approx(1) and split.lost["localization"] == 0
+
+
+def test_no_object_is_found_twice_by_mending():
+    """Of two objects the second is missed, so that no more than half can be found."""
+    there, half = objects((box(0), 0, 0), (box(400), 0, 0)), 51 / 101
+    split = split_errors(detections((box(20), 0.5, 0, 0), (box(-20), 0.9, 0, 0)), there, 1)
+    assert split.lost["localization"] == pytest.approx(half)
+    split = split_errors(detections((box(20), 0.9, 0, 0), (box(0), 0.5, 0, 0)), there, 1)
+    assert split.ap == pytest.approx(half / 2) and split.lost["localization"] == pytest.approx(half / 2)
+
+
 def test_what_finds_a_crowd_or_a_difficult_object_is_no_error():
     boxes = (box(0), 0, 0), (box(200, width=80), 0, 0)
     within = (box(0), 0.5, 0, 0), (box(210, width=10, height=10), 0.9, 0, 0)
@@ -140,6 +155,38 @@ def test_the_average_precision_is_that_of_the_evaluation_and_all_detections_are_
     assert all(split.counts.values()) and all(lost >= -1e-12 for lost in split.lost.values())
     assert sum(split.counts[kind] for kind in KINDS) == (split.kinds >= 0).sum()
     assert split.missed.sum() == split.counts["missed"]
+
+
+def scene(seed):
+    """60 objects of three classes in 20 images, and 210 detections, most of them near one."""
+    rng = np.random.default_rng(seed)
+    place = lambda n: np.concatenate([rng.uniform(0, 60, (n, 2)), rng.uniform(70, 120, (n, 2))], axis=1)
+    boxes, labels, images = place(60), rng.integers(0, 3, 60), rng.integers(0, 20, 60)
+    near = rng.integers(0, 60, 150)
+    found = np.concatenate([boxes[near] + rng.normal(0, 12, (150, 4)), place(60) - rng.uniform(0, 60, (60, 1))])
+    found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+    theirs = np.where(rng.random(150) < 0.7, labels[near], rng.integers(0, 3, 150))
+    theirs = np.concatenate([theirs, rng.integers(0, 3, 60)])
+    where = np.concatenate([images[near], rng.integers(0, 20, 60)])
+    return Detections(found, rng.permutation(210) / 210, theirs, where), Objects(boxes, labels, images)
+
+
+# By tidecv 1.0.1: average precision, counts and losses in the order of KINDS, then of missed objects. Of scenes in which it does
+# not matter that its recalls are x / 100 and COCO's linspace(0, 1, 101), which differ in the last bit.
+TIDECV = {
+    2: (0.2486598, (29, 71, 21, 27, 23, 4), [0.0354673, 0.3191887, 0.0084977, 0.0080055, 0.0322764, 0.0148974]),
+    3: (0.3192545, (19, 69, 26, 29, 20, 7), [0.0249093, 0.1756076, 0.0167925, 0.0216717, 0.0362233, 0.0452119]),
+    5: (0.3038496, (14, 80, 22, 35, 21, 6), [0.0210408, 0.2015139, 0.0499289, 0.017482, 0.0196029, 0.0378233]),
+}
+
+
+@pytest.mark.parametrize("seed", TIDECV)
+def test_counts_and_losses_are_those_of_the_authors_program(seed):
+    precision, counts, lost = TIDECV[seed]
+    split = split_errors(*scene(seed), 3)
+    assert split.ap == pytest.approx(precision, abs=1e-6)
+    assert tuple(split.counts.values()) == counts
+    assert list(split.lost.values()) == pytest.approx(lost, abs=1e-6)
 
 
 def test_edges_are_measured_by_side_and_size():
