@@ -230,7 +230,7 @@ def test_the_catalogue_on_a_terminal():
     text = out.file.getvalue()
     for name, entry in METHODS.items():
         assert any(line.startswith(f"{name} ") and line.rstrip().endswith(entry.summary) for line in text.splitlines())
-        assert catalogue.written(entry.objective) in text and catalogue.source(entry) in text
+        assert catalogue.written(entry.objective) in " ".join(text.split()) and catalogue.source(entry) in text
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -256,6 +256,6 @@ def test_every_method_explains_itself(name):
 def test_an_unknown_method_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"Unknown method 'fitnets'; did you mean 'fitnet'\?"):
         method("fitnets")
-    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, crd_shared\."):
+    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: labels, label_smoothing, .*, tid\."):
         method("zzz")
     assert method("sp") is METHODS["sp"]
