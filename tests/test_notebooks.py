@@ -37,6 +37,7 @@ def test_they_are_notebooks_without_what_a_run_left():
         assert all(cell["outputs"] == [] for cell in made["cells"] if cell["cell_type"] == "code")
 
 
+@pytest.mark.slow  # the same calls as README's, which are run
 def test_quickstart(tmp_path, monkeypatch):
     names = run("quickstart", tmp_path, monkeypatch)
     assert set(names["found"]["methods"]) == {"labels", "kd", "dkd"}

@@ -55,6 +55,7 @@ def test_the_report_has_the_whole_grid(searched):
     assert any("at the end of what was tried" in sentence for sentence in sentences(found, EXPERIMENT.data))
 
 
+@pytest.mark.slow  # runs twice; resuming a comparison is tested by itself
 def test_it_is_gone_on_with(searched, builder):
     folder, found = searched
     with pytest.raises(ExperimentError, match="holds a grid; say --resume"):
@@ -85,6 +86,7 @@ def test_what_is_no_grid_is_refused(experiment, words, said, builder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # the command line's test runs the same
 def test_from_python_they_show_themselves(tmp_path, data_dir):
     said = []
     options = {"data_dir": data_dir, "progress": Silent(), "announce": said.append}

@@ -100,6 +100,7 @@ def test_the_fastest_way_is_taken_and_kept(together, teacher, tmp_path, builder,
     assert set(seconds) == {"unrolled", "vmapped", "apart"} and min(seconds.values()) > 0
 
 
+@pytest.mark.slow  # two comparisons
 def test_a_comparison_says_that_its_seeds_share_their_data(tmp_path, builder, data_dir):
     methods = {"labels": small(CrossEntropy(), length=3), "kd": small(OBJECTIVE, length=3)}
     comparison = compare(methods, (0, 1), tmp_path / "run", builder=builder, together=True)

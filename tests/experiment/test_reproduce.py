@@ -74,6 +74,7 @@ def test_it_is_gone_on_with_moved_and_grows(reproduced, builder, tmp_path):
             assert again["pairs"][name]["methods"][method]["metrics"] == summary["metrics"]
 
 
+@pytest.mark.slow  # three reproductions
 def test_teachers_of_one_network_on_other_data_are_told_apart_and_found_again(builder, tmp_path):
     """Also where a call names the second pair alone; what does not fit is refused before any is trained."""
     other = {"labels": small(CrossEntropy(), length=4, data={"labelled": 300})}

@@ -112,7 +112,13 @@ def with_parts(name):
     return experiment.replace_phase("student", **changes)
 
 
-@pytest.fixture(scope="module", params=TRAINED)
+# The others are parts of the same kind: an objective's own module, a second state.
+QUICK = ("mutual", "two momenta")
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
+)
 def whole(request, tmp_path_factory, builder):
     folder = tmp_path_factory.mktemp("whole") / "run"
     experiment = with_parts(request.param)
