@@ -55,7 +55,8 @@ def predict(argv):
     parser.add_argument("run", help="run folder")
     parser.add_argument("files", nargs="+", metavar="IMAGE", help="picture of any size")
     parser.add_argument("--phase", default="", help="whose network; the student's if not given")
-    parser.add_argument("--top", type=int, default=3, help="classes of each picture (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=3, help="classes, or boxes, of each picture (default: %(default)s)")
+    parser.add_argument("--draw", default="", help="folder for the pictures with the boxes that are found")
     options = parser.parse_args(argv)
     if options.top < 1:
         parser.error(f"--top {options.top}: give 1 or more")
@@ -65,8 +66,10 @@ def predict(argv):
     from kdjax.experiment.spec import ExperimentError
 
     files = [local(file, ExperimentError, "A picture") for file in options.files]
-    console = make_console()
-    for file, said in predict(run_place(options.run), files, phase=options.phase or None, top=options.top):
+    console, draw = make_console(), local(options.draw, ExperimentError, "The folder") if options.draw else None
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
+    for file, said in predict(run_place(options.run), files, phase=options.phase or None, top=options.top, draw=draw):
         classes = ", ".join(f"{visible(name)} {probability:.3f}" for name, probability in said)
         console.print(f"{visible(str(file))}: {classes}", soft_wrap=True, markup=False, highlight=False)
     return 0

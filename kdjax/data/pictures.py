@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,6 +80,29 @@ class Reading:
         """What the pixels of evaluation depend on, JSON-like."""
         return {"size": self.size, "channels": self.channels, "background": self.background, "share": self.crop.share,
                 "interpolation": self.crop.interpolation}  # fmt: skip
+
+
+def fitted(file: str | bytes, size: tuple[int, int], channels: Literal[1, 3]) -> np.ndarray:
+    """A picture, upright, as large as fits into `size` (height, width) without changing its shape, at the left and top of black:
+    `[H, W, channels]` uint8.
+
+    Raises:
+      Unreadable: what is wrong with it.
+    """
+    from PIL import Image
+
+    with _explained(file), _open(file) as image:
+        image.load()
+        turn = _orientation(image)
+        image = _turned(_plain(image, channels, 255), turn)
+        scale = min(size[0] / image.height, size[1] / image.width)
+        shown = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
+        )
+        canvas = Image.new(shown.mode, size[::-1])
+        canvas.paste(shown)
+        array = np.asarray(canvas)
+    return array[..., None] if channels == 1 else array
 
 
 def draws_of(view: tuple[int, int] | None, index: int) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from kdjax.experiment.tables import (
     shared_note,
     verdicts,
 )
+from kdjax.experiment.trained import load_trained
 from kdjax.json_files import write_whole
 from kdjax.tasks import Task
 
@@ -30,7 +31,7 @@ def write_report(folder: Path, comparison: dict[str, Any], task: Task) -> Path:
     ]
     plot_comparison(comparison, task, pictures[0][-1])
     plot_curves(comparison, task, folder, pictures[1][-1])
-    pictures += task.pictures(comparison, folder)
+    pictures += task.pictures(comparison, folder, load_trained)
     methods = comparison["methods"]
     seeds = "".join(
         f"<tr><td>{html.escape(name)}</td>"

@@ -273,8 +273,40 @@ class Task:
         `[N, ...]`, rows in no certain order, padding included."""
         return metrics.class_means(sums)
 
+    # --- a finished network ---
+
+    def answers(self, output: Any, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+        """What a network said of each row, in words, the surest first: `(what, how sure)`, at most `top` of them.
+
+        Args:
+          output: of the network, as NumPy arrays.
+          names: of the classes, as far as they are known.
+          top: how many.
+
+        Raises:
+          ValueError: it says no class of a row.
+        """
+        logits = np.asarray(output.logits, np.float32)
+        if logits.ndim != 2:
+            raise ValueError(f"The network gives logits {list(logits.shape)}, not one class of a file.")
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        called = names if len(names) == logits.shape[1] else tuple(map(str, range(logits.shape[1])))
+        return [[(called[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]] for row in shares]
+
+    def drawn(self, inputs: Any, output: Any, names: Sequence[str], path: Path) -> None:
+        """Draws what a network said of one row into a picture file.
+
+        Raises:
+          ValueError: there is nothing to draw.
+        """
+        raise ValueError(f"What is said of {self.noun} is not drawn; leave --draw out.")
+
     # --- report ---
 
-    def pictures(self, comparison: dict[str, Any], folder: Path) -> Sequence[tuple[str, str, Path]]:
-        """Draws further pictures for a comparison's report: `(heading, what it shows, file)`."""
+    def pictures(
+        self, comparison: dict[str, Any], folder: Path, load: Callable[[Path], Callable[[Any], Any]]
+    ) -> Sequence[tuple[str, str, Path]]:
+        """Draws further pictures for a comparison's report: `(heading, what it shows, file)`. `load` gives the finished network
+        of a run's folder as a function from inputs to its output."""
         return ()

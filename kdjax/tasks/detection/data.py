@@ -11,9 +11,12 @@ import numpy as np
 
 from kdjax.data import fashion_boxes
 from kdjax.data.errors import DataError
-from kdjax.models.detectors import level_points
+from kdjax.data.pictures import Unreadable, fitted
+from kdjax.models.detectors import DetectorOutput, level_points
 from kdjax.tasks.detection.average_precision import evaluate
-from kdjax.tasks.detection.decoding import detect
+from kdjax.tasks.detection.decoding import Detected, detect
+from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
+from kdjax.tasks.detection.errors import split_errors
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import DEPTHS, Detector, make_detector
 from kdjax.tasks.task import Dataset, Task
@@ -22,6 +25,7 @@ from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, Network
 
 OWN = "fashion_boxes"
+SHOWN, MOST_SHOWN = 6, 6  # pictures in a report, and networks beside each other
 
 
 class Boxes:
@@ -134,14 +138,14 @@ class Detection(Task):
             return targets
         boxes = targets["boxes"]
         left, top, right, bottom = (boxes[..., i] for i in range(4))
-        width = self.width
+        width = self.size[1]
         other = jnp.stack([width - right, top, width - left, bottom], axis=-1)
         return targets | {"boxes": jnp.where(self._mirrored(index, epoch, key)[:, None, None], other, boxes)}
 
     @property
-    def width(self) -> int:
-        """Pixels of a picture from left to right."""
-        return fashion_boxes.SIZE
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        return fashion_boxes.SIZE, fashion_boxes.SIZE
 
     def _mirrored(self, index: Array, epoch, key: Array) -> Array:
         """`[B]` bool, which pictures are shown mirrored in a pass: a function of the seed, the pass and the picture alone."""
@@ -177,23 +181,72 @@ class Detection(Task):
         }  # fmt: skip
 
         def of(output):
-            points, strides = level_points(output.sizes, output.strides)
-            size = jnp.broadcast_to(jnp.array(jax.tree.leaves(batch.inputs)[0].shape[1:3])[None], (len(batch.where), 2))
-            found = detect(
-                output.logits, jnp.reshape(output.edge_logits, (*output.edge_logits.shape[:2], -1)), points, strides, size,
-                level_sizes=tuple(h * w for h, w in output.sizes), score_threshold=self.score_threshold,
-                iou_threshold=self.iou_threshold, max_detections=self.max_detections,
-            )  # fmt: skip
+            found = self.detected(output, batch.inputs.shape[1:3])
             return {name: PerExample(x) for name, x in (found._asdict() | there).items()}
 
         return {"student": of(student)} | ({} if teacher is None else {"teacher": of(teacher)})
 
+    def detected(self, output: DetectorOutput, size: tuple[int, int]) -> Detected:
+        """The detections of a network's output, of pictures of `size` (height, width)."""
+        points, strides = level_points(output.sizes, output.strides)
+        rows = len(output.logits)
+        return detect(
+            output.logits, jnp.reshape(output.edge_logits, (*output.edge_logits.shape[:2], -1)), points, strides,
+            jnp.broadcast_to(jnp.array(size)[None], (rows, 2)), level_sizes=tuple(h * w for h, w in output.sizes),
+            score_threshold=self.score_threshold, iou_threshold=self.iou_threshold, max_detections=self.max_detections,
+        )  # fmt: skip
+
     def means(self, sums):
         detections, objects = found_and_true(sums)
         classes = 1 + max(sums["true_labels"].max(initial=-1), sums["labels"].max(initial=-1), 0)
+        most = {"max_detections": self.max_detections}
         summary = evaluate(detections, objects, classes, max_detections=(1, 10, max(self.max_detections, 11))).summary()
-        return {name.lower(): float(value) for name, value in summary.items() if value >= 0} | (
-            {} if summary["AP"] >= 0 else {"ap": 0.0}  # pictures without any object
+        means = {name.lower(): float(value) for name, value in summary.items() if value >= 0} or {"ap": 0.0}
+        split = split_errors(detections, objects, classes, **most)
+        return means | {f"lost_{kind}": float(value) for kind, value in split.lost.items()}
+
+    # --- a finished network, report ---
+
+    def decoded(self, file: Any, inputs: Any) -> Any:
+        """A picture, made to fit without changing its shape."""
+        _, height, width, channels = inputs.shape
+        try:
+            return fitted(str(file), (height, width), channels)
+        except Unreadable as error:
+            raise ValueError(f"{file} {error}") from error
+
+    def answers(self, output, names, top):
+        size = self.size
+        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), size))
+        text = lambda box: " ".join(f"{x:.0f}" for x in box)
+        return [
+            [(f"{names[c]} at {text(box)}", float(s)) for box, s, c in zip(*row, strict=True) if c >= 0][:top]
+            for row in zip(found.boxes, found.scores, found.labels, strict=True)
+        ]
+
+    def drawn(self, inputs, output, names, path):
+        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), self.size))
+        draw_one(inputs, found, names, path)
+
+    def pictures(self, comparison, folder, load):
+        held = self.load().held
+        chosen = held.read(np.arange(min(len(held), SHOWN)))
+        networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
+        for name, summary in comparison["methods"].items():
+            networks[name] = folder / name / f"seed{summary['seeds'][0]}"
+        found = {}
+        for name, place in list(networks.items())[:MOST_SHOWN]:
+            output = jax.jit(load(place))(chosen["inputs"])
+            found[name] = jax.device_get(self.detected(output, chosen["inputs"].shape[1:3]))
+        draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
+        draw_errors(comparison["methods"], folder / "errors.png")
+        return (
+            (
+                "What was found",
+                "pictures with their objects, and what the first seed of each finds",
+                folder / "found.png",
+            ),
+            ("What average precision is lost to", "points by kind of error and method", folder / "errors.png"),
         )
 
 
@@ -201,11 +254,8 @@ def found_and_true(sums: dict[str, np.ndarray]) -> tuple[Detections, Objects]:
     """What was found and what there is of an evaluation's examples, by the order of the data set."""
     rows = np.flatnonzero(sums["where"])
     rows = rows[np.argsort(sums["index"][rows], kind="stable")]
-    images = sums["index"][rows]
-    found = sums["labels"][rows] >= 0
-    there = sums["true_labels"][rows] >= 0
-    of = lambda mask: np.broadcast_to(images[:, None], mask.shape)[mask]
+    of = {name: value[rows] for name, value in sums.items()}
     return (
-        Detections(sums["boxes"][rows][found], sums["scores"][rows][found], sums["labels"][rows][found], of(found)),
-        Objects(sums["true_boxes"][rows][there], sums["true_labels"][rows][there], of(there)),
+        Detections.of_batch(of["boxes"], of["scores"], of["labels"], of["index"]),
+        Objects.of_batch(of["true_boxes"], of["true_labels"], of["true_labels"] >= 0, of["index"]),
     )
