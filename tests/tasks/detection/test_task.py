@@ -1,0 +1,120 @@
+"""Detection as a task: boxes follow their pictures, evaluation counts every picture once, a run goes through."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax.cli import main
+from kdjax.data import fashion_boxes
+from kdjax.data.errors import DataError
+from kdjax.models import output_shapes
+from kdjax.tasks.detection import Detection, Detector
+from kdjax.tasks.detection.data import Boxes, found_and_true
+from kdjax.training.evaluation import PerExample, evaluate
+from kdjax.types import Batch
+
+SIZE = fashion_boxes.SIZE
+
+
+def rectangles(rows=16):
+    """Black pictures with a bright rectangle each, and its box."""
+    rng = np.random.default_rng(0)
+    images, boxes = np.zeros((rows, SIZE, SIZE, 1), np.uint8), np.zeros((rows, 2, 4), np.float32)
+    for i in range(rows):
+        left, top = rng.integers(0, 60, 2)
+        right, bottom = left + rng.integers(2, 30), top + rng.integers(2, 30)
+        images[i, top:bottom, left:right] = 255
+        boxes[i, 0] = left, top, right, bottom
+    return images, boxes, np.tile(np.array([[1, -1]], np.int32), (rows, 1))
+
+
+def test_boxes_are_mirrored_with_their_pictures():
+    images, boxes, labels = rectangles()
+    task, key, index = Detection(), jax.random.key(3), jnp.arange(len(images))
+    shown = np.asarray(task.train_views(images, index, 2, key, names=("main",)))
+    moved = task.train_targets({"boxes": boxes, "labels": labels}, index, 2, key)
+    mirrored = 0
+    for i, picture in enumerate(shown[..., 0]):
+        rows, columns = (np.flatnonzero(picture.any(axis)) for axis in (1, 0))
+        extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_array_equal(moved["boxes"][i, 0], extent)
+        mirrored += extent != list(boxes[i, 0])
+    assert 3 < mirrored < 13
+    again = task.train_views(images[5:6], index[5:6], 2, key, names=("main",))
+    np.testing.assert_array_equal(again[0], shown[5])  # whatever else is in the batch
+    still = Detection(flip=False)
+    assert still.train_targets({"boxes": boxes}, index, 2, key)["boxes"] is boxes
+    with pytest.raises(ValueError, match="pictures have one, 'main'"):
+        task.train_views(images, index, 0, key, names=("main", "strong"))
+
+
+def test_every_picture_is_evaluated_once_in_whatever_order():
+    """A perfect detector of rectangles has AP 1; padding of the last batch, which finds nothing, does not count."""
+    images, boxes, labels = rectangles(10)
+    task = Detection()
+
+    def perfect(student, teacher, batch):
+        return {"student": {name: PerExample(x) for name, x in {
+            "boxes": batch.targets["boxes"], "scores": (batch.labels >= 0) * jnp.where(batch.where, 0.9, 0.0)[:, None],
+            "labels": batch.labels, "true_boxes": batch.targets["boxes"], "true_labels": batch.labels,
+            "index": batch.index, "where": batch.where}.items()}}  # fmt: skip
+
+    batches = []
+    for rows in ([7, 2, 9, 4], [0, 1, 3, 5], [6, 8, 8, 8]):
+        batch = Batch.of(images[rows], {"boxes": boxes[rows], "labels": labels[rows]}, index=np.array(rows))
+        batches.append(batch if rows[0] != 6 else Batch.of(
+            images[rows], {"boxes": boxes[rows], "labels": labels[rows]}, index=np.array(rows), where=[1, 1, 0, 0]))  # fmt: skip
+    kept = {}
+    means = evaluate(perfect, None, None, batches, lambda sums: kept.update(sums) or task.means(sums))["student"]
+    assert means["ap"] == means["ap50"] == 1.0 and means["lost_missed"] == 0.0
+    found, true = found_and_true(kept)
+    assert list(true.images) == list(found.images) == list(range(10))
+    nothing = {**kept, "true_labels": np.full_like(kept["true_labels"], -1), "scores": np.zeros_like(kept["scores"])}
+    assert task.means(nothing)["ap"] == 0.0
+
+
+def test_networks_and_examples_say_what_they_are():
+    task = Detection(examples=4, eval_examples=4)
+    dataset = task.load()
+    inputs = jax.eval_shape(task.evaluation_view, dataset.shapes(2)["inputs"])
+    small = output_shapes(task.network(Detector(width=4, channels=16), dataset), inputs)
+    assert (
+        small.logits.shape == (2, 189, 5) and small.edge_logits.shape == (2, 189, 4, 9) and small.strides == (8, 16, 32)
+    )
+    large = output_shapes(task.network(Detector(name="gfl_r18", width=8, channels=16), dataset), inputs)
+    assert large.sizes == ((12, 12), (6, 6), (3, 3), (2, 2), (1, 1)) and large.edge_logits.shape[-1] == 17
+    with pytest.raises(ValueError, match="There is no detector 'yolo'; there are gfl_small, gfl_r18"):
+        task.network(Detector(name="yolo"), dataset)
+    with pytest.raises(DataError, match="No detection data set is called 'coco'"):
+        Detection(name="coco").load()
+    assert Detection(examples=0).problems() == ["data.examples=0; use 1 or more."]
+    images, boxes, labels = rectangles(2)
+    with pytest.raises(DataError, match=r"boxes \[2, 2, 4\] and labels \[2, 1\]"):
+        Boxes("mine", "train", images, boxes, labels[:, :1], ("a", "b"))
+    with pytest.raises(DataError, match=r"Example 0 of mine .* none of 1"):
+        Boxes("mine", "train", images, boxes, labels, ("a",))
+
+
+@pytest.mark.slow  # two detectors are compiled
+def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
+    folder = tmp_path / "run"
+    assert (
+        main(["compare", "boxes/gfl", "--methods", "labels", "ld_vlr", "--seeds", "0", "--tiny", "--run", str(folder)])
+        == 0
+    )
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png") == 4 and "What average precision is lost to" in page
+    result = json.loads((folder / "ld_vlr/seed0/student/result.json").read_text())
+    assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
+    Image.fromarray(np.full((50, 80, 3), 127, np.uint8)).save(tmp_path / "grey.jpg")
+    drawn = tmp_path / "drawn"
+    assert main(["predict", str(folder / "ld_vlr/seed0"), str(tmp_path / "grey.jpg"), "--draw", str(drawn)]) == 0
+    assert Image.open(drawn / "grey.png").size[0] > 100
+    assert main(["distill", str(folder / "ld_vlr/seed0"), "--run", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again/student/result.json").read_text())
+    assert again["last"] == result["last"] and again["hash"] == result["hash"]
+    capsys.readouterr()
