@@ -1,13 +1,12 @@
 """kdjax compare configs/boxes/gfl.py --methods detector ld ld_vlr dense_kd imitation tid --seeds 0 1 2
 
 Detection on pictures that need no download: Fashion-MNIST items on cluttered canvases of 96 x 96 pixels, five classes, one to
-five objects, of which a third fades towards one edge. A detector of 1.5 million parameters teaches one of 156,000.
+five objects, of which a third fades towards one edge. A detector of 385,500 parameters, trained for six epochs of 4,000 pictures,
+teaches one a third as large, which is trained for three.
 
 Weights are not COCO's where those would drown the rest: `DenseClassKD` is a mean over classes, so that five make it 16 times
 what 80 do, and LD a mean over bins, 9 here for 17.
 """
-
-import dataclasses
 
 from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.schemes import student_phases
@@ -40,8 +39,8 @@ def experiment(name: str = "ld") -> Experiment:
         data=Detection(mean=(0.3,), std=(0.3,)),
         phases=(
             Phase(
-                name="teacher", network=Detector(width=32, channels=64), objective=GFLLoss(), duration=Duration(8, "epochs"),
-                optimizer=dataclasses.replace(optimizer, learning_rate=2e-3 * (WarmUp(length=steps(100)) * Cosine())),
+                name="teacher", network=Detector(width=16), objective=GFLLoss(), duration=Duration(6, "epochs"),
+                optimizer=optimizer,
             ),
             *student_phases(name, student, objective=OBJECTIVES.get(name)),
         ),

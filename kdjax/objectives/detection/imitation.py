@@ -212,14 +212,15 @@ class TaskIntegration(OnPyramid):
 METHODS = {
     "imitation": Method(
         GFLLoss() + 2.0 * RegionImitation(), "detection", "the teacher's pyramid near each object's best anchor",
-        "COCO, GFL R-101 to R-50: the released config of localization distillation",
+        "COCO, GFL R-101 to R-50: the released config of localization distillation", RegionImitation.paper,
     ),
     "pkd": Method(
         GFLLoss() + 6.0 * PKD(), "detection", "the teacher's pyramid, every channel normalised",
-        "COCO: the paper's weight for detectors of one stage, not verified against its code",
+        "COCO: the paper's weight for detectors of one stage, not verified against its code", PKD.paper,
     ),
     "tid": Method(
         GFLLoss() + TaskIntegration(), "detection",
         "the teacher's pyramid where both its heads matter or the student lags (experimental)", "none that is verified",
+        TaskIntegration.paper,
     ),
 }  # fmt: skip

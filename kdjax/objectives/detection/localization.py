@@ -114,14 +114,14 @@ _SETTING = "COCO, GFL R-101 to R-18: the released configs"
 METHODS = {
     "ld": Method(
         GFLLoss() + 0.25 * LD(images_per_device=3.0), "detection",
-        "the teacher's distributions of the edges of boxes, at the positives", _SETTING,
+        "the teacher's distributions of the edges of boxes, at the positives", _SETTING, _LD,
     ),
     "ld_vlr": Method(
         GFLLoss() + 0.25 * LD(images_per_device=3.0) + 0.25 * LD(region="valuable", images_per_device=3.0)
         + 10.0 * DenseClassKD(), "detection",
-        "edges at the positives and in the valuable region around them, classes at the positives", _SETTING,
+        "edges at the positives and in the valuable region around them, classes at the positives", _SETTING, _LD,
     ),
     "dense_kd": Method(
-        GFLLoss() + 10.0 * DenseClassKD(), "detection", "the teacher's classes at the positives", _SETTING
+        GFLLoss() + 10.0 * DenseClassKD(), "detection", "the teacher's classes at the positives", _SETTING, _LD
     ),
 }  # fmt: skip
