@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,9 +82,22 @@ class Reading:
                 "interpolation": self.crop.interpolation}  # fmt: skip
 
 
-def fitted(file: str | bytes, size: tuple[int, int], channels: Literal[1, 3]) -> np.ndarray:
-    """A picture, upright, as large as fits into `size` (height, width) without changing its shape, at the left and top of black:
-    `[H, W, channels]` uint8.
+class Fitted(NamedTuple):
+    """A picture on a canvas, at its left and top; the rest is black.
+
+    Attributes:
+      pixels: `[H, W, channels]` uint8.
+      size: (height, width) of the picture on it.
+      scale: (of width, of height), by how much it was enlarged.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def fitted(file: str | bytes, canvas: tuple[int, int], channels: int) -> Fitted:
+    """A picture, upright, as large as fits on a canvas (height, width) without changing its shape; of 1 or 3 channels.
 
     Raises:
       Unreadable: what is wrong with it.
@@ -94,15 +107,15 @@ def fitted(file: str | bytes, size: tuple[int, int], channels: Literal[1, 3]) ->
     with _explained(file), _open(file) as image:
         image.load()
         turn = _orientation(image)
-        image = _turned(_plain(image, channels, 255), turn)
-        scale = min(size[0] / image.height, size[1] / image.width)
-        shown = image.resize(
-            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
-        )
-        canvas = Image.new(shown.mode, size[::-1])
-        canvas.paste(shown)
-        array = np.asarray(canvas)
-    return array[..., None] if channels == 1 else array
+        whole = _turned(_plain(image, channels, 255), turn)
+        scale = min(canvas[0] / whole.height, canvas[1] / whole.width)
+        width, height = (max(1, int(side * scale + 0.5)) for side in whole.size)
+        shown = whole.resize((width, height), Image.Resampling.BILINEAR)
+        paper = Image.new(shown.mode, canvas[::-1])
+        paper.paste(shown)
+        array = np.asarray(paper)
+        pixels = array[..., None] if channels == 1 else array
+        return Fitted(pixels, (height, width), (width / whole.width, height / whole.height))
 
 
 def draws_of(view: tuple[int, int] | None, index: int) -> np.ndarray | None:

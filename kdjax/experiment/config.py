@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from kdjax.experiment import configs, serialization
-from kdjax.experiment.folder import EXPERIMENT
+from kdjax.experiment.folder import EXPERIMENT, from_anywhere
 from kdjax.experiment.schemes import with_method
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.objectives import Sum, method, part_names
@@ -41,7 +41,7 @@ def load_config(path: str) -> Config:
             f"There is no config {path}; give a .py file, a run folder, or a name such as {near[0]} (`kdjax configs` lists them)."
         )
     if place.suffix != ".py":
-        saved = serialization.load(place)
+        saved = from_anywhere(serialization.load(place), place.parent)
         return lambda name: saved if name is None else by_method(saved, name)
     module = load_file(place)
     function = getattr(module, "experiment", None)

@@ -1,5 +1,6 @@
 """Run folders: what is in them, and the rule that none is overwritten unasked."""
 
+import dataclasses
 import os
 import re
 import secrets
@@ -105,8 +106,9 @@ def check_place(folder: Path) -> None:
 
 def _check_same(saved: Path, experiment: Experiment) -> None:
     """Refuses another experiment than was saved; what may change while a run is gone on with is saved anew, and said."""
-    before = serialization.to_data(serialization.load(saved))
-    differing = serialization.differences(before, serialization.to_data(experiment))
+    there = serialization.load(saved)
+    before, now = (serialization.to_data(from_anywhere(e, saved.parent)) for e in (there, experiment))
+    differing = serialization.differences(before, now)
     differing = [line for line in differing if not line.startswith("cache_dir:")]  # changes nothing of the run
     others = [line for line in differing if not _may_change(line, saved.parent, experiment)]
     if others:
@@ -118,7 +120,10 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
     if differing:
         with (saved.parent / CHANGES).open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in differing)
-        serialization.save(experiment, saved)
+        phases = (
+            dataclasses.replace(p, weights=old.weights) for p, old in zip(experiment.phases, there.phases, strict=True)
+        )
+        serialization.save(dataclasses.replace(experiment, phases=tuple(phases)), saved)
         say(f"{saved.parent} goes on with another configuration ({', '.join(differing)}), as {CHANGES} there says")
 
 
@@ -225,7 +230,17 @@ def network_folder(phase: Phase, place: Path) -> Path:
 
     A relative path is meant from the run folder, if there is something, so that runs that belong together can be moved.
     """
-    if not phase.weights:
-        return place
-    beside = Path(os.path.normpath(place.parent / phase.weights))  # also where the run's own folder is not there yet
-    return find_network(beside if beside.exists() else Path(phase.weights), phase.name)
+    return find_network(Path(beside(place.parent, phase.weights)), phase.name) if phase.weights else place
+
+
+def beside(run: Path, weights: str) -> str:
+    """Where weights lie that a phase of a run takes: from its folder on, if there is something, else as it is written."""
+    there = os.path.normpath(run / weights)  # also where the run's own folder is not there yet
+    return there if weights and os.path.exists(there) else weights
+
+
+def from_anywhere(experiment: Experiment, run: Path) -> Experiment:
+    """An experiment of a run's folder, with the weights that it names from there on by their whole path."""
+    phases = (dataclasses.replace(p, weights=os.path.abspath(beside(run, p.weights)) if beside(run, p.weights) != p.weights
+                                  else p.weights) for p in experiment.phases)  # fmt: skip
+    return dataclasses.replace(experiment, phases=tuple(phases))

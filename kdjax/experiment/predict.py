@@ -38,11 +38,14 @@ def predict(
         try:
             inputs = [task.decoded(file, trained.inputs) for file in some]
             rows = inputs + inputs[:1] * (AT_ONCE - len(some) if len(files) > AT_ONCE else 0)  # one program for all
-            output = jax.device_get(said_of(np.stack(rows)))
-            for i, (file, said) in enumerate(zip(some, task.answers(output, trained.classes, top), strict=False)):
+            shown = jax.tree.map(lambda *each: np.stack(each), *rows)
+            output = jax.device_get(said_of(shown))
+            for i, (file, said) in enumerate(
+                zip(some, task.answers(shown, output, trained.classes, top), strict=False)
+            ):
                 if draw is not None:
-                    one = jax.tree.map(lambda x, i=i: x[i : i + 1], output)
-                    task.drawn(inputs[i], one, trained.classes, draw / f"{file.stem}.png")
+                    one = jax.tree.map(lambda x, i=i: x[i : i + 1], (shown, output))
+                    task.drawn(*one, trained.classes, draw / f"{file.stem}.png")
                 yield file, said
         except ValueError as error:
             raise ExperimentError(f"{str(error).rstrip('.')}.") from error

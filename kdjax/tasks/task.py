@@ -275,10 +275,11 @@ class Task:
 
     # --- a finished network ---
 
-    def answers(self, output: Any, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    def answers(self, inputs: Any, output: Any, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
         """What a network said of each row, in words, the surest first: `(what, how sure)`, at most `top` of them.
 
         Args:
+          inputs: the rows, as `decoded` gives them.
           output: of the network, as NumPy arrays.
           names: of the classes, as far as they are known.
           top: how many.
@@ -295,7 +296,7 @@ class Task:
         return [[(called[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]] for row in shares]
 
     def drawn(self, inputs: Any, output: Any, names: Sequence[str], path: Path) -> None:
-        """Draws what a network said of one row into a picture file.
+        """Draws what a network said of a batch of one row into a picture file.
 
         Raises:
           ValueError: there is nothing to draw.

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 
@@ -13,8 +14,10 @@ from kdjax.analysis.statistics import holm, paired_gain, spread
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.compare import check_alike, compare
+from kdjax.experiment.config import load_config
 from kdjax.experiment.phase import make_loop
 from kdjax.experiment.report import write_report
+from kdjax.experiment.run import run
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
@@ -61,6 +64,19 @@ def test_the_table_repeats_the_runs(compared):
     assert comparison["methods"]["fitnet"]["extra_parameters"] > 0 and "(+" in rows[3][1]
     assert all("agreement" in summary["metrics"] for summary in comparison["methods"].values())
     assert comparison["data"]["labelled"] == 200 and comparison["methods"]["labels"]["examples_visited"] == 200
+
+
+def test_a_run_of_it_is_run_again_from_its_folder_anywhere(compared, builder, tmp_path):
+    """As the report says. Its teacher is named from its own folder, which a new run's is not."""
+    folder, comparison, _ = compared
+    place = folder / "labels/seed1"
+    experiment = load_config(str(place))(None)
+    assert os.path.isabs(experiment.phases[0].weights)
+    result = run(experiment, tmp_path / "far/off/again", builder=builder)["student"]
+    assert result["last"]["student"]["top1"] == comparison["methods"]["labels"]["metrics"]["top1"]["values"][1]
+    before = (place / "experiment.json").read_bytes()
+    assert run(experiment, place, resume=True, builder=builder)["student"]["hash"] == result["hash"]
+    assert (place / "experiment.json").read_bytes() == before and not (place / "changes.txt").exists()
 
 
 def test_the_report_stands_alone(compared):

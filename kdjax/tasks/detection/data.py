@@ -1,22 +1,22 @@
 """How a config names pictures with boxes, and how they become batches, views and average precision."""
 
 import dataclasses
-import functools
-import hashlib
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data import fashion_boxes
 from kdjax.data.errors import DataError
+from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
 from kdjax.models.detectors import DetectorOutput, level_points
 from kdjax.tasks.detection.average_precision import evaluate
 from kdjax.tasks.detection.decoding import Detected, detect
 from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
 from kdjax.tasks.detection.errors import split_errors
+from kdjax.tasks.detection.examples import OWN, Boxes, BoxFiles, drawn, in_files
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import DEPTHS, Detector, make_detector
 from kdjax.tasks.task import Dataset, Task
@@ -24,46 +24,8 @@ from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, Network
 
-OWN = "fashion_boxes"
+OF_OBJECTS = ("area", "crowd", "difficult")
 SHOWN, MOST_SHOWN = 6, 6  # pictures in a report, and networks beside each other
-
-
-class Boxes:
-    """One split: pictures of one size, and the boxes in them.
-
-    Attributes:
-      images: `[N, H, W, C]` uint8.
-      boxes: `[N, G, 4]` float32 corners in pixels; `labels`: `[N, G]` int32, -1 for padding.
-      class_names: one a class.
-    """
-
-    def __init__(self, name: str, split: str, images: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names):
-        self.name, self.split, self.class_names = name, split, tuple(class_names)
-        self.images, self.boxes, self.labels = images, boxes.astype(np.float32), labels.astype(np.int32)
-        if not (len(images) == len(boxes) == len(labels)) or boxes.shape != (*labels.shape, 4):
-            raise DataError(
-                f"{name} ({split}) has images {list(images.shape)}, boxes {list(boxes.shape)} and labels {list(labels.shape)}; "
-                "give [N, H, W, C], [N, G, 4] and [N, G]."
-            )
-        if (self.labels >= len(self.class_names)).any():
-            row = int(np.argmax((self.labels >= len(self.class_names)).any(axis=1)))
-            raise DataError(f"Example {row} of {name} ({split}) has a class that is none of {len(self.class_names)}.")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
-        targets = {"boxes": self.boxes[indices], "labels": self.labels[indices]}
-        return {"inputs": self.images[indices] if inputs else None, "targets": targets}
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(b"".join(x.tobytes() for x in (self.images, self.boxes, self.labels))).hexdigest()
-
-
-@functools.lru_cache(maxsize=4)
-def _drawn(split: str, count: int, seed: int) -> Boxes:
-    made = fashion_boxes.draw_many(split, count, seed=seed)
-    return Boxes(OWN, split, made.images, made.boxes, made.labels, fashion_boxes.CLASS_NAMES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +33,20 @@ class Detection(Task):
     """Which pictures with boxes, and how they are shown."""
 
     name: str = OWN
-    """data set: fashion_boxes, drawn from a seed out of the embedded Fashion-MNIST images"""
+    """data set: fashion_boxes, drawn from a seed out of the embedded Fashion-MNIST images; or a folder with the files of COCO,
+    of Pascal VOC or of YOLO"""
     batch_size: int = 16
     eval_batch_size: int = 100
+    image_size: tuple[int, int] = (0, 0)
+    """height and width of the canvas that a folder's pictures are fitted on; (0, 0) for the embedded set"""
+    channels: Literal[1, 3] = 3
+    """what a folder's pictures are read as: 3 for RGB, 1 for grey"""
+    objects: int = 100
+    """objects of a picture at most, of a folder; more are left out, and said"""
     examples: int = 4000
-    """pictures to train on"""
+    """pictures to train on: how many are drawn; of a folder all are"""
     eval_examples: int = 1000
-    """pictures that are evaluated"""
+    """pictures that are evaluated: how many are drawn, or at most of a folder; 0 for all of it"""
     draw_seed: int = 0
     """seed of the pictures that are drawn"""
     flip: bool = True
@@ -105,21 +74,37 @@ class Detection(Task):
     )
 
     def load(self, data_dir: str | None = None) -> Dataset:
-        if self.name != OWN:
-            raise DataError(f"No detection data set is called {self.name!r}; there is {OWN!r}.")
-        train, held = (
-            _drawn(s, n, self.draw_seed) for s, n in (("train", self.examples), ("test", self.eval_examples))
-        )
-        info = DataInfo(len(train.class_names), len(train), targets=("labels", "boxes"), class_names=train.class_names)
-        objects = int((train.labels >= 0).sum())
+        train, held = (self._split(split) for split in ("train", "test"))
+        names = max(train.class_names, held.class_names, key=len)
+        if not set(train.class_names) | set(held.class_names) <= set(names):
+            raise DataError(
+                f"{self.name} has other classes where it is trained on than where it is evaluated; give them alike."
+            )
+        rows = np.arange(min(len(held), self.eval_examples or len(held)))
+        info = DataInfo(len(names), len(train), targets=("labels", "boxes"), class_names=names)
         return Dataset(
-            train, np.arange(len(train)), np.ones(len(train), bool), held, np.arange(len(held)), "test", info, train.images,
-            f"{len(train.class_names)} classes, {objects:,} objects",
+            train, np.arange(len(train)), np.ones(len(train), bool), held, rows, "test", info, getattr(train, "inputs", None),
+            f"{len(names)} classes, {train.objects:,} objects",
         )  # fmt: skip
 
+    def _split(self, split: str) -> Boxes | BoxFiles:
+        if self.name == OWN:
+            return drawn(split, self.examples if split == "train" else self.eval_examples, self.draw_seed)
+        if not Path(self.name).is_dir():
+            raise DataError(f"No detection data set is called {self.name!r}; there is {OWN!r}, or name a folder.")
+        return in_files(str(Path(self.name).resolve()), split, tuple(self.image_size), self.channels, self.objects)
+
     def problems(self) -> list[str]:
-        wrong = [name for name in ("examples", "eval_examples", "max_detections") if getattr(self, name) < 1]
-        return [f"data.{name}={getattr(self, name)}; use 1 or more." for name in wrong]
+        least = {"examples": 1, "eval_examples": int(self.name == OWN), "max_detections": 1, "objects": 1}
+        wrong = [
+            f"data.{name}={getattr(self, name)}; use {low} or more."
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.name != OWN and min(self.image_size) < 32:
+            size = tuple(self.image_size)
+            wrong.append(f"data.image_size={size}; give height and width of at least 32 for a folder's pictures.")
+        return wrong
 
     def shrunk(self) -> "Detection":
         return dataclasses.replace(super().shrunk(), batch_size=min(self.batch_size, 8), examples=min(self.examples, 64),
@@ -130,22 +115,23 @@ class Detection(Task):
     def train_views(self, inputs, index, epoch, key, *, names):
         if names != ("main",):
             return super().train_views(inputs, index, epoch, key, names=names)
-        mirrored = self._mirrored(index, epoch, key)[:, None, None, None]
-        return self.evaluation_view(jnp.where(mirrored, inputs[:, :, ::-1], inputs) if self.flip else inputs)
+        image, width = inputs["image"], inputs["size"][:, 1]
+        if self.flip:
+            # Within the picture's own width: what it lacks to the batch's stays where it is.
+            column = jnp.arange(image.shape[2])[None]
+            other = jnp.where(column < width[:, None], width[:, None] - 1 - column, column)
+            chosen = jnp.where(self._mirrored(index, epoch, key)[:, None], other, column)
+            image = jnp.take_along_axis(image, chosen[:, None, :, None], axis=2)
+        return self.evaluation_view({"image": image})
 
     def train_targets(self, targets, index, epoch, key):
         if not self.flip:
             return targets
         boxes = targets["boxes"]
+        width = targets["size"][:, 1][:, None] if "size" in targets else jnp.full((1, 1), SIZE)
         left, top, right, bottom = (boxes[..., i] for i in range(4))
-        width = self.size[1]
         other = jnp.stack([width - right, top, width - left, bottom], axis=-1)
         return targets | {"boxes": jnp.where(self._mirrored(index, epoch, key)[:, None, None], other, boxes)}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the pictures."""
-        return fashion_boxes.SIZE, fashion_boxes.SIZE
 
     def _mirrored(self, index: Array, epoch, key: Array) -> Array:
         """`[B]` bool, which pictures are shown mirrored in a pass: a function of the seed, the pass and the picture alone."""
@@ -154,7 +140,7 @@ class Detection(Task):
         return words % 2 == 1
 
     def evaluation_view(self, inputs):
-        shown = inputs.astype(jnp.float32) / 255
+        shown = inputs["image"].astype(jnp.float32) / 255
         spread = lambda values, default: jnp.broadcast_to(jnp.asarray(values or default, jnp.float32), shown.shape[-1:])
         mean, std = spread(self.mean, (0.0,)), spread(self.std, (1.0,))
         return (shown - mean[None, None, None]) / std[None, None, None]
@@ -164,7 +150,7 @@ class Detection(Task):
     def network(self, model: Detector, dataset: Dataset, *, remat: bool = False) -> Network:
         if remat:
             raise ValueError("remat is not offered for detectors; leave it off.")
-        return make_detector(model, dataset.info.num_classes, dataset.shapes(1)["inputs"].shape[-1])
+        return make_detector(model, dataset.info.num_classes, dataset.shapes(1)["inputs"]["image"].shape[-1])
 
     def shrunk_network(self, model: Detector) -> Detector:
         narrow = 8 if model.name in DEPTHS else 4
@@ -176,24 +162,27 @@ class Detection(Task):
         return {}
 
     def sums(self, student, teacher, batch):
-        there = {
-            "true_boxes": batch.targets["boxes"], "true_labels": batch.labels, "index": batch.index, "where": batch.where,
-        }  # fmt: skip
+        kept = {
+            "true_boxes": batch.targets["boxes"],
+            "true_labels": batch.labels,
+            "index": batch.index,
+            "where": batch.where,
+        }
+        kept |= {name: batch.targets[name] for name in ("scale", *OF_OBJECTS) if name in batch.targets}
 
         def of(output):
-            found = self.detected(output, batch.inputs.shape[1:3])
-            return {name: PerExample(x) for name, x in (found._asdict() | there).items()}
+            found = self.detected(output, batch.inputs["size"])
+            return {name: PerExample(x) for name, x in (found._asdict() | kept).items()}
 
         return {"student": of(student)} | ({} if teacher is None else {"teacher": of(teacher)})
 
-    def detected(self, output: DetectorOutput, size: tuple[int, int]) -> Detected:
-        """The detections of a network's output, of pictures of `size` (height, width)."""
+    def detected(self, output: DetectorOutput, sizes: Array) -> Detected:
+        """The detections of a network's output, in pixels of what it saw, of pictures of `sizes` (height, width) `[B, 2]`."""
         points, strides = level_points(output.sizes, output.strides)
-        rows = len(output.logits)
         return detect(
-            output.logits, jnp.reshape(output.edge_logits, (*output.edge_logits.shape[:2], -1)), points, strides,
-            jnp.broadcast_to(jnp.array(size)[None], (rows, 2)), level_sizes=tuple(h * w for h, w in output.sizes),
-            score_threshold=self.score_threshold, iou_threshold=self.iou_threshold, max_detections=self.max_detections,
+            output.logits, jnp.reshape(output.edge_logits, (*output.edge_logits.shape[:2], -1)), points, strides, sizes,
+            level_sizes=tuple(h * w for h, w in output.sizes), score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold, max_detections=self.max_detections,
         )  # fmt: skip
 
     def means(self, sums):
@@ -209,15 +198,15 @@ class Detection(Task):
 
     def decoded(self, file: Any, inputs: Any) -> Any:
         """A picture, made to fit without changing its shape."""
-        _, height, width, channels = inputs.shape
+        _, height, width, channels = inputs["image"].shape
         try:
-            return fitted(str(file), (height, width), channels)
+            made = fitted(str(file), (height, width), channels)
         except Unreadable as error:
             raise ValueError(f"{file} {error}") from error
+        return {"image": made.pixels, "size": np.array(made.size, np.int32)}
 
-    def answers(self, output, names, top):
-        size = self.size
-        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), size))
+    def answers(self, inputs, output, names, top):
+        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), inputs["size"]))
         text = lambda box: " ".join(f"{x:.0f}" for x in box)
         return [
             [(f"{names[c]} at {text(box)}", float(s)) for box, s, c in zip(*row, strict=True) if c >= 0][:top]
@@ -225,8 +214,8 @@ class Detection(Task):
         ]
 
     def drawn(self, inputs, output, names, path):
-        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), self.size))
-        draw_one(inputs, found, names, path)
+        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), inputs["size"]))
+        draw_one(inputs["image"][0], found, names, path)
 
     def pictures(self, comparison, folder, load):
         held = self.load().held
@@ -237,7 +226,7 @@ class Detection(Task):
         found = {}
         for name, place in list(networks.items())[:MOST_SHOWN]:
             output = jax.jit(load(place))(chosen["inputs"])
-            found[name] = jax.device_get(self.detected(output, chosen["inputs"].shape[1:3]))
+            found[name] = jax.device_get(self.detected(output, chosen["inputs"]["size"]))
         draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
         draw_errors(comparison["methods"], folder / "errors.png")
         return (
@@ -255,7 +244,9 @@ def found_and_true(sums: dict[str, np.ndarray]) -> tuple[Detections, Objects]:
     rows = np.flatnonzero(sums["where"])
     rows = rows[np.argsort(sums["index"][rows], kind="stable")]
     of = {name: value[rows] for name, value in sums.items()}
+    scale = np.tile(of["scale"], 2)[:, None] if "scale" in of else 1.0  # areas are those of the pictures as they are
+    more = {name: of[name] for name in OF_OBJECTS if name in of}
     return (
-        Detections.of_batch(of["boxes"], of["scores"], of["labels"], of["index"]),
-        Objects.of_batch(of["true_boxes"], of["true_labels"], of["true_labels"] >= 0, of["index"]),
+        Detections.of_batch(of["boxes"] / scale, of["scores"], of["labels"], of["index"]),
+        Objects.of_batch(of["true_boxes"] / scale, of["true_labels"], of["true_labels"] >= 0, of["index"], **more),
     )

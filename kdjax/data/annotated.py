@@ -1,0 +1,255 @@
+"""Pictures with boxes in folders: which there are and what is in them, by the files of COCO, of Pascal VOC or of YOLO."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from kdjax.data.errors import DataError, note
+from kdjax.data.folders import SPLITS
+from kdjax.data.pictures import Unreadable, picture_size
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+TEXT_LIMIT = 64 * 2**20  # bytes of a description of one picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotated:
+    """One picture.
+
+    Attributes:
+      path: of its file.
+      boxes: `[n, 4]` float64 corners (left, top, right, bottom) in pixels of the upright picture.
+      labels: `[n]` int32 classes.
+      area: `[n]` by which objects are large or small: COCO's is that of the mask, else width times height.
+      crowd: `[n]` bool, boxes around many objects.
+      difficult: `[n]` bool, objects that need not be found.
+    """
+
+    path: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnotatedSplit:
+    """The pictures of a split, in the order of its files, and the classes' names."""
+
+    pictures: tuple[Annotated, ...]
+    class_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, sizes and annotations."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        for one in self.pictures:
+            digest.update(
+                f"{os.path.basename(one.path)}\0{os.path.getsize(one.path)}\0".encode(errors="surrogateescape")
+            )
+            for array in (one.boxes, one.labels, one.area, one.crowd, one.difficult):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def open_annotated(root: Path, split: str) -> AnnotatedSplit:
+    """The pictures with boxes of a folder.
+
+    It holds `annotations/*.json` (COCO: the file whose name has the split in it), or `Annotations/*.xml` and
+    `ImageSets/Main/*.txt` (Pascal VOC), or `images/SPLIT`, `labels/SPLIT/*.txt` and the classes' names in `classes.txt` or
+    `data.yaml` (YOLO). Splits are called as in `kdjax.data.folders.SPLITS`; where there is no "test" that has boxes it is
+    "validation".
+
+    Raises:
+      DataError: it is none of these; a file, a class or a picture is missing; or a box is no box.
+    """
+    for there, reader in (("annotations", _coco), ("Annotations", _voc), ("labels", _yolo)):
+        if there in (os.listdir(root) if root.is_dir() else ()):  # names as they are written, on any file system
+            names = [split, *(("validation",) if split == "test" else ())]
+            for name in names:
+                found = reader(root, SPLITS[name])
+                if found is not None:
+                    if not found.pictures:
+                        raise DataError(f"{root} has no pictures in its split {name!r}.")
+                    return found
+            raise DataError(f"{root} has no annotations of a split {' or '.join(map(repr, names))}, called "
+                            f"{', '.join(word for name in names for word in SPLITS[name])}.")  # fmt: skip
+    raise DataError(
+        f"{root} holds no boxes: it must have annotations/*.json (COCO), Annotations/*.xml with ImageSets/Main (Pascal VOC), or "
+        "images and labels (YOLO)."
+    )
+
+
+def _made(path: str, boxes: Any, labels: Any, where: str, *, area=None, crowd=None, difficult=None) -> Annotated:
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    count = len(boxes)
+    if not np.isfinite(boxes).all():
+        raise DataError(f"{where} has a box that is not finite, {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}.")
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    of = lambda given, default: np.asarray(default if given is None else given)
+    return Annotated(
+        path, boxes, np.asarray(labels, np.int32).reshape(count), of(area, sides[:, 0] * sides[:, 1]).astype(np.float64),
+        of(crowd, np.zeros(count)).astype(bool), of(difficult, np.zeros(count)).astype(bool),
+    )  # fmt: skip
+
+
+def _there(path: Path, where: str) -> str:
+    if not path.is_file():
+        raise DataError(f"{where} names the picture {path}, which is not there.")
+    return str(path)
+
+
+def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
+    files = sorted((root / "annotations").glob("*.json"))
+    chosen = [f for f in files if any(word in f.stem.lower() for word in words) and "caption" not in f.stem.lower()]
+    chosen = [f for f in chosen if "instances" in f.stem] or chosen
+    if not chosen:
+        return None
+    if len(chosen) > 1:
+        note(f"{root} has {len(chosen)} files of that split; {chosen[-1].name} is read")
+    file = chosen[-1]
+    try:
+        whole = json.loads(file.read_bytes())
+        categories = sorted(whole["categories"], key=lambda c: c["id"])
+        images, objects = whole["images"], whole["annotations"]
+        place = {c["id"]: i for i, c in enumerate(categories)}
+        by_image: dict[Any, list] = {image["id"]: [] for image in images}
+        for one in objects:
+            if one["category_id"] not in place or one["image_id"] not in by_image:
+                what = "category" if one["category_id"] not in place else "image"
+                raise DataError(f"{file} has an object of {what} {one[f'{what}_id']}, which it does not list.")
+            by_image[one["image_id"]].append(one)
+        folder = _coco_folder(root, file, images)
+        pictures = []
+        for image in images:
+            there = by_image[image["id"]]
+            left, top, width, height = np.array([o["bbox"] for o in there], np.float64).reshape(-1, 4).T
+            pictures.append(
+                _made(
+                    _there(folder / image["file_name"], str(file)),
+                    np.stack([left, top, left + width, top + height], axis=-1), [place[o["category_id"]] for o in there],
+                    f"{file}: {image['file_name']}", area=[o.get("area", o["bbox"][2] * o["bbox"][3]) for o in there],
+                    crowd=[o.get("iscrowd", 0) for o in there],
+                )
+            )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no annotation file of COCO: {type(error).__name__} {error}.") from error
+    return AnnotatedSplit(tuple(pictures), tuple(str(c.get("name", c["id"])) for c in categories))
+
+
+def _coco_folder(root: Path, file: Path, images: list) -> Path:
+    """Where the pictures of an annotation file are: in a folder called like its end, in `images`, or beside."""
+    if not images:
+        return root
+    ending = file.stem.rpartition("_")[2]
+    for folder in (root / ending, root / "images" / ending, root / "images", root):
+        if (folder / images[0]["file_name"]).is_file():
+            return folder
+    return root / ending
+
+
+def _voc(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
+    lists = root / "ImageSets" / "Main"
+    if words == SPLITS["train"] and (lists / "trainval.txt").is_file() and not (lists / "test.txt").is_file():
+        words = ("train", *words)
+    elif words == SPLITS["train"]:
+        words = ("trainval", *words)  # with a test split of its own, as is usual, both are trained on
+    file = next((lists / f"{word}.txt" for word in words if (lists / f"{word}.txt").is_file()), None)
+    if file is None:
+        return None
+    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    read = [_voc_one(root / "Annotations" / f"{name}.xml") for name in names]
+    classes = sorted(
+        {label for found in map(_voc_one, sorted((root / "Annotations").glob("*.xml"))) for label in found[1]}
+    )
+    pictures = []
+    for name, (boxes, labels, difficult) in zip(names, read, strict=True):
+        path = next(
+            (p for s in SUFFIXES if (p := root / "JPEGImages" / f"{name}{s}").is_file()),
+            root / f"JPEGImages/{name}.jpg",
+        )
+        pictures.append(
+            _made(_there(path, str(file)), boxes, [classes.index(label) for label in labels], name, difficult=difficult)
+        )
+    return AnnotatedSplit(tuple(pictures), tuple(classes))
+
+
+def _voc_one(file: Path) -> tuple[list, list, list]:
+    """Boxes, names and difficulty of a picture. Edges are as they are written: whole pixels from 1 on, not shifted."""
+    if not file.is_file():
+        raise DataError(f"{file} is not there, and its picture is listed.")
+    if file.stat().st_size > TEXT_LIMIT:
+        raise DataError(f"{file} is larger than any description of a picture.")
+    try:
+        text = file.read_text()
+        if "<!ENTITY" in text:
+            raise DataError(f"{file} defines entities, which are not read.")
+        boxes, labels, difficult = [], [], []
+        for one in ElementTree.fromstring(text).iter("object"):
+            box = one.find("bndbox")
+            boxes.append([float(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax")])
+            labels.append(one.findtext("name").strip())
+            difficult.append((one.findtext("difficult") or "0").strip() == "1")
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is no description of Pascal VOC: {error}.") from error
+    return boxes, labels, difficult
+
+
+def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
+    folder = next((root / "images" / word for word in words if (root / "images" / word).is_dir()), None)
+    if folder is None:
+        return None
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    pictures, largest = [], -1
+    for file in files:
+        described = (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
+        lines = described.read_text().splitlines() if described.is_file() else []
+        try:
+            rows = np.array([[float(word) for word in line.split()[:5]] for line in lines if line.strip()]).reshape(
+                -1, 5
+            )
+            height, width = picture_size(str(file))
+        except ValueError as error:
+            raise DataError(f"{described} is no description of YOLO (class, centre, size a line): {error}.") from error
+        except Unreadable as error:
+            raise DataError(f"{file} {error}.") from error
+        labels = rows[:, 0].astype(np.int32)
+        if (labels < 0).any() or (labels != rows[:, 0]).any():
+            raise DataError(f"{described} has a class that is no number from 0 on.")
+        centre, size = rows[:, 1:3], rows[:, 3:5]
+        boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1) * [width, height, width, height]
+        pictures.append(_made(str(file), boxes, labels, str(described)))
+        largest = max(largest, labels.max(initial=-1))
+    names = _yolo_names(root)
+    if largest >= len(names) > 0:
+        raise DataError(
+            f"{root} names {len(names)} classes, and there is an object of class {largest}; classes count from 0."
+        )
+    return AnnotatedSplit(tuple(pictures), names or tuple(map(str, range(largest + 1))))
+
+
+def _yolo_names(root: Path) -> tuple[str, ...]:
+    """Names of the classes: a line each in classes.txt, or `names` of data.yaml in one of its usual forms."""
+    for name in ("classes.txt", "obj.names"):
+        if (root / name).is_file():
+            return tuple(line.strip() for line in (root / name).read_text().splitlines() if line.strip())
+    for file in (*root.glob("*.yaml"), *root.glob("*.yml")):
+        lines = file.read_text().splitlines()
+        for i, line in enumerate(lines):
+            if line.startswith("names:"):
+                inside = line.partition(":")[2].strip().strip("[]")
+                if inside:
+                    return tuple(word.strip().strip("'\"") for word in inside.split(","))
+                items = [x.strip() for x in lines[i + 1 :]]
+                end = next(
+                    (j for j, x in enumerate(items) if x and not (x[0] == "-" or x.partition(":")[0].isdigit())), None
+                )
+                kept = [x for x in items[:end] if x]
+                return tuple((x[1:] if x[0] == "-" else x.partition(":")[2]).strip().strip("'\"") for x in kept)
+    return ()

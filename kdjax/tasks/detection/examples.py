@@ -1,0 +1,149 @@
+"""Pictures with boxes as examples: drawn, at hand, or in files."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.data import fashion_boxes
+from kdjax.data.annotated import Annotated, AnnotatedSplit, open_annotated
+from kdjax.data.errors import DataError, note
+from kdjax.data.pictures import Unreadable, fitted
+
+OWN = "fashion_boxes"
+THREADS = 8
+
+
+class Boxes:
+    """One split in memory: pictures of one size, and the boxes in them.
+
+    Attributes:
+      images: `[N, H, W, C]` uint8.
+      boxes: `[N, G, 4]` float32 corners in pixels; `labels`: `[N, G]` int32, -1 for padding.
+      class_names: one a class.
+    """
+
+    def __init__(self, name: str, split: str, images: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names):
+        self.name, self.split, self.class_names = name, split, tuple(class_names)
+        self.images, self.boxes, self.labels = images, boxes.astype(np.float32), labels.astype(np.int32)
+        if not (len(images) == len(boxes) == len(labels)) or boxes.shape != (*labels.shape, 4):
+            raise DataError(
+                f"{name} ({split}) has images {list(images.shape)}, boxes {list(boxes.shape)} and labels {list(labels.shape)}; "
+                "give [N, H, W, C], [N, G, 4] and [N, G]."
+            )
+        if (self.labels >= len(self.class_names)).any():
+            row = int(np.argmax((self.labels >= len(self.class_names)).any(axis=1)))
+            raise DataError(f"Example {row} of {name} ({split}) has a class that is none of {len(self.class_names)}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Of all examples."""
+        size = np.array(self.images.shape[1:3], np.int32)
+        return {"image": self.images, "size": np.broadcast_to(size, (len(self), 2))}
+
+    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
+        shown = {name: value[indices] for name, value in self.inputs.items()} if inputs else None
+        return {"inputs": shown, "targets": {"boxes": self.boxes[indices], "labels": self.labels[indices]}}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"".join(x.tobytes() for x in (self.images, self.boxes, self.labels))).hexdigest()
+
+    @property
+    def objects(self) -> int:
+        return int((self.labels >= 0).sum())
+
+
+@functools.lru_cache(maxsize=4)
+def drawn(split: str, count: int, seed: int) -> Boxes:
+    """The embedded set."""
+    made = fashion_boxes.draw_many(split, count, seed=seed)
+    return Boxes(OWN, split, made.images, made.boxes, made.labels, fashion_boxes.CLASS_NAMES)
+
+
+class BoxFiles:
+    """One split in files, decoded as they are read, onto a canvas.
+
+    Targets beside boxes and labels: "size" of each picture on the canvas, and what evaluation needs: "scale", "area", "crowd",
+    "difficult". Training leaves out crowds and boxes without area.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        found: AnnotatedSplit,
+        canvas: tuple[int, int],
+        channels: int,
+        objects: int,
+        train: bool,
+    ):
+        self.name, self.split, self.class_names = name, split, found.class_names
+        self.canvas, self.channels, self.train, self.found = canvas, channels, train, found
+        pictures = [_trained_on(one) for one in found.pictures] if train else list(found.pictures)
+        self.pictures = [one for one in pictures if len(one.boxes) or not train]
+        self.most = objects
+        fuller = sum(len(one.boxes) > objects for one in self.pictures)
+        if fuller:
+            cut = sum(max(len(one.boxes) - objects, 0) for one in self.pictures)
+            note(f"{name} ({split}) has {fuller} pictures with more than {objects} objects, of which {cut} are left out; raise "
+                 "data.objects to keep them")  # fmt: skip
+        if not self.pictures:
+            raise DataError(f"No picture of {name} ({split}) has an object to learn from.")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            rows = list(pool.map(self._one, [self.pictures[int(i)] for i in np.atleast_1d(indices)]))
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        shown = {"image": stacked.pop("image"), "size": stacked["size"]}
+        return {"inputs": shown if inputs else None, "targets": stacked}
+
+    def _one(self, one: Annotated) -> dict[str, np.ndarray]:
+        try:
+            made = fitted(one.path, self.canvas, self.channels)
+        except Unreadable as error:
+            raise DataError(f"{one.path} {error}.") from error
+        count = min(len(one.boxes), self.most)
+        row = {
+            "image": made.pixels, "size": np.array(made.size, np.int32), "boxes": np.zeros((self.most, 4), np.float32),
+            "labels": np.full(self.most, -1, np.int32),
+        }  # fmt: skip
+        row["boxes"][:count] = one.boxes[:count] * (made.scale * 2)
+        row["labels"][:count] = one.labels[:count]
+        if not self.train:
+            row["scale"] = np.array(made.scale, np.float32)
+            for name, kind in (("area", np.float32), ("crowd", bool), ("difficult", bool)):
+                row[name] = np.zeros(self.most, kind)
+                row[name][:count] = getattr(one, name)[:count]
+        return row
+
+    def fingerprint(self) -> str:
+        facts = f"{self.canvas} {self.channels} {self.most} {self.train}"
+        return hashlib.sha256((self.found.fingerprint() + facts).encode()).hexdigest()
+
+    @property
+    def objects(self) -> int:
+        return sum(len(one.boxes) for one in self.pictures)
+
+
+def _trained_on(one: Annotated) -> Annotated:
+    """A picture without crowds and boxes that are not a pixel wide and high."""
+    kept = ~one.crowd & (one.area > 0) & ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(axis=1)
+    fields = ("boxes", "labels", "area", "crowd", "difficult")
+    return dataclasses.replace(one, **{name: getattr(one, name)[kept] for name in fields})
+
+
+@functools.lru_cache(maxsize=4)
+def in_files(root: str, split: str, canvas: tuple[int, int], channels: int, objects: int) -> BoxFiles:
+    """A split of a folder; see `kdjax.data.annotated.open_annotated`."""
+    found = open_annotated(Path(root), split)
+    return BoxFiles(root, split, found, canvas, channels, objects, split == "train")
