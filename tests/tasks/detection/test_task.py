@@ -33,10 +33,14 @@ def rectangles(rows=16):
     return images, boxes, np.tile(np.array([[1, -1]], np.int32), (rows, 1))
 
 
+def inputs(images, width=SIZE):
+    return {"image": images, "size": np.tile(np.array([[SIZE, width]], np.int32), (len(images), 1))}
+
+
 def test_boxes_are_mirrored_with_their_pictures():
     images, boxes, labels = rectangles()
     task, key, index = Detection(), jax.random.key(3), jnp.arange(len(images))
-    shown = np.asarray(task.train_views(images, index, 2, key, names=("main",)))
+    shown = np.asarray(task.train_views(inputs(images), index, 2, key, names=("main",)))
     moved = task.train_targets({"boxes": boxes, "labels": labels}, index, 2, key)
     mirrored = 0
     for i, picture in enumerate(shown[..., 0]):
@@ -45,12 +49,16 @@ def test_boxes_are_mirrored_with_their_pictures():
         np.testing.assert_array_equal(moved["boxes"][i, 0], extent)
         mirrored += extent != list(boxes[i, 0])
     assert 3 < mirrored < 13
-    again = task.train_views(images[5:6], index[5:6], 2, key, names=("main",))
+    again = task.train_views(inputs(images[5:6]), index[5:6], 2, key, names=("main",))
     np.testing.assert_array_equal(again[0], shown[5])  # whatever else is in the batch
+    part = task.train_views(inputs(images, 92), index, 2, key, names=("main",))  # beside padding, boxes end at 90
+    within = task.train_targets({"boxes": boxes, "size": inputs(images, 92)["size"]}, index, 2, key)["boxes"]
+    columns = [np.flatnonzero(np.asarray(x)[..., 0].any(0)) for x in part]
+    np.testing.assert_array_equal([[c[0], c[-1] + 1] for c in columns], within[:, 0, ::2])
     still = Detection(flip=False)
     assert still.train_targets({"boxes": boxes}, index, 2, key)["boxes"] is boxes
     with pytest.raises(ValueError, match="pictures have one, 'main'"):
-        task.train_views(images, index, 0, key, names=("main", "strong"))
+        task.train_views(inputs(images), index, 0, key, names=("main", "strong"))
 
 
 def test_every_picture_is_evaluated_once_in_whatever_order():

@@ -1,0 +1,157 @@
+"""Folders of pictures with boxes, as COCO, Pascal VOC and YOLO lay them out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax.data.annotated import open_annotated
+from kdjax.data.errors import DataError
+from kdjax.data.pictures import fitted
+from kdjax.tasks.detection import Detection
+
+BOXES = {"a": [(2.0, 3.0, 30.0, 20.0), (10.0, 5.0, 14.0, 25.0)], "b": []}
+SIZE = {"a": (60, 40), "b": (33, 47)}  # width, height
+NAMES = ("cat", "dog")
+
+
+def picture(path, name, suffix=".png"):
+    path.mkdir(parents=True, exist_ok=True)
+    image = np.full((SIZE[name][1], SIZE[name][0], 3), 20, np.uint8)
+    for left, top, right, bottom in BOXES[name]:
+        image[int(top) : int(bottom), int(left) : int(right)] = 250
+    Image.fromarray(image).save(path / f"{name}{suffix}")
+
+
+def coco(root, split):
+    objects = []
+    for i, (left, top, right, bottom) in enumerate(BOXES["a"]):
+        objects.append({"id": i, "image_id": 7, "category_id": (18, 44)[i], "bbox": [left, top, right - left, bottom - top],
+                        "area": 100.5, "iscrowd": i})  # fmt: skip
+    images = [{"id": 7, "file_name": "a.png"}, {"id": 9, "file_name": "b.png"}]
+    categories = [{"id": 44, "name": "dog"}, {"id": 18, "name": "cat"}]
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    whole = {"images": images, "annotations": objects, "categories": categories}
+    (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(whole))
+    for name in BOXES:
+        picture(root / f"{split}2017", name)
+
+
+def voc(root, split):
+    (root / "Annotations").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+    for name, boxes in BOXES.items():
+        objects = "".join(
+            f"<object><name>{NAMES[i]}</name><difficult>{i}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin>"
+            f"<xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>"
+            for i, b in enumerate(boxes)
+        )
+        (root / f"Annotations/{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+        picture(root / "JPEGImages", name)
+    (root / f"ImageSets/Main/{split}.txt").write_text("a\nb  -1\n")
+
+
+def yolo(root, split):
+    for name, boxes in BOXES.items():
+        picture(root / "images" / split, name)
+        width, height = SIZE[name]
+        lines = [
+            f"{i} {(x0 + x1) / 2 / width} {(y0 + y1) / 2 / height} {(x1 - x0) / width} {(y1 - y0) / height}"
+            for i, (x0, y0, x1, y1) in enumerate(boxes)
+        ]
+        if lines:  # one without a description has no object
+            (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+            (root / "labels" / split / f"{name}.txt").write_text("\n".join(lines))
+    (root / "data.yaml").write_text("path: .\nnames:\n  0: cat\n  1: dog\nnc: 2\n")
+
+
+@pytest.mark.parametrize("form", [coco, voc, yolo])
+def test_boxes_are_read_as_they_are(form, tmp_path):
+    for split in ("train", "val"):
+        form(tmp_path, split)
+    for split in ("train", "test"):  # validation is what is evaluated
+        found = open_annotated(tmp_path, split)
+        assert found.class_names == NAMES and len(found.pictures) == 2
+        first, second = found.pictures
+        np.testing.assert_allclose(first.boxes, BOXES["a"], atol=1e-9)
+        assert list(first.labels) == [0, 1] and second.boxes.shape == (0, 4)
+        assert list(first.crowd) == [False, form is coco] and list(first.difficult) == [False, form is voc]
+        np.testing.assert_allclose(first.area, [100.5] * 2 if form is coco else [28 * 17, 4 * 20])
+    print_ = found.fingerprint()
+    assert print_ == open_annotated(tmp_path, "test").fingerprint()
+
+
+@pytest.mark.parametrize("form", [coco, voc, yolo])
+def test_examples_are_fitted_and_boxes_with_them(form, tmp_path):
+    """Bright pixels are where boxes are, on a canvas of other shape; training leaves out crowds and what has no object."""
+    for split in ("train", "val"):
+        form(tmp_path, split)
+    task = Detection(name=str(tmp_path), image_size=(96, 64), eval_examples=0, objects=3)
+    dataset = task.load()
+    assert len(dataset.train) == 1 and len(dataset.held) == 2 and dataset.arrays is None
+    read = dataset.train.read(np.array([0]))
+    image, box, size = read["inputs"]["image"][0], read["targets"]["boxes"][0], read["inputs"]["size"][0]
+    assert image.shape == (96, 64, 3) and list(size) == [43, 64] and not image[43:].any()
+    assert list(read["targets"]["labels"][0]) == ([0, -1, -1] if form is coco else [0, 1, -1])
+    scale = np.array([64 / 60, 43 / 40] * 2)
+    np.testing.assert_allclose(box[0], np.array(BOXES["a"][0]) * scale, rtol=1e-6)
+    bright = image[..., 0] > 200
+    left, top, right, bottom = np.round(box[0]).astype(int)
+    assert bright[top + 1 : bottom - 1, left + 1 : right - 1].all() and not bright[:, : left - 1].any()
+    held = dataset.held.read(np.array([0, 1]))["targets"]
+    assert (
+        held["crowd"].shape == (2, 3) and held["scale"].shape == (2, 2) and set(held) >= {"area", "difficult", "size"}
+    )
+    assert task.problems() == [] and Detection(name=str(tmp_path)).problems() == [
+        "data.image_size=(0, 0); give height and width of at least 32 for a folder's pictures."
+    ]
+    few = Detection(name=str(tmp_path), image_size=(96, 64), objects=1).load()
+    assert few.train.read(np.array([0]))["targets"]["boxes"].shape == (1, 1, 4)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    with pytest.raises(DataError, match="holds no boxes: it must have"):
+        open_annotated(tmp_path, "train")
+    coco(tmp_path / "c", "train")
+    with pytest.raises(DataError, match="no annotations of a split 'test' or 'validation'"):
+        open_annotated(tmp_path / "c", "test")
+    (tmp_path / "c/train2017/b.png").unlink()
+    with pytest.raises(DataError, match=r"names the picture .*b\.png, which is not there"):
+        open_annotated(tmp_path / "c", "train")
+    file = tmp_path / "c/annotations/instances_train2017.json"
+    whole = json.loads(file.read_text())
+    whole["annotations"][0]["category_id"] = 3
+    file.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="an object of category 3, which it does not list"):
+        open_annotated(tmp_path / "c", "train")
+    file.write_text("{")
+    with pytest.raises(DataError, match="is no annotation file of COCO"):
+        open_annotated(tmp_path / "c", "train")
+    voc(tmp_path / "v", "train")
+    (tmp_path / "v/Annotations/a.xml").write_text("<annotation><object></object></annotation>")
+    with pytest.raises(DataError, match=r"a\.xml is no description of Pascal VOC"):
+        open_annotated(tmp_path / "v", "train")
+    (tmp_path / "v/Annotations/a.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><annotation></annotation>')
+    with pytest.raises(DataError, match="defines entities"):
+        open_annotated(tmp_path / "v", "train")
+    yolo(tmp_path / "y", "train")
+    (tmp_path / "y/labels/train/a.txt").write_text("5 .5 .5 .1 .1")
+    with pytest.raises(DataError, match="names 2 classes, and there is an object of class 5"):
+        open_annotated(tmp_path / "y", "train")
+    (tmp_path / "y/labels/train/a.txt").write_text("cat .5 .5 .1 .1")
+    with pytest.raises(DataError, match=r"a\.txt is no description of YOLO"):
+        open_annotated(tmp_path / "y", "train")
+    (tmp_path / "y/labels/train/a.txt").write_text("0 .5 nan .1 .1")
+    with pytest.raises(DataError, match="has a box that is not finite"):
+        open_annotated(tmp_path / "y", "train")
+
+
+def test_a_picture_is_turned_and_fitted(tmp_path):
+    """A tag that says how a picture lies is heeded; nothing is stretched by more than rounding."""
+    image = Image.fromarray(np.arange(20 * 50 * 3, dtype=np.uint8).reshape(20, 50, 3))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    made = fitted(str(tmp_path / "turned.jpg"), (64, 64), 1)
+    assert made.pixels.shape == (64, 64, 1) and made.size == (64, 26) and made.scale == (26 / 20, 64 / 50)
