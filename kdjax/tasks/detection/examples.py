@@ -16,6 +16,8 @@ from kdjax.data.pictures import Unreadable, fitted
 
 OWN = "fashion_boxes"
 THREADS = 8
+# Pictures to train on (those with objects) and to evaluate, and classes, so that a dry run knows them before they are there.
+COUNTS = {"coco": (117_266, 5_000, 80), "voc": (16_551, 4_952, 20)}
 
 
 class Boxes:
@@ -29,7 +31,11 @@ class Boxes:
 
     def __init__(self, name: str, split: str, images: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names):
         self.name, self.split, self.class_names = name, split, tuple(class_names)
-        self.images, self.boxes, self.labels = images, boxes.astype(np.float32), labels.astype(np.int32)
+        self.images, self.boxes, self.labels = (
+            images,
+            boxes.astype(np.float32, copy=False),
+            labels.astype(np.int32, copy=False),
+        )
         if not (len(images) == len(boxes) == len(labels)) or boxes.shape != (*labels.shape, 4):
             raise DataError(
                 f"{name} ({split}) has images {list(images.shape)}, boxes {list(boxes.shape)} and labels {list(labels.shape)}; "
@@ -65,6 +71,37 @@ def drawn(split: str, count: int, seed: int) -> Boxes:
     """The embedded set."""
     made = fashion_boxes.draw_many(split, count, seed=seed)
     return Boxes(OWN, split, made.images, made.boxes, made.labels, fashion_boxes.CLASS_NAMES)
+
+
+class Empty(Boxes):
+    """Examples of the right shapes with nothing in them, for a dry run; they are not kept in memory to be trained on."""
+
+    @property
+    def inputs(self):
+        raise AttributeError("examples with nothing in them are not trained on")
+
+    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
+        rows = len(np.atleast_1d(indices))
+        size = np.tile(np.array([self.images.shape[1:3]], np.int32), (rows, 1))
+        shown = {"image": self.images[:1].repeat(rows, axis=0), "size": size} if inputs else None
+        targets = {
+            "boxes": self.boxes[:1].repeat(rows, axis=0),
+            "labels": self.labels[:1].repeat(rows, axis=0),
+            "size": size,
+        }
+        return {"inputs": shown, "targets": targets}
+
+    def fingerprint(self) -> str:
+        return "nothing"
+
+
+def empty(name: str, count: int, canvas: tuple[int, int], channels: int, objects: int, classes: int) -> Empty:
+    """So many pictures of nothing."""
+    of = lambda *shape, kind=np.uint8: np.broadcast_to(np.zeros((), kind), (count, *shape))
+    labels = np.broadcast_to(np.full((), -1, np.int32), (count, objects))
+    return Empty(
+        name, "train", of(*canvas, channels), of(objects, 4, kind=np.float32), labels, tuple(map(str, range(classes)))
+    )
 
 
 class BoxFiles:
