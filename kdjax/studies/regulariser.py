@@ -35,7 +35,7 @@ Values = dict[str, dict[str, np.ndarray]]  # by condition and metric [teachers, 
 def study(size: Size, folder: Path, *, announce: Callable[[str], None], **options: Any) -> Finding:
     """Students of several teachers, each with the teacher's own initial weights, by labels, by KD and by two false teachers."""
     teachers, orders, steps = {"tiny": (2, 2, 6), "default": (3, 4, 600), "full": (5, 10, 4000)}[size]
-    strengths = {"tiny": (0.9,), "default": (0.5, 0.9), "full": (0.1, 0.5, 0.9)}[size]
+    strengths = {"tiny": (0.9,), "default": (0.9,), "full": (0.1, 0.5, 0.9)}[size]
     logits, labels = train(size, folder / "networks", teachers, orders, steps, strengths, announce=announce, **options)
     found = measured(logits, labels, teachers, orders)
     tests = ranks(found)
@@ -202,11 +202,11 @@ def verdict(found: Values, gains: dict, tests: dict, payoff: dict[str, Any], nam
     more, room = payoff["points"], payoff["of_room"]
     return (
         f"{what}: at α = {strength} students are nearer to it in JS divergence than {CONTROL} with {nearer[CONTROL]} of "
-        f"{teachers} teachers, than shuffled with {nearer[shuffle]}, than noise with {nearer[noise]} (rank tests, Holm), and agree "
-        f"with it rather than with others {points(own)} more than {CONTROL} does. Accuracy: {way[name]} over {CONTROL} by KD "
-        f"({points(top1[name])}), {way[shuffle]} by the shuffled teacher ({points(top1[shuffle])}), {way[noise]} by noise "
-        f"({points(top1[noise])}). The share of the teacher's errors rises {points(more)} more than that of what it has right: "
-        f"a payoff that is {_payoff_is(more)}; of the room there was to rise, {points(room)}: {_payoff_is(room)}."
+        f"{teachers} teachers, than shuffled with {nearer[shuffle]}, than noise with {nearer[noise]} (rank tests, Holm), and "
+        f"agree with it rather than with others {points(own)} more than {CONTROL} does. Accuracy: {way[name]} over {CONTROL} "
+        f"by KD ({points(top1[name])}), {way[shuffle]} by the shuffled teacher ({points(top1[shuffle])}), {way[noise]} by "
+        f"noise ({points(top1[noise])}). The share of the teacher's errors rises {points(more)} more than that of what it has "
+        f"right: a payoff that is {_payoff_is(more)}; of the room there was to rise, {points(room)}: {_payoff_is(room)}."
     )
 
 

@@ -13,13 +13,16 @@ import jax
 import numpy as np
 
 from kdjax.experiment.config import load_config
+from kdjax.experiment.folder import read_network
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
-from kdjax.experiment.spec import Experiment, Phase
+from kdjax.experiment.spec import Experiment
 from kdjax.experiment.trained import Trained, load_trained
 from kdjax.objectives import CrossEntropy, Objective
 from kdjax.schedules import Duration
 from kdjax.studies.finding import Size
+from kdjax.training import Variables
+from kdjax.training.checkpoints import save_network
 
 
 def alone(size: Size, *, width: int, steps: int) -> Experiment:
@@ -51,10 +54,21 @@ def of_seed(experiment: Experiment, name: str, seed: int, data_seed: int) -> Exp
     return dataclasses.replace(experiment, name=name, seed=seed, data_seed=data_seed)
 
 
-def from_weights(experiment: Experiment, begin: Phase) -> Experiment:
-    """The experiment with its student beginning at the weights of a phase instead of fresh ones."""
+def first_weights(network: Trained, seed: int) -> Variables:
+    """What a network of this kind begins with in a run of this seed."""
+    return Variables(*jax.jit(network.network.init)(jax.random.fold_in(jax.random.key(seed), 0)))
+
+
+def beginning(experiment: Experiment, weights: Variables, folder: Path, like: Path) -> Experiment:
+    """The experiment with its student beginning with given weights, which are kept in a folder beside its own; `like` is the
+    run folder of a network of the same kind."""
+    facts = read_network(like / experiment.student.name)
+    save_network(folder, weights, {name: facts[name] for name in ("network", "num_classes", "class_names", "data")})
     *others, student = experiment.phases
-    return dataclasses.replace(experiment, phases=(begin, *others, dataclasses.replace(student, start=begin.name)))
+    begin = dataclasses.replace(
+        student, name="begin", weights=f"../{folder.name}", objective=CrossEntropy(), teacher=""
+    )
+    return dataclasses.replace(experiment, phases=(*others, begin, dataclasses.replace(student, start="begin")))
 
 
 def train_each(
