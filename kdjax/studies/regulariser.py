@@ -37,15 +37,19 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
     teachers, orders, steps = {"tiny": (2, 2, 6), "default": (3, 4, 600), "full": (5, 10, 4000)}[size]
     strengths = {"tiny": (0.9,), "default": (0.9,), "full": (0.1, 0.5, 0.9)}[size]
     logits, labels = train(size, folder / "networks", teachers, orders, steps, strengths, announce=announce, **options)
-    found = measured(logits, labels, teachers, orders)
-    tests = ranks(found)
+    return finding(measured(logits, labels, teachers, orders), steps, folder / "similarity.png")
+
+
+def finding(found: Values, steps: int, path: Path) -> Finding:
+    """What the values say; its picture is drawn at `path`."""
+    (teachers, orders), tests = found[CONTROL]["top1"].shape, ranks(found)
     gains = {
         name: {m: paired_gain(by[m].mean(1), found[CONTROL][m].mean(1)) for m in by if by[m].ndim == 2}
         for name, by in found.items() if name != CONTROL
     }  # fmt: skip
-    strongest = f"KD {strengths[-1]:g}"
+    strongest = [name for name in found if name.startswith("KD")][-1]
     payoff = asymmetry(found[strongest], found[CONTROL])
-    plot(found, folder / "similarity.png")
+    plot(found, path)
     return Finding(
         question="Does distillation transfer knowledge, or regularise?",
         papers=PAPERS,
@@ -73,7 +77,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         ),
         pictures=(
             ("How near to its teacher, every student", "JS divergence and share of same errors by condition",
-             folder / "similarity.png"),
+path),
         ),
         numbers={
             "values": {n: {m: v.tolist() for m, v in by.items()} for n, by in found.items()}, "less_control": gains,
@@ -191,7 +195,7 @@ def asymmetry(by: dict[str, np.ndarray], control: dict[str, np.ndarray]) -> dict
 
 def verdict(found: Values, gains: dict, tests: dict, payoff: dict[str, Any], name: str) -> str:
     """What the numbers of one strength say of knowledge, of regularisation, and of errors."""
-    strength, teachers = name.removeprefix("KD "), len(found[name]["top1"])
+    strength, (teachers, orders) = name.removeprefix("KD "), found[name]["top1"].shape
     shuffle, noise = f"shuffled {strength}", f"noise {strength}"
     nearer = {c: tests[name][c]["js_divergence"]["teachers"] for c in (CONTROL, shuffle, noise)}
     own = paired_gain(*(found[c]["own_agreement"].mean(1) for c in (name, CONTROL)))
@@ -202,11 +206,12 @@ def verdict(found: Values, gains: dict, tests: dict, payoff: dict[str, Any], nam
     more, room = payoff["points"], payoff["of_room"]
     return (
         f"{what}: at α = {strength} students are nearer to it in JS divergence than {CONTROL} with {nearer[CONTROL]} of "
-        f"{teachers} teachers, than shuffled with {nearer[shuffle]}, than noise with {nearer[noise]} (rank tests, Holm), and "
-        f"agree with it rather than with others {points(own)} more than {CONTROL} does. Accuracy: {way[name]} over {CONTROL} "
-        f"by KD ({points(top1[name])}), {way[shuffle]} by the shuffled teacher ({points(top1[shuffle])}), {way[noise]} by "
-        f"noise ({points(top1[noise])}). The share of the teacher's errors rises {points(more)} more than that of what it has "
-        f"right: a payoff that is {_payoff_is(more)}; of the room there was to rise, {points(room)}: {_payoff_is(room)}."
+        f"{teachers} teachers, than shuffled with {nearer[shuffle]}, than noise with {nearer[noise]} (rank tests of {orders} "
+        f"students a teacher, Holm), and agree with it rather than with others {points(own)} more than {CONTROL} does. "
+        f"Accuracy: {way[name]} over {CONTROL} by KD ({points(top1[name])}), {way[shuffle]} by the shuffled teacher "
+        f"({points(top1[shuffle])}), {way[noise]} by noise ({points(top1[noise])}). The share of the teacher's errors rises "
+        f"{points(more)} more than that of what it has right: a payoff that is {_payoff_is(more)}; of the room there was to "
+        f"rise, {points(room)}: {_payoff_is(room)}."
     )
 
 
@@ -255,10 +260,10 @@ def _payoff(found: Values, gains: dict) -> Table:
         cells = [mean_of(by[m].ravel(), 100, 1) for m in ("when_right", "same_errors")]
         rise = [points(gains[condition][m]) if condition in gains else "" for m in ("when_right", "same_errors")]
         rows.append((condition, *cells, *rise, str(by["top1"].size)))
-    errors = 100 * float(np.mean(found[CONTROL]["teacher_errors"]))
+    errors, right = (100 * float(np.mean(found[CONTROL][m])) for m in ("teacher_errors", "when_right"))
     note = (
-        f"Teachers are wrong in {errors:.1f} % of the 4,000 images. The first share is near 100 % without any teacher, and "
-        "has less room to rise than the second."
+        f"Teachers are wrong in {errors:.1f} % of the 4,000 images. The first share is {right:.1f} % without any teacher, and "
+        "has less room to rise than the second. Rises are over SIDDO, paired by teacher, with half their 95 % interval."
     )
     return Table("Whose answers are passed on", rows, note)
 
@@ -279,6 +284,9 @@ def plot(found: Values, path: Path) -> None:
                     values, [row + 0.12 * (k - 1)] * len(values), s=22, color=COLOURS[1 + k], label=label, alpha=0.8
                 )
         axes.set_xlabel(title)
-        axes.set_yticks(range(len(names)), names if metric == "js_divergence" else [])
+        axes.set_yticks(range(len(names)), names)
+    both[0].set_xscale("log")
+    both[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    both[0].xaxis.set_minor_formatter(lambda value, _: "")
     both[0].legend(frameon=False, fontsize=8)
     save(made, path)
