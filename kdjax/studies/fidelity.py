@@ -43,13 +43,17 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
     shares = {"tiny": (0.5,), "default": (0.25, 0.5, 1.0), "full": (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)}[size]
     networks, begins = train(size, folder / "networks", count, steps, longer, shares, announce=announce, **options)
     found = measured(networks, count)
-    gains = {
-        name: {m: paired_gain(by[m], found[BASE][m]) for m in SHOWN} for name, by in found.items() if name in tried(found)
-    }  # fmt: skip
-    adjusted = holm({n: g["test"]["p"] for n, g in gains.items() if g["test"]["p"] is not None})
     announce("the way to the teacher")
     ways = barriers(networks, [BASE, *(f"start {share:g}" for share in shares)], count)
     picture(networks, begins, 5 if size == "tiny" else 11, folder / "plane.png")
+    return finding(found, ways, steps, longer, folder / "plane.png")
+
+
+def finding(found: Values, ways: dict[str, Any], steps: int, longer: int, path: Path) -> Finding:
+    """What the values and the ways to the teacher say; the picture is at `path`."""
+    count = len(found[BASE]["test"])
+    gains = {name: {m: paired_gain(found[name][m], found[BASE][m]) for m in SHOWN} for name in tried(found)}
+    adjusted = holm({n: g["test"]["p"] for n, g in gains.items() if g["test"]["p"] is not None})
     return Finding(
         question="Does the student match its teacher, and could it?",
         papers=PAPERS,
@@ -63,7 +67,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
             f"measured against the ensemble. Agreement is of top-1 classes on 4,000 test and {SEEN:,} training images as "
             "evaluated. CKA of embeddings is of 2,000 test images; ECE has 10 bins. The barrier is how far KL from the "
             "teacher, over 1,000 training images by statistics of their batch, rises between student and teacher above the "
-            "line between both ends."
+            "line between both ends. Students match where the 95 % interval of their disagreement on training images reaches 1 %."
         ),
         verdict=verdict(found, gains, adjusted, ways),
         published=(
@@ -75,7 +79,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
             "and decay are others. The paper's loss is the cross-entropy with the teacher, whose gradient is KD's."
         ),
         tables=(_fidelity(found, gains, adjusted), _basin(ways, found, count)),
-        pictures=(("Between teacher and student", "KL on the plane of three networks and on the line", folder / "plane.png"),),
+        pictures=(("Between teacher and student", "KL on the plane of three networks and on the line", path),),
         numbers={"values": found, "less_kd": gains, "p_holm": adjusted, "barriers": ways},
     )  # fmt: skip
 

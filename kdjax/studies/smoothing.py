@@ -45,6 +45,14 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
     teachers = {kind: [geometry(*said[f"{kind}-{k}"], labels) for k in range(count)] for kind in ("hard", "smooth")}
     students = asked({n: v for n, v in networks.items() if n.startswith("from")}, images[..., None], lambda o: o.logits)
     found = measured(students, {n: logits for n, (logits, _) in said.items()}, labels, count)
+    picture(networks, said, labels, folder / "plane.png")
+    return finding(teachers, found, steps, folder / "plane.png")
+
+
+def finding(teachers: dict[str, list[dict[str, float]]], found: Values, steps: int, path: Path) -> Finding:
+    """What the values of teachers and students say; the picture is at `path`."""
+    count = len(teachers["hard"])
+    temperatures = [float(name.removeprefix("from hard, T = ")) for name in found if name.startswith("from hard, T")]
     effects = {
         f"T = {t:g}": {m: paired_gain(found[f"from smooth, T = {t:g}"][m], found[f"from hard, T = {t:g}"][m])
                        for m in ("top1", "nll", "agreement")}
@@ -55,7 +63,6 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         m: paired_gain(*([one[m] for one in teachers[kind]] for kind in ("smooth", "hard")))
         for m in teachers["hard"][0]
     }
-    picture(networks, said, labels, folder / "plane.png")
     return Finding(
         question="Is label smoothing of the teacher incompatible with distillation?",
         papers=PAPERS,
@@ -78,7 +85,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         ),
         tables=(_teachers(teachers, shape), _students(found, effects, adjusted)),
         pictures=(
-            ("What smoothing does to features", "embeddings on the plane of three classes' templates", folder / "plane.png"),
+            ("What smoothing does to features", "embeddings on the plane of three classes' templates", path),
         ),
         numbers={"teachers": teachers, "smooth_less_hard": shape, "students": found, "smoothed_teacher_less_hard": effects,
                  "p_holm": adjusted},
