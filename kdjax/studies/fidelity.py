@@ -79,7 +79,10 @@ def finding(found: Values, ways: dict[str, Any], steps: int, longer: int, path: 
             "and decay are others. The paper's loss is the cross-entropy with the teacher, whose gradient is KD's."
         ),
         tables=(_fidelity(found, gains, adjusted), _basin(ways, found, count)),
-        pictures=(("Between teacher and student", "KL on the plane of three networks and on the line", path),),
+        pictures=(
+            ("KL from the first teacher: on the plane of its weights and its student's first and last (others projected), and on "
+             "the lines from students to it", "contours on the plane, and curves by share of the teacher's weights", path),
+        ),
         numbers={"values": found, "less_kd": gains, "p_holm": adjusted, "barriers": ways},
     )  # fmt: skip
 
@@ -272,7 +275,8 @@ def picture(networks: dict[str, Trained], begins: list[Variables], places: int, 
     made.colorbar(filled, ax=left, label="log10 KL from the teacher, nats")
     for (name, (x, y)), colour in zip(spots.items(), ("white", *COLOURS[1:]), strict=False):
         left.scatter(x, y, s=40, color=colour, edgecolors="black", zorder=3)
-        left.annotate(name, (x, y), (5, 5), textcoords="offset points", fontsize=8, color="white")
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+        left.annotate(name, (x, y), (6, 6), textcoords="offset points", fontsize=8, bbox=box)
     left.set_xlabel("distance from the teacher, towards the last weights")
     left.set_ylabel("towards the first weights")
     for i, name in enumerate([f"{BASE}-0", *starts]):
