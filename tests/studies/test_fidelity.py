@@ -10,7 +10,7 @@ import pytest
 from kdjax import analysis
 from kdjax.cli import main
 from kdjax.studies import pools
-from kdjax.studies.fidelity import BASE, between, verdict
+from kdjax.studies.fidelity import BASE, OTHER, between, verdict
 from kdjax.studies.fidelity import tried as changed
 from kdjax.training import Variables
 
@@ -66,27 +66,30 @@ def test_foreign_images_are_turned_and_every_other_one_negative():
         assert any((shown == np.rot90(image, turn)).all() for turn in (1, 2, 3)), i
 
 
-def of(test, train, top1=0.8):
-    spread = lambda value: [value - 0.002, value, value + 0.002]
-    return {"test": spread(test), "train": spread(train), "top1": spread(top1)}
+def of(test, train, top1=0.8, kl=0.1):
+    around = lambda value: [value - 0.002, value, value + 0.002]
+    return {"test": around(test), "train": around(train), "top1": around(top1), "kl": around(kl)}
 
 
-def said(kd, other, start, ways):
-    found = {BASE: kd, "next teacher's": other, "start 1": start, "labels": other}
+def said(kd, other, start, ways, p=0.01):
+    found = {BASE: kd, OTHER: other, "start 1": start, "labels": other}
     gains = {n: {m: analysis.statistics.paired_gain(found[n][m], kd[m]) for m in kd} for n in changed(found)}
-    for gain in gains.values():  # the spread above is one for all
-        for one in gain.values():
-            one["half_width"] = 0.001
-    return verdict(found, gains, {n: 0.01 for n in gains}, ways)
+    assert set(gains) == {"start 1"}
+    return verdict(found, gains, {n: p for n in gains}, ways)
 
 
 def test_the_verdict_is_the_numbers():
     high, low = {"barrier": [1.0, 1.0, 1.0]}, {"barrier": [0.01, 0.0, 0.0]}
-    text = said(of(0.9, 0.92), of(0.85, 0.9), of(0.99, 0.995, 0.81), {BASE: high, "start 1": low})
-    assert "do not match" in text and "below a tenth from start 1 on" in text
-    assert "raised by start 1 (+9.0 ± 0.1 points), lowered by nothing" in text and "could agree more" in text
-    text = said(of(0.999, 0.999), of(0.85, 0.9), of(0.99, 0.995), {BASE: high, "start 1": high})
-    assert "Students match" in text and "none of the starts" in text and "no clear gain" in text
+    text = said(of(0.9, 0.92, kl=0.05), of(0.85, 0.9), of(0.99, 0.995, 0.81), {BASE: high, "start 1": low})
+    assert "Students do not match" in text and "below a tenth of it from start 1 on (0.00 ± 0.01 nats)" in text
+    assert "agree with it more (+5.0 ± 0.0 points) than students by labels" in text and "in KL they are nearer" in text
+    assert "raised by start 1 (+9.0 ± 0.0 points), lowered by nothing." in text and "accuracy rises" in text
+    text = said(of(0.999, 0.999), of(0.999, 0.9), of(0.99, 0.995), {BASE: high, "start 1": high}, p=0.2)
+    assert "Students match" in text and "with no start below a tenth" in text and "not distinguishable" in text
+    assert (
+        "raised by nothing, lowered by nothing; by its own interval alone, not after the correction, by start 1."
+        in text
+    )
 
 
 @pytest.mark.slow  # nine kinds of students are compiled, minutes
