@@ -61,8 +61,13 @@ def test_students_are_measured_against_their_own_teacher():
 def test_the_verdict_is_the_numbers(difference, p, start):
     gain = paired_gain([difference + e for e in (-0.001, 0, 0.001)], [0, 0, 0])
     shape = {name: gain for name in ("top1", "one_less_s", "scatter")}
-    text = verdict({"T = 1": {"top1": gain}}, {"T = 1": p}, shape, 3)
-    assert text.startswith(start) and f"{100 * difference:+.1f}" in text
+    text = verdict({"T = 1": {"top1": gain}}, {"T = 1": p}, shape, paired_gain([0.8, 0.9], [0.9, 1.0]))
+    assert (
+        text.startswith(start)
+        and f"{100 * difference:+.1f}" in text
+        and "by labels: -10.0 ± 0.0 points at T = 1" in text
+    )
+    assert ("a loss of 1.2 points is left open" in text) == (p > 0.05) and ("3 pairs" in text)
 
 
 @pytest.mark.slow  # six kinds of networks are compiled, a minute or two
