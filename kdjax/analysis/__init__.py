@@ -14,7 +14,7 @@ from kdjax.analysis.fidelity import (
     rank_disagreement,
 )
 from kdjax.analysis.gradients import gradient_identity, gradient_noise
-from kdjax.analysis.parameters import interpolated, plane
+from kdjax.analysis.parameters import barrier, interpolated, plane
 from kdjax.analysis.properties import (
     closer_share,
     fooling_rate,
@@ -23,12 +23,12 @@ from kdjax.analysis.properties import (
     iterative_fgsm,
     shape_share,
 )
-from kdjax.analysis.representation import class_plane, linear_cka, rbf_cka
+from kdjax.analysis.representation import class_plane, linear_cka, rbf_cka, within_class_scatter
 from kdjax.losses import stability_metric
 
 __all__ = [
-    "activation_distance", "agreement", "agreement_by_correctness", "brier", "class_plane", "closer_share", "confidence", "ece",
-    "entropy", "fooling_rate", "functional_similarity", "grad_cam", "gradient_identity", "gradient_noise", "interpolated",
-    "invariance", "iterative_fgsm", "js_divergence", "linear_cka", "nll", "plane", "predictive_kl", "rank_disagreement",
-    "rbf_cka", "shape_share", "stability_metric",
+    "activation_distance", "agreement", "agreement_by_correctness", "barrier", "brier", "class_plane", "closer_share",
+    "confidence", "ece", "entropy", "fooling_rate", "functional_similarity", "grad_cam", "gradient_identity",
+    "gradient_noise", "interpolated", "invariance", "iterative_fgsm", "js_divergence", "linear_cka", "nll", "plane",
+    "predictive_kl", "rank_disagreement", "rbf_cka", "shape_share", "stability_metric", "within_class_scatter",
 ]  # fmt: skip

@@ -23,6 +23,22 @@ def interpolated(first: Tree, second: Tree, share: float | Array) -> Tree:
     return jax.tree.map(lambda a, b: share * a + (1 - share) * b, first, second)
 
 
+def barrier(losses: Array) -> Array:
+    """How far the loss between two networks rises above the straight line between theirs: 0 where they share a basin that is
+    convex on the way (Frankle et al., ICML 2020).
+
+    Args:
+      losses: `[K]`, at evenly spaced places from one network to the other, both included.
+
+    Raises:
+      ValueError: fewer than three places.
+    """
+    losses = jnp.asarray(losses)
+    if losses.ndim != 1 or losses.shape[0] < 3:
+        raise ValueError(f"losses are {losses.shape}; give [K] with both ends and at least one place between.")
+    return jnp.max(losses - jnp.linspace(losses[0], losses[-1], losses.shape[0]))
+
+
 def plane(
     origin: Tree, first: Tree, second: Tree
 ) -> tuple[Callable[[Any, Any], Tree], Callable[[Tree], tuple[Array, Array]]]:

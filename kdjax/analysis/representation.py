@@ -1,5 +1,6 @@
 """What a network keeps of examples beside their class: similarity of features, and the plane of three classes."""
 
+import jax
 import jax.numpy as jnp
 
 from kdjax.losses import checks
@@ -58,6 +59,30 @@ def class_plane(embeddings: Array, templates: Array) -> Array:
     second = second - (second @ first) * first
     second = second / jnp.linalg.norm(second)
     return (embeddings - origin[None]) @ jnp.stack([first, second], axis=1)
+
+
+def within_class_scatter(embeddings: Array, labels: Array, num_classes: int) -> Array:
+    """How wide classes are for how far they are apart: the mean squared distance of embeddings from their class's mean, over
+    that of the class means from their own mean; each class counts alike. Smoothing the labels makes it small (Müller et al.,
+    NeurIPS 2019, who show it in pictures).
+
+    Args:
+      embeddings: `[N, D]`.
+      labels: `[N]`, classes of 0 to `num_classes - 1`, of which each is there.
+      num_classes: how many there are.
+
+    Raises:
+      ValueError: other numbers of embeddings and labels.
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"embeddings are {embeddings.shape}, labels {labels.shape}; give [N, D] and [N].")
+    x = checks.floating(embeddings, "embeddings")
+    member = jax.nn.one_hot(labels, num_classes, dtype=x.dtype)
+    counts = jnp.sum(member, axis=0)
+    means = (member.T @ x) / counts[:, None]
+    within = (member.T @ jnp.sum(jnp.square(x - means[labels]), axis=-1)) / counts
+    between = jnp.sum(jnp.square(means - jnp.mean(means, axis=0, keepdims=True)), axis=-1)
+    return jnp.mean(within) / jnp.mean(between)
 
 
 def _centred(x: Array) -> Array:

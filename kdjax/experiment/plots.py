@@ -25,16 +25,23 @@ def plain_texts(draw: Callable[..., None]) -> Callable[..., None]:
 
 
 def figure(width: float, height: float):
+    made, (axes,) = panels(1, width, height)
+    return made, axes
+
+
+def panels(count: int, width: float, height: float):
+    """A figure with several axes side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    made, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="both", color="#e8e8ee", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return made, axes
+    made, row = pyplot.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
+    for axes in row[0]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="both", color="#e8e8ee", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return made, row[0]
 
 
 @plain_texts

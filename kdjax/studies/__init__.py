@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 STUDIES = {
+    "fidelity": "does the student match its teacher, and could it?",
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
+    "regulariser": "does distillation transfer knowledge, or regularise?",
+    "smoothing": "is label smoothing of the teacher incompatible with distillation?",
     "variance": "does distillation reduce the variance of gradients?",
 }
 
