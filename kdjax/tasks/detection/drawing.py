@@ -49,7 +49,7 @@ def draw_one(image: np.ndarray, found: Detected, names: Sequence[str], path: Pat
 
 def draw_side_by_side(chosen: dict[str, Any], found: dict[str, Detected], names: Sequence[str], path: Path) -> None:
     """A row a network, a column a picture: objects dotted, and what was found with a score of 0.3 and more, coloured by class."""
-    images, targets = chosen["inputs"], chosen["targets"]
+    images, targets = chosen["inputs"]["image"], chosen["targets"]
     pyplot = _pyplot()
     size = (1.7 * len(images), 1.7 * len(found) + 0.4)
     made, rows = pyplot.subplots(len(found), len(images), figsize=size, squeeze=False, layout="constrained")
