@@ -11,6 +11,7 @@ from typing import Any
 
 STUDIES = {
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
+    "properties": "what implicit properties of a teacher does its student have?",
     "variance": "does distillation reduce the variance of gradients?",
 }
 
