@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 STUDIES = {
+    "affinity": "which affinity, which normalisation, which loss?",
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
     "properties": "what implicit properties of a teacher does its student have?",
     "variance": "does distillation reduce the variance of gradients?",
