@@ -13,6 +13,7 @@ STUDIES = {
     "affinity": "which affinity, which normalisation, which loss?",
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
     "properties": "what implicit properties of a teacher does its student have?",
+    "survey": "which methods win at one budget?",
     "variance": "does distillation reduce the variance of gradients?",
 }
 

@@ -82,8 +82,8 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         design=(
             "small_cnn of width 24, trained with 10,000 labels of the embedded Fashion-MNIST (top-1 "
             f"{100 * teacher_top1:.1f} %), teaches small_cnn of width 8, which has {len(trainer.with_labels)} of these labels, "
-            f"in {steps} steps without augmentation: cross-entropy of {LABELLED} labelled images and the affinity loss of these and "
-            f"{ROWS - LABELLED} others, on pooled embeddings. All {len(grid)} combinations of "
+            f"in {steps} steps without augmentation: cross-entropy of {LABELLED} labelled images, the affinity loss of these "
+            f"and {ROWS - LABELLED} others, on pooled embeddings. All {len(grid)} combinations of "
             f"{' x '.join(str(len(several)) for several in OPTIONS[size])} options, and kl after row_softmax, {len(seeds)} seeds "
             "each, the same for all. A loss's weight is that at which its gradient by the embedding of a fresh network is as "
             f"large as the cross-entropy's, times {' or '.join(f'{r:g}' for r in ratios)}"

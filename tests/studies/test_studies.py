@@ -49,9 +49,9 @@ def test_variance_from_the_command_line(tmp_path, capsys):
 
 
 def test_what_is_no_study_is_refused(tmp_path):
-    with pytest.raises(ExperimentError, match="there are limits, variance"):
+    with pytest.raises(ExperimentError, match="there are affinity, limits, properties, survey, variance"):
         run_study("limit", tmp_path / "x")
-    assert set(STUDIES) == {"limits", "variance"} and not (tmp_path / "x").exists()
+    assert set(STUDIES) == {"affinity", "limits", "properties", "survey", "variance"} and not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow  # eleven objectives are compiled, a minute
