@@ -13,8 +13,7 @@ from kdjax.experiment.plots import COLOURS, figure, plain_texts, save
 from kdjax.experiment.tables import clear, interval, mean_sd
 from kdjax.studies.affinity_training import CHOICES, KD, LABELLED, LABELS, ROWS, Trainer, data
 from kdjax.studies.finding import Finding, Size, Table
-from kdjax.tasks.classification import Classification, Classifier
-from kdjax.tasks.classification.networks import make_classifier
+from kdjax.training.metrics import Metric
 
 PAPERS = (
     "Li, Maki, Towards a Unified View of Affinity-Based Knowledge Distillation, 2022, arXiv 2209.15555",
@@ -32,7 +31,7 @@ NAMED = {
     "sp": ("dot", "row_l2", "mse"), "rkd_distance": ("l2", "mean", "smooth_l1"), "pkt": ("cosine", "row_sum", "kl"),
     "cc": ("gaussian_taylor", "none", "mse"),
 }  # fmt: skip
-METRIC = Classification.metric
+METRIC = Metric("top1", "top-1 %", 100, 2, unit="points")
 
 
 def study(size: Size, folder: Path, *, announce: Callable[[str], None], **options: Any) -> Finding:
@@ -41,11 +40,10 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         "tiny": (4, (0,), (10, 11), (1.0,)), "default": (300, (0, 1), (10, 11, 12, 13, 14), (1.0,)),
         "full": (2000, (0, 1, 2, 3), tuple(range(10, 20)), (0.3, 1.0, 3.0)),
     }[size]  # fmt: skip
-    train, validation, test, teacher_top1 = data(size, folder, announce, **options)
+    network, (train, validation, test), teacher_top1 = data(size, folder, announce, **options)
     grid = list(itertools.product(*OPTIONS[size]))
     with_kl = [(affinity, "row_softmax", "kl") for affinity in OPTIONS[size][0]] if size != "tiny" else []
     choices = list(dict.fromkeys((*grid, *with_kl, *NAMED.values())))
-    network = make_classifier(Classifier(name="small_cnn", width=8), train.inputs[:1], 10)
     trainer = Trainer(network, train, choices, steps)
     announce("how large each loss is")
     weights = {choice: trainer.weight(choice) for choice in choices}
@@ -130,7 +128,7 @@ def verdict(effects, shares, gains, confirmed, best, seeds) -> str:
     others = [f"{differs(over(name))} {name} ({said(over(name))})" for name in (*NAMED, KD)]
     clearly = [name for name, gain in gains.items() if gain.get("p_holm", 1.0) < LEVEL and gain["mean"] > 0]
     return (
-        f"Of the variance of top-1 over the combinations ({seeds} seeds each) the {first} alone explains "
+        f"Of the variance of top-1 over the combinations ({seeds} seed{'s' * (seeds > 1)} each) the {first} alone explains "
         f"{100 * shares[first]:.0f} %, all three choices {100 * sum(shares[c] for c in CHOICES):.0f} %, and interactions and "
         f"noise the rest. Options that differ from the others of their choice (Holm, {100 * LEVEL:.0f} %): "
         f"{', '.join(options) or 'none'}. The best on validation images, {', '.join(best)}, gains {said(gains['best'])} over "

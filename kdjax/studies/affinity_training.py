@@ -13,6 +13,8 @@ from kdjax import losses
 from kdjax.data import make_splits
 from kdjax.data.fashion_mnist import embedded
 from kdjax.experiment.config import load_config
+from kdjax.experiment.networks import make_network
+from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.trained import Trained, load_trained
 from kdjax.types import Network
@@ -32,8 +34,8 @@ class Task(NamedTuple):
     logits: Any
 
 
-def data(size, folder, announce, *, overwrite, progress, data_dir) -> tuple[Task, Task, Task, float]:
-    """`(training, validation and test task, the teacher's top-1 on the test images)`; -1 is an unknown class of training."""
+def data(size, folder, announce, *, overwrite, progress, data_dir) -> tuple[Network, tuple[Task, Task, Task], float]:
+    """`(student's network, (training, validation and test task), the teacher's top-1 on test images)`; -1 is an unknown class."""
     base = load_config("fashion_mnist/few_labels")("kd")
     base = base.tiny() if size == "tiny" else base
     place = folder / "teacher"
@@ -50,7 +52,8 @@ def data(size, folder, announce, *, overwrite, progress, data_dir) -> tuple[Task
     held = task(teacher, images[splits.validation], classes[splits.validation].astype(np.int32))
     images, classes, _ = embedded("test")
     test = task(teacher, images, classes.astype(np.int32))
-    return train, held, test, float(jnp.mean(jnp.argmax(test.logits, axis=-1) == test.labels))
+    network = make_network(base.data, base.student.network, Builder(data_dir).dataset(base.data))
+    return network, (train, held, test), float(jnp.mean(jnp.argmax(test.logits, axis=-1) == test.labels))
 
 
 def task(teacher: Trained, images: np.ndarray, labels: np.ndarray) -> Task:

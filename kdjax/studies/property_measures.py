@@ -13,16 +13,15 @@ from kdjax.analysis import closer_share, fooling_rate, grad_cam, iterative_fgsm,
 from kdjax.analysis.fidelity import agreement
 from kdjax.analysis.statistics import spread
 from kdjax.data.fashion_mnist import CLASS_NAMES, embedded
+from kdjax.experiment.config import load_config
 from kdjax.experiment.run import run
-from kdjax.experiment.spec import Experiment, Phase
+from kdjax.experiment.spec import Experiment
 from kdjax.experiment.trained import Trained, load_trained
 from kdjax.objectives import CRD, KD, CrossEntropy, FitNet
 from kdjax.schedules import Cosine, Duration, WarmUp, percent, steps
 from kdjax.studies.finding import Size
 from kdjax.studies.students import students, train
-from kdjax.tasks.classification import Classification, Classifier, Views
-from kdjax.tasks.classification.policies import Jitter
-from kdjax.training.optimizers import SGD, AdamW
+from kdjax.training.optimizers import SGD
 
 OBJECTIVES = {
     "kd": 0.5 * CrossEntropy() + 0.5 * KD(temperature=4.0),
@@ -37,23 +36,18 @@ INDEPENDENT = "independent"
 
 def base(size: Size, folder: Path) -> Experiment:
     """A teacher and a student on clean images."""
-    warm_up = WarmUp(length=percent(10))
-    made = Experiment(
-        name="properties",
-        data=Classification(batch_size=64, eval_batch_size=500, views=Views(mean=(MEAN,), std=(STD,))),
-        phases=(
-            Phase(
-                name="teacher", network=Classifier(name="small_cnn", width=24), labels="all", duration=steps(900),
-                optimizer=AdamW(learning_rate=4e-3 * (warm_up * Cosine()), weight_decay=0.05, decay_vectors=False),
-            ),
-            Phase(
-                name="student", network=Classifier(name="small_cnn", width=8), teacher="teacher",
-                duration=steps(4000 if size == "full" else 600),
-                optimizer=SGD(learning_rate=0.05 * (warm_up * Cosine()), nesterov=True, weight_decay=5e-4, clip=5.0),
-            ),
-        ),
-        evaluate_every=Duration(100, "percent"), checkpoint_every=Duration(100, "percent"),
-        cache_dir=str(folder / "cache"),
+    made = load_config("fashion_mnist/few_labels")("kd")
+    views = dataclasses.replace(made.data.views, crop_padding=0, flip=False, mean=(MEAN,), std=(STD,))
+    made = made.replace_phase("teacher", duration=steps(900))
+    rate = 0.05 * (WarmUp(length=percent(10)) * Cosine())
+    made = made.replace_phase(
+        "student", duration=steps(4000 if size == "full" else 600),
+        optimizer=SGD(learning_rate=rate, nesterov=True, weight_decay=5e-4, clip=5.0),
+    )  # fmt: skip
+    made = dataclasses.replace(
+        made, name="properties",
+        data=dataclasses.replace(made.data, validation=0, labelled=0, eval_batch_size=500, views=views),
+        evaluate_every=Duration(100, "percent"), checkpoint_every=Duration(100, "percent"), cache_dir=str(folder / "cache"),
     )  # fmt: skip
     return made.tiny() if size == "tiny" else made
 
@@ -61,7 +55,8 @@ def base(size: Size, folder: Path) -> Experiment:
 def train_all(size, folder, methods, seeds, *, announce, overwrite, progress, data_dir):
     """`((teachers by name, {(teacher, method): students}), {(teacher, method): top-1})`; independent ones have no teacher."""
     plain = base(size, folder)
-    views = dataclasses.replace(plain.data.views, crop_padding=3, jitter=Jitter(brightness=0.8, contrast=0.8))
+    jitter = dataclasses.replace(plain.data.views.jitter, brightness=0.8, contrast=0.8)
+    views = dataclasses.replace(plain.data.views, crop_padding=3, jitter=jitter)
     seen = two_domains(folder / "domains.npz", 96 if size == "tiny" else 12_000)
     variants_of = {
         "plain": plain,

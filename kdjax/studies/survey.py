@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.analysis.statistics import LEVEL, holm, paired_gain
+from kdjax.experiment.config import load_config
 from kdjax.experiment.plots import COLOURS, figure, plain_texts, save
 from kdjax.experiment.run import run
-from kdjax.experiment.spec import Experiment, Phase
+from kdjax.experiment.spec import Experiment
 from kdjax.experiment.tables import clear, interval, mean_sd
 from kdjax.objectives import KD, CrossEntropy, Objective, method, reads_teacher
 from kdjax.schedules import Cosine, Duration, WarmUp, percent, steps
 from kdjax.studies.finding import Finding, Size, Table
 from kdjax.studies.students import train
-from kdjax.tasks.classification import Classification, Classifier, Views
-from kdjax.training.optimizers import SGD, AdamW
+from kdjax.tasks import Task
+from kdjax.training.metrics import Metric
+from kdjax.training.optimizers import SGD
 
 PAPERS = ("Ruffy, Chahal, The State of Knowledge Distillation for Classification, 2019, arXiv 1912.10850",)
-METRIC = Classification.metric
+METRIC = Metric("top1", "top-1 %", 100, 2, unit="points")
 LABELS, TUNED = "labels", "kd tuned"
 FEATURES = ("feature", "relational", "contrastive")  # families that the paper sets KD against
 METHODS = {
@@ -105,24 +107,16 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
 
 def experiment(size: Size, folder: Path) -> Experiment:
     """A teacher and its student."""
-    warm_up = WarmUp(length=percent(10))
-    made = Experiment(
-        name="survey",
-        data=Classification(
-            validation=2000, batch_size=64, eval_batch_size=500,
-            views=Views(crop_padding=1, flip=True, mean=(0.286,), std=(0.353,)),
-        ),
-        phases=(
-            Phase(
-                name="teacher", network=Classifier(name="small_cnn", width=TEACHERS["medium"]), duration=steps(600),
-                optimizer=AdamW(learning_rate=4e-3 * (warm_up * Cosine()), weight_decay=0.05, decay_vectors=False),
-            ),
-            Phase(
-                name="student", network=Classifier(name="small_cnn", width=8), teacher="teacher",
-                duration=steps(6000 if size == "full" else 300),
-                optimizer=SGD(learning_rate=0.05 * (warm_up * Cosine()), nesterov=True, weight_decay=5e-4, clip=5.0),
-            ),
-        ),
+    made = load_config("fashion_mnist/few_labels")("kd")
+    network = dataclasses.replace(made.phase("teacher").network, width=TEACHERS["medium"])
+    made = made.replace_phase("teacher", network=network, duration=steps(600))
+    rate = 0.05 * (WarmUp(length=percent(10)) * Cosine())
+    made = made.replace_phase(
+        "student", duration=steps(6000 if size == "full" else 300),
+        optimizer=SGD(learning_rate=rate, nesterov=True, weight_decay=5e-4, clip=5.0),
+    )  # fmt: skip
+    made = dataclasses.replace(
+        made, name="survey", data=dataclasses.replace(made.data, labelled=0, eval_batch_size=500),
         evaluate_every=Duration(100, "percent"), checkpoint_every=Duration(100, "percent"), cache_dir=str(folder / "cache"),
     )  # fmt: skip
     return made.tiny() if size == "tiny" else made
@@ -131,24 +125,28 @@ def experiment(size: Size, folder: Path) -> Experiment:
 def train_teachers(base, size, folder, announce, *, overwrite, progress, data_dir) -> dict[str, float]:
     """Top-1 of every teacher, by name, after it is trained in `teachers/NAME`."""
     found = {}
-    for name, width in TEACHERS.items():
+    for name in TEACHERS:
         announce(f"teacher {name}")
-        network = Classifier(name="small_cnn", width=4 if size == "tiny" else width)
-        alone = dataclasses.replace(base.replace_phase("teacher", network=network), phases=base.phases[:1])
-        alone = alone.replace_phase("teacher", network=network)
+        alone = dataclasses.replace(of_width(base, name), phases=of_width(base, name).phases[:1])
         place = folder / "teachers" / name
         result = run(alone, place, resume=place.exists() and not overwrite, overwrite=overwrite, progress=progress)
         found[name] = result["teacher"]["last"]["student"]["top1"]
     return found
 
 
+def of_width(base: Experiment, teacher: str) -> Experiment:
+    """The experiment with a teacher of this size; a tiny one keeps its own."""
+    network, tiny = base.phase("teacher").network, base.name.endswith("tiny")
+    return base.replace_phase(
+        "teacher", network=network if tiny else dataclasses.replace(network, width=TEACHERS[teacher])
+    )
+
+
 def students_of(
-    base: Experiment, teacher: str, objectives: Mapping[str, Objective], data: Classification | None = None
+    base: Experiment, teacher: str, objectives: Mapping[str, Objective], data: Task | None = None
 ) -> dict[str, Experiment]:
     """Experiments that train the student by each objective, taught by a finished teacher."""
-    width = base.phase("teacher").network.width if teacher == "medium" else None
-    network = Classifier(name="small_cnn", width=width or (4 if base.name.endswith("tiny") else TEACHERS[teacher]))
-    base = base.replace_phase("teacher", network=network, weights=f"../../../teachers/{teacher}/teacher")
+    base = of_width(base, teacher).replace_phase("teacher", weights=f"../../../teachers/{teacher}/teacher")
     base = dataclasses.replace(base, data=data or base.data)
     return {
         name: base.replace_phase("student", objective=objective, teacher_cache="float32" if kept(objective) else "")
