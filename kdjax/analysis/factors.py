@@ -1,6 +1,6 @@
 """What a grid over several choices says of each: differences between its options, and how much of the spread is its own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,15 @@ from kdjax.analysis.statistics import paired_gain
 Cells = Mapping[tuple[str, ...], float]
 
 
-def main_effects(cells: Cells) -> list[dict[str, dict[str, Any]]]:
+def main_effects(
+    cells: Cells, same: Callable[[tuple[str, ...]], Hashable] = lambda combination: combination
+) -> list[dict[str, dict[str, Any]]]:
     """Each option against the mean of the other options of its choice, matched: all else is alike.
 
     Args:
       cells: a value for every combination of options, such as `{("dot", "none", "mse"): 0.81, ...}`.
+      same: what a combination comes to, alike for two that are the same thing by another name. Combinations of the other choices
+        that come to the same with every option are averaged and count once.
 
     Returns:
       For each choice, in its place in the combinations, `paired_gain` by option; its n are the combinations of the other choices.
@@ -24,9 +28,16 @@ def main_effects(cells: Cells) -> list[dict[str, dict[str, Any]]]:
       ValueError: a combination is missing, or a choice has a single option.
     """
     array, options = _table(cells)
+    known = np.empty(array.shape, object)
+    for place in np.ndindex(array.shape):
+        known[place] = same(tuple(names[i] for names, i in zip(options, place, strict=True)))
     effects = []
     for axis, names in enumerate(options):
-        rows = np.moveaxis(array, axis, 0).reshape(len(names), -1)
+        rows, keys = (np.moveaxis(x, axis, 0).reshape(len(names), -1) for x in (array, known))
+        alike: dict[tuple, list[int]] = {}
+        for column in range(rows.shape[1]):
+            alike.setdefault(tuple(keys[:, column]), []).append(column)
+        rows = np.stack([rows[:, columns].mean(axis=1) for columns in alike.values()], axis=1)
         others = (rows.sum(0, keepdims=True) - rows) / (len(names) - 1)
         effects.append({name: paired_gain(rows[i], others[i]) for i, name in enumerate(names)})
     return effects

@@ -31,6 +31,7 @@ NAMED = {
     "sp": ("dot", "row_l2", "mse"), "rkd_distance": ("l2", "mean", "smooth_l1"), "pkt": ("cosine", "row_sum", "kl"),
     "cc": ("gaussian_taylor", "none", "mse"),
 }  # fmt: skip
+BOUNDED = ("cosine", "gaussian", "gaussian_taylor")  # affinities between 0 and 1 of embeddings that are not negative
 METRIC = Metric("top1", "top-1 %", 100, 2, unit="points")
 
 
@@ -67,9 +68,20 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         announce(f"{name}, seeds {again[0]} to {again[-1]}")
         weight = found[choice]["weight"] if choice in found else weights.get(choice, 1.0)
         confirmed[name] = spread([trainer.top1(trainer.student(choice, weight, seed), test) for seed in again])
+    facts = {"teacher_top1": teacher_top1, "labelled": len(trainer.with_labels), "steps": steps,
+             "validation": len(validation.labels), "test": len(test.labels), "ratios": ratios}  # fmt: skip
+    return finding(size, folder, found, confirmed, best, facts)
+
+
+def finding(
+    size: Size, folder: Path, found: dict, confirmed: dict, best: tuple[str, ...], facts: dict[str, Any]
+) -> Finding:
+    """What the grid and the runs with other seeds say."""
+    grid = list(itertools.product(*OPTIONS[size]))
+    seeds, again = len(found[best]["test"]), len(confirmed[LABELS]["values"])
     gains = {n: paired_gain(c["values"], confirmed[LABELS]["values"]) for n, c in confirmed.items() if n != LABELS}
     cells = {choice: float(np.mean(found[choice]["test"])) for choice in grid}
-    effects = dict(zip(CHOICES, main_effects(cells), strict=True))
+    effects = dict(zip(CHOICES, main_effects(cells, same), strict=True))
     correct(effects), correct({"gains": gains})
     alone, rest = variance_shares(cells)
     shares = dict(zip((*CHOICES, "interactions and noise"), (*alone, rest), strict=True))
@@ -79,17 +91,18 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         papers=PAPERS,
         design=(
             "small_cnn of width 24, trained with 10,000 labels of the embedded Fashion-MNIST (top-1 "
-            f"{100 * teacher_top1:.1f} %), teaches small_cnn of width 8, which has {len(trainer.with_labels)} of these labels, "
-            f"in {steps} steps without augmentation: cross-entropy of {LABELLED} labelled images, the affinity loss of these "
-            f"and {ROWS - LABELLED} others, on pooled embeddings. All {len(grid)} combinations of "
-            f"{' x '.join(str(len(several)) for several in OPTIONS[size])} options, and kl after row_softmax, {len(seeds)} seeds "
-            "each, the same for all. A loss's weight is that at which its gradient by the embedding of a fresh network is as "
-            f"large as the cross-entropy's, times {' or '.join(f'{r:g}' for r in ratios)}"
-            f"{', whichever is best on validation images' if len(ratios) > 1 else ''}. The best of {len(found)} by the mean on "
-            f"{len(validation.labels):,} validation images is trained again with {len(again)} other seeds, beside the named "
-            f"losses, KD and no teacher. Top-1 on {len(test.labels):,} test images."
+            f"{100 * facts['teacher_top1']:.1f} %), teaches small_cnn of width 8, which has {facts['labelled']} of these labels, "
+            f"in {facts['steps']} steps without augmentation: cross-entropy of {LABELLED} labelled images, the affinity loss of "
+            f"these and {ROWS - LABELLED} others, on pooled embeddings. All {len(grid)} combinations of "
+            f"{' x '.join(str(len(several)) for several in OPTIONS[size])} options ({len(set(map(same, grid)))} of which are "
+            f"different losses), and kl after row_softmax, {seeds} seeds each, the same for all. A loss's weight is that at "
+            "which its gradient by the embedding of a fresh network is as large as the cross-entropy's, times "
+            f"{' or '.join(f'{r:g}' for r in facts['ratios'])}"
+            f"{', whichever is best on validation images' if len(facts['ratios']) > 1 else '; a loss may do better at another'}. "
+            f"The best of {len(found)} by the mean on {facts['validation']:,} validation images is trained again with {again} "
+            f"other seeds, beside the named losses, KD and no teacher. Top-1 on {facts['test']:,} test images."
         ),
-        verdict=verdict(effects, shares, gains, confirmed, best, len(seeds)),
+        verdict=verdict(effects, shares, gains, confirmed, best, seeds),
         published=(
             "Which combination Li and Maki find best, and their tables, were not available to us and are not compared. For SP "
             "the benchmark codes report on CIFAR-100, all labels, 73.83 for WRN-40-2 to WRN-16-2 (student alone 73.26, KD 74.92) "
@@ -102,7 +115,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
         pictures=(("What an option does", "top-1 against the other options of its choice", folder / "effects.png"),),
         numbers={
             "grid": [dict(zip(CHOICES, choice, strict=True)) | cell for choice, cell in found.items()], "effects": effects,
-            "shares": shares, "confirmed": confirmed, "gains": gains, "best": best, "teacher_top1": teacher_top1,
+            "shares": shares, "confirmed": confirmed, "gains": gains, "best": best, **facts,
         },
     )  # fmt: skip
 
@@ -112,6 +125,18 @@ def correct(families: dict[str, dict[str, dict[str, Any]]]) -> None:
     tests = {(a, b): gain["p"] for a, by in families.items() for b, gain in by.items() if gain["p"] is not None}
     for (a, b), p in holm(tests).items():
         families[a][b]["p_holm"] = p
+
+
+def same(choice: tuple[str, ...]) -> tuple[str, ...]:
+    """One name for combinations that are one loss up to its weight: the cosine of rows does not see their scale, and smooth L1 is
+    half the square where no gap is above 1, as of entries from 0 to 1 (embeddings are not negative)."""
+    affinity, normalization, loss = choice
+    if loss == "cosine" and normalization in ("none", "row_l2", "frobenius", "mean"):
+        normalization = "none"
+    small = ("row_l2", "frobenius", "row_softmax", "row_sum")
+    if loss == "smooth_l1" and (normalization in small or (affinity in BOUNDED and normalization == "none")):
+        loss = "mse"
+    return affinity, normalization, loss
 
 
 def verdict(effects, shares, gains, confirmed, best, seeds) -> str:
@@ -150,18 +175,15 @@ def plot(effects: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         )  # fmt: skip
     axes.axvline(0, color="#111", linewidth=1)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.set_xlabel(
-        "points of top-1 against the others of its choice, mean and 95 % interval over matched combinations"
-    )
+    axes.set_xlabel("points of top-1 against the others, mean and 95 % interval over combinations")
     axes.legend(frameon=False, fontsize=8)
     save(made, path)
 
 
 def _shares(shares: dict[str, float], count: int) -> Table:
     rows = [("choice", "share of the variance, %"), *((name, f"{100 * share:.1f}") for name, share in shares.items())]
-    return Table(
-        f"Which choice matters, {count} combinations", rows, "Of the means over seeds; KL is in the grid below alone."
-    )
+    note = "Of the means over seeds; kl is left out, and losses by two names are in it twice."
+    return Table(f"Which choice matters, {count} combinations", rows, note)
 
 
 def _effects(choice: str, by: dict[str, dict[str, Any]]) -> Table:
@@ -171,7 +193,10 @@ def _effects(choice: str, by: dict[str, dict[str, Any]]) -> Table:
         count = len(gain["values"])
         ends = interval(gain, METRIC).removeprefix("95 % interval ")
         rows.append((name, f"{100 * gain['mean']:+.2f}", ends, chance, f"{gain['better']} of {count}", str(count)))
-    note = "Each option less the mean of the others with all else alike; n: combinations of the other two choices."
+    note = (
+        "Each option less the mean of the others with all else alike; n: combinations of the other two choices, "
+        "those that are one loss by two names counting once."
+    )
     return Table(f"The {choice}", rows, note + " p is corrected for all options of all three choices.")
 
 

@@ -20,6 +20,15 @@ def test_effects_of_an_additive_table_are_its_terms():
     np.testing.assert_allclose([one, other, rest], [6 / 7, 1 / 7, 0], atol=1e-12)
 
 
+def test_what_is_the_same_by_another_name_counts_once():
+    cells = {(i, j): FIRST[i] + {"x": 1.0, "y": 5.0, "z": 5.2}[j] for i in FIRST for j in "xyz"}
+    first, second = main_effects(cells, same=lambda c: (c[0], c[1].replace("z", "y")))
+    assert len(first["a"]["values"]) == 2 and len(second["x"]["values"]) == 3
+    np.testing.assert_allclose(first["c"]["mean"], 4.5)
+    plain = main_effects(cells)[0]["a"]
+    assert len(plain["values"]) == 3
+
+
 def test_a_pure_interaction_is_no_main_effect():
     crossed = {("a", "x"): 1.0, ("a", "y"): -1.0, ("b", "x"): -1.0, ("b", "y"): 1.0}
     for effects in main_effects(crossed):
