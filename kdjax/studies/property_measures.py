@@ -107,8 +107,11 @@ def measure(teachers, taught, images, labels) -> tuple[dict, dict]:
         kind: {name: view(changed) for name, changed in several.items()} for kind, several in changes(images).items()
     }
     attacked = attack(ask["teacher"], shown["clean"]["clean"], labels)
-    tried = {size: float(attacked(teachers["plain"].variables, size)[1]) for size in SIZES}
-    strength = next((size for size, rate in tried.items() if rate >= FOOLED), SIZES[-1])
+    tried: dict[float, float] = {}
+    for strength in SIZES:
+        tried[strength] = float(attacked(teachers["plain"].variables, strength)[1])
+        if tried[strength] >= FOOLED:
+            break
     shown["attack"] = {name: attacked(teachers[name].variables, strength)[0] for name in ("plain", "other")}
     say = lambda kind, network: {
         (group, name): ask[kind](network.variables, x)[0] for group, xs in shown.items() for name, x in xs.items()
