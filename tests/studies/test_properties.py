@@ -49,9 +49,9 @@ def test_what_moves_is_said_to_and_what_does_not_is_not():
     values["ignores crops"] |= {"invariant, kd": noise(0.3), "plain, kd": noise(0.3)}
     found = contrasts(values, ("kd",))
     text = verdict(found)
-    both, rest = text.split("is above both controls in ")[1].split("; above independent students alone in ")
-    alone, rest = rest.split("; below independent students in ")
-    below, neither = rest.split("; not distinguishable from independent students in ")
+    both, rest = text.split("is above both controls in ")[1].split("; is above independent students alone in ")
+    alone, rest = rest.split("; is below independent students in ")
+    below, neither = rest.split("; is not distinguishable from independent students in ")
     assert (
         both.startswith("ignores light (+")
         and alone.startswith("what fools it (+2")
