@@ -56,7 +56,9 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
     chosen = max(points, key=lambda name: tuned[name]["metrics"]["top1"]["mean"])
     announce(f"chosen on validation images: {chosen}")
     objectives = {name: mixed(*OWN[name]) if name in OWN else method(name).objective for name in METHODS[size]}
-    objectives[TUNED] = mixed(*points[chosen])
+    objectives |= (
+        {} if points[chosen] == OWN["kd"] else {TUNED: mixed(*points[chosen])}
+    )  # it may be the one that is there
     plain = dataclasses.replace(base.data, views=dataclasses.replace(base.data.views, crop_padding=0, flip=False))
     runs = {
         "with": train(students_of(base, "medium", objectives), seeds, folder / "students" / "with", **common),
@@ -70,34 +72,43 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **option
     } | {"medium": runs["with"]["kd"]}  # fmt: skip
     top1 = {way: {n: m["metrics"]["top1"] for n, m in by.items()} for way, by in runs.items()}
     swept = {name: sweep[name]["metrics"]["top1"] for name in TEACHERS}
-    found = compared(top1, swept)
+    facts = {"steps": base.student.duration.amount, "batch": base.data.batch_size, "validation": base.data.validation}
+    return finding(
+        folder, top1, swept, teachers, {n: tuned[n]["metrics"]["top1"] for n in points}, points, chosen, facts
+    )
+
+
+def finding(folder, top1, swept, teachers, tuned, points, chosen, facts) -> Finding:
+    """What the runs say together."""
+    seeds, found = len(top1["with"][LABELS]["values"]), compared(top1, swept)
     plot(top1, folder / "methods.png")
     return Finding(
         question="Which methods win at one budget?",
         papers=PAPERS,
         design=(
             f"small_cnn of width {TEACHERS['medium']}, trained with crops and flips, teaches small_cnn of width 8 on 10,000 "
-            f"embedded images of Fashion-MNIST, all labelled. Every method has {base.student.duration.amount:g} steps of "
-            f"{base.data.batch_size} images, the same optimizer, and {len(seeds)} seeds, the same for all; "
+            f"embedded images of Fashion-MNIST, all labelled. Every method has {facts['steps']:g} steps of "
+            f"{facts['batch']} images, the same optimizer, and {seeds} seeds, the same for all; "
             "its settings are those of its source, of CIFAR-100, and KD and UDA-KD those of the paper (half the weight, T = 5). "
             f"UDA-KD sees two views of an image a step, the others one. {TUNED} is KD with the weight α and the temperature "
-            f"that were best of {len(points)} on {base.data.validation:,} validation images, {len(seeds[:2])} seeds. With: crops "
-            f"and flips of the student's images; without: none. Sweep: KD from teachers of width "
+            f"that were best of {len(points)} on {facts['validation']:,} validation images, "
+            f"{len(tuned[chosen]['values'])} seeds (it has no row if these are kd's own). With: crops and flips of the student's "
+            "images; without: none. Sweep: KD from teachers of width "
             f"{', '.join(map(str, TEACHERS.values()))}. Top-1 on test images after the last step."
         ),
-        verdict=verdict(found, top1, chosen, teachers, swept),
+        verdict=verdict(found, top1, chosen, teachers, swept, facts['steps']),
         published=(
             "The paper says that well tuned KD with strong augmentation beats most feature methods; its tables were not "
             "available to us. It trains for 100 epochs on CIFAR; the sweep of temperatures in its released code never changes "
-            "T. Here budgets are short, images grey, augmentation weak but for UDA-KD's, and feature losses have weights "
-            "published for other networks: a method that loses here may win with weights of its own. No test of a shift such as "
-            "CIFAR-10.1 was made."
+            "T. Here budgets are short, which does not suit augmentation, images grey, augmentation is weak but for UDA-KD's, "
+            "and feature losses have weights that were published for other networks: a method that loses here may win with "
+            "weights of its own. No test of a shift such as CIFAR-10.1 was made."
         ),
         tables=(_methods(top1, found), _sweep(teachers, swept), _grid(tuned, points, chosen)),
         pictures=(("Methods with and without augmentation", "top-1 by method", folder / "methods.png"),),
         numbers={
             "top1": top1, "compared": found, "sweep": {"teachers": teachers, "students": swept}, "chosen": chosen,
-            "grid": {name: tuned[name]["metrics"]["top1"] for name in points},
+            "grid": tuned, "facts": facts,
         },
     )  # fmt: skip
 
@@ -181,17 +192,18 @@ def compared(top1: dict[str, dict[str, Any]], swept: dict[str, Any]) -> dict[str
     ranked = {way: sorted(by, key=lambda n: -by[n]["mean"]) for way, by in top1.items()}
     pairs = list(itertools.combinations(top1["with"], 2))
     order = lambda way, a, b: ranked[way].index(a) < ranked[way].index(b)
+    tuned = TUNED if TUNED in top1["with"] else "kd"
     return {
-        "gains": gains, "ranked": ranked,
+        "gains": gains, "tuned": tuned, "ranked": ranked,
         "same_order": sum(order("with", *p) == order("without", *p) for p in pairs) / len(pairs),
         "best_two": {way: between(*(by[n] for n in ranked[way][:2])) for way, by in top1.items()},
-        "tuned_over": {n: between(top1["with"][TUNED], v) for n, v in top1["with"].items() if n != TUNED},
+        "tuned_over": {n: between(top1["with"][tuned], v) for n, v in top1["with"].items() if n != tuned},
         "augmentation": {n: between(v, top1["without"][n]) for n, v in top1["with"].items()},
         "large_over_small": between(swept["large"], swept["small"]),
     }  # fmt: skip
 
 
-def verdict(found, top1, chosen, teachers, swept) -> str:
+def verdict(found, top1, chosen, teachers, swept, steps) -> str:
     """Who wins, and whether more than by chance."""
     said = lambda gain: f"{METRIC.change(gain['mean'])}, {interval(gain, METRIC)}"
     better = lambda gain: "is better than" if clear(gain) else "is not distinguishable from"
@@ -202,11 +214,11 @@ def verdict(found, top1, chosen, teachers, swept) -> str:
     features = [n for n in found["tuned_over"] if method(n).family in FEATURES]
     beaten = [n for n in features if clear(found["tuned_over"][n]) and found["tuned_over"][n]["mean"] > 0]
     beating = [n for n in features if clear(found["tuned_over"][n]) and found["tuned_over"][n]["mean"] < 0]
-    moved = [n for n, g in found["augmentation"].items() if clear(g)]
+    moved = [f"{n} ({METRIC.change(g['mean'])})" for n, g in found["augmentation"].items() if clear(g)]
     large = found["large_over_small"]
     return (
-        f"With augmentation {first} has the highest top-1 ({METRIC.text(top1['with'][first]['mean'])} %) and "
-        f"{better(found['best_two']['with'])} {second}, the second ({said(found['best_two']['with'])}, "
+        f"After {steps:g} steps, with augmentation, {first} has the highest top-1 ({METRIC.text(top1['with'][first]['mean'])} %) "
+        f"and {better(found['best_two']['with'])} {second}, the second ({said(found['best_two']['with'])}, "
         f"{len(large['values'])} seeds). Above labels by Holm's correction: {', '.join(above) or 'none'}. Tuned KD ({chosen}) is "
         f"clearly above {', '.join(beaten) or 'none'} of the {len(features)} feature methods and clearly below "
         f"{', '.join(beating) or 'none'}. Without augmentation {100 * found['same_order']:.0f} % of the pairs of methods keep "
@@ -265,7 +277,7 @@ def _sweep(teachers: dict[str, float], swept: dict[str, Any]) -> Table:
 def _grid(tuned: dict[str, Any], points: dict[str, tuple[float, float]], chosen: str) -> Table:
     rows = [("α", "T", "validation %", "n", "")]
     for name, (alpha, temperature) in points.items():
-        values = tuned[name]["metrics"]["top1"]
+        values = tuned[name]
         mark = "chosen" if name == chosen else ""
         rows.append((f"{alpha:g}", f"{temperature:g}", mean_sd(values, METRIC), str(len(values["values"])), mark))
     return Table(
