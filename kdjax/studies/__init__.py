@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 STUDIES = {
+    "affinity": "which affinity, which normalisation, which loss?",
     "fidelity": "does the student match its teacher, and could it?",
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
+    "properties": "what implicit properties of a teacher does its student have?",
     "regulariser": "does distillation transfer knowledge, or regularise?",
     "smoothing": "is label smoothing of the teacher incompatible with distillation?",
+    "survey": "which methods win at one budget?",
     "variance": "does distillation reduce the variance of gradients?",
 }
 
