@@ -1,6 +1,9 @@
 """Studies run through, in their tiny form, and say what their numbers say."""
 
+import html
 import json
+import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +55,18 @@ def test_what_is_no_study_is_refused(tmp_path):
     with pytest.raises(ExperimentError, match="there are affinity, fidelity, limits, properties"):
         run_study("limit", tmp_path / "x")
     assert sorted(STUDIES) == list(STUDIES) and len(STUDIES) == 8 and not (tmp_path / "x").exists()
+
+
+def test_every_study_has_its_page_and_is_spoken_of():
+    """At the default size, whose verdict is that of its numbers."""
+    root = pathlib.Path(__file__).parents[2]
+    for name in STUDIES:
+        place = root / "configs/studies" / name
+        numbers, page = json.loads((place / "numbers.json").read_text()), (place / "index.html").read_text()
+        assert numbers["study"] == name and numbers["size"] == "default" and html.escape(numbers["verdict"]) in page
+        assert not re.findall(r'(?:src|href)="(?!data:)', page), "it needs no other file"
+        for text in ("README.md", "configs/README.md"):
+            assert f"studies/{name}/index.html" in (root / text).read_text()
 
 
 @pytest.mark.slow  # eleven objectives are compiled, a minute
