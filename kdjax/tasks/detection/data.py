@@ -168,7 +168,7 @@ class Detection(Task):
 
     def shrunk_network(self, model: Detector) -> Detector:
         narrow = 8 if model.name in DEPTHS else 4
-        return dataclasses.replace(model, width=narrow, channels=16)
+        return dataclasses.replace(model, width=narrow, channels=16, weights="")
 
     # --- metrics ---
 

@@ -1,9 +1,13 @@
 """Networks that detect objects."""
 
 import dataclasses
+import os
+
+from flax import nnx
 
 from kdjax.models import from_nnx
 from kdjax.models.detectors.backbones import ResNetBackbone, SmallBackbone
+from kdjax.models.detectors.beginning import begun, weights_of
 from kdjax.models.detectors.gfl import GFL
 from kdjax.tasks.task import Model
 from kdjax.types import Network
@@ -26,13 +30,19 @@ class Detector(Model):
     """bins of the distance of every edge, in strides; 0 for the network's own (9 and 17)"""
     frozen_stages: int = 1
     """stages of a ResNet that are not trained, nor is the stem; -1 trains all, as a network without trained weights needs"""
+    weights: str = ""
+    """file that it begins from: torchvision's weights of its ResNet, or mmdetection's of the whole detector; empty for none"""
+
+    def __post_init__(self):
+        if self.weights:
+            object.__setattr__(self, "weights", os.path.abspath(self.weights))  # a saved run is read from anywhere
 
 
 def make_detector(model: Detector, num_classes: int, in_channels: int) -> Network:
     """The network.
 
     Raises:
-      ValueError: there is no such network.
+      ValueError: there is no such network, or the file it begins from is of another.
     """
     if model.name == SMALL:
         strides, kind = (8, 16, 32), {"depth": 2, "groups": 8, "anchor_scale": 4.0, "deviation": None}
@@ -60,4 +70,7 @@ def make_detector(model: Detector, num_classes: int, in_channels: int) -> Networ
         )
 
     name = f"{model.name} (width {width})" if model.width else model.name
-    return from_nnx(make, output=lambda said: said, name=name)
+    network = from_nnx(make, output=lambda said: said, name=name)
+    if not model.weights:
+        return network
+    return begun(network, weights_of(model.weights, nnx.eval_shape(lambda: make(nnx.Rngs(0)))))

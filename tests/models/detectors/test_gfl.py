@@ -1,6 +1,8 @@
 """The GFL detector against the original's whole networks: every map, every logit, every gradient, by mmdetection's names."""
 
 import functools
+import json
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import nnx
 
 from kdjax.models import from_nnx
 from kdjax.models.detectors.backbones import ResNetBackbone
+from kdjax.models.detectors.beginning import begun, weights_of
 from kdjax.models.detectors.fixed import Fixed
 from kdjax.models.detectors.gfl import GFL
 from kdjax.models.functional import functionalise
@@ -104,3 +107,42 @@ def test_what_is_fixed_is_no_parameter_and_statistics_stay():
     output, after = jax.jit(functools.partial(network.apply, train=True))(params, state, image)
     jax.tree.map(np.testing.assert_array_equal, state, after)
     np.testing.assert_allclose(jax.nn.sigmoid(output.logits), 0.01, rtol=0.2)  # the prior
+
+
+def saved(path, entries):
+    """A file of safetensors."""
+    offset, header, body = 0, {}, b""
+    for name, value in entries.items():
+        data = np.ascontiguousarray(value, np.float32).tobytes()
+        header[name] = {"dtype": "F32", "shape": list(np.shape(value)), "data_offsets": [offset, offset + len(data)]}
+        offset, body = offset + len(data), body + data
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return path
+
+
+def test_it_begins_from_files_of_others(tmp_path):
+    """mmdetection's file of the whole detector, torchvision's of the backbone alone; what does not fit is named."""
+    case = CASES[0]
+    network, shape = (
+        f(lambda rngs: detector(case, rngs)) for f in (from_nnx, lambda f: nnx.eval_shape(lambda: f(nnx.Rngs(0))))
+    )
+    whole = saved(tmp_path / "detector.safetensors", case.params)
+    stored = {name: value for name, value in case.params.items() if name != IGNORED}
+    params, state = begun(network, weights_of(whole, shape)).init(jax.random.key(0))
+    for name, value in to_torch(shape, params, state, NAMES).items():
+        if name in stored and "num_batches" not in name:
+            np.testing.assert_array_equal(value, stored[name])
+    prefix = "backbone."
+    resnet = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    alone = saved(tmp_path / "resnet.safetensors", resnet | {"fc.weight": np.ones((5, 8)), "fc.bias": np.ones(5)})
+    half, _ = begun(network, weights_of(alone, shape)).init(jax.random.key(0))
+    fresh, _ = network.init(jax.random.key(0))
+    same = lambda a, b: bool(np.array_equal(a, b))
+    assert all(jax.tree.leaves(jax.tree.map(same, half["backbone"], params["backbone"])))
+    assert all(jax.tree.leaves(jax.tree.map(same, half["head"], fresh["head"])))
+    resnet.pop("conv1.weight")
+    with pytest.raises(
+        ValueError, match=r"part\.safetensors is not the ResNet of torchvision .* no entry 'conv1\.weight'"
+    ):
+        weights_of(saved(tmp_path / "part.safetensors", resnet), shape)
