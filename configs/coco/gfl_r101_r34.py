@@ -7,7 +7,8 @@ GFL on ResNet-101 teaches GFL on ResNet-34 by the protocol of localization disti
 Published AP (AP50 / AP75), not reproduced here: teacher 44.7,
 labels 38.9 (56.6 / 42.2), ld 39.8 (56.6 / 43.1), ld_vlr 41.0.
 The released code sums its distillation terms over the images of a device and averages its normalisers over devices; here both
-are those of the global batch. Backbones begin from ImageNet's weights there: --phases.student.network.weights resnet.pth takes torchvision's.
+are those of the global batch. Backbones begin from ImageNet's weights there: --phases.student.network.weights resnet.pth
+takes torchvision's.
 """
 
 from kdjax.recipes.coco import coco_gfl

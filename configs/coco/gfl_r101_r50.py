@@ -7,7 +7,8 @@ GFL on ResNet-101 teaches GFL on ResNet-50 by the protocol of localization disti
 Published AP (AP50 / AP75), not reproduced here: teacher 44.7,
 labels 40.1 (58.2 / 43.1), ld 41.1 (58.7 / 44.9), ld_vlr 42.1 (60.3 / 45.6).
 The released code sums its distillation terms over the images of a device and averages its normalisers over devices; here both
-are those of the global batch. Backbones begin from ImageNet's weights there: --phases.student.network.weights resnet.pth takes torchvision's.
+are those of the global batch. Backbones begin from ImageNet's weights there: --phases.student.network.weights resnet.pth
+takes torchvision's.
 """
 
 from kdjax.recipes.coco import coco_gfl
