@@ -35,11 +35,21 @@ class OfRegion(Objective):
     topk: int = 9
     """candidates of a level in the assignment"""
 
+    compared: ClassVar[str] = "logits"
     paper: ClassVar = _LD
 
     @property
     def per_element(self) -> bool:
         return True
+
+    def build(self, student, teacher, data, rngs):
+        ours, theirs = (list(getattr(output, self.compared).shape[1:]) for output in (student, teacher))
+        if ours != theirs:
+            raise ValueError(
+                f"{type(self).__name__} compares {self.compared} location by location, and the student gives {ours} and the teacher "
+                f"{theirs}; both must have the same levels, classes and bins."
+            )
+        return None
 
     def weights(self, ctx: Context) -> tuple[Locations, Array]:
         """The locations, and `[B, A]` their weights in the region."""
@@ -64,6 +74,8 @@ class LD(OfRegion):
     """T, divides both networks' edge logits"""
     images_per_device: float = 2.0
     """images that a device had where the weight comes from: 3 for students of ResNet-18 and 34, 2 for ResNet-50"""
+
+    compared: ClassVar = "edge_logits"
 
     reads: ClassVar = (
         "student.logits", "student.edge_logits", "student.features", "teacher.edge_logits", "labels", "boxes",

@@ -233,6 +233,9 @@ def test_what_is_asked_is_refused_in_words():
     other = dataclasses.replace(said(rng, 2, 4), features=said(rng, 2, 4).features[:1])
     with pytest.raises(ValueError, match=r"maps of \[\(4, 5\), \(2, 3\)\] \(student\) and \[\(4, 5\)\] \(teacher\)"):
         bind(PKD(), student, other, data)
+    coarse = dataclasses.replace(said(rng, 2, 4), edge_logits=np.zeros((2, 26, 4, 9), np.float32))
+    with pytest.raises(ValueError, match=r"LD compares edge_logits .* gives \[26, 4, 5\] and the teacher \[26, 4, 9\]"):
+        bind(LD(), student, coarse, data)
     with pytest.raises(ValueError, match="learns from targets called 'boxes', and the data has labels"):
         bind(GFLLoss(), student, None, DataInfo(CLASSES))
     assert {"detector", "ld", "ld_vlr", "dense_kd", "imitation", "pkd", "tid"} == {
