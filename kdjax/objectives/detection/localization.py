@@ -46,7 +46,7 @@ class OfRegion(Objective):
         ours, theirs = (list(getattr(output, self.compared).shape[1:]) for output in (student, teacher))
         if ours != theirs:
             raise ValueError(
-                f"{type(self).__name__} compares {self.compared} location by location, and the student gives {ours} and the teacher "
+                f"{type(self).__name__} compares {self.compared} place by place, and the student gives {ours} and the teacher "
                 f"{theirs}; both must have the same levels, classes and bins."
             )
         return None
