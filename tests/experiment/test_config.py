@@ -191,7 +191,7 @@ def test_kept_configs_load(capsys):
     assert files
     for file in files:
         config = load_config(str(file))
-        mixed = config(None).data.views.mixup > 0  # then class indices cannot be read
+        mixed = config(None).data.mixup > 0  # then class indices cannot be read
         for name in (None, "labels", "kd", *(("kd_only",) if mixed else ("dkd",))):
             experiment = config(name)
             assert experiment.problems() == [], file
