@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kdjax.experiment import published, tables
+from kdjax.experiment import ExperimentError, published, tables
 from kdjax.experiment.config import load_config
+from kdjax.experiment.summary import summary_markdown
+from kdjax.json_files import read_json
 from kdjax.models import zoo
 from kdjax.objectives import DKD, METHODS
 from kdjax.recipes.cifar100 import DKD_BETA, cifar100
@@ -110,3 +112,12 @@ def test_a_comparison_shows_them_with_their_sources():
 def test_the_table_of_the_configs_is_the_data():
     text = (CONFIGS / "README.md").read_text()
     assert re.search(r"<!-- pairs: begin -->\n(.*?)<!-- pairs: end -->", text, re.S).group(1).strip() == table()
+
+
+def test_results_obtained_here_are_those_of_the_runs():
+    """The tables beside the configs of Fashion-MNIST are made of the runs' own numbers, none of which was touched."""
+    results = read_json(CONFIGS / "fashion_mnist/results.json", ExperimentError, "run it again", {"pairs": dict})
+    text = (CONFIGS / "fashion_mnist/README.md").read_text()
+    shown = re.search(r"<!-- results: begin -->\n(.*)<!-- results: end -->", text, flags=re.S).group(1).strip()
+    assert shown == summary_markdown(results, load_config("fashion_mnist/study_all_labels")("kd").data).strip()
+    assert all(len(m["seeds"]) == 3 for pair in results["pairs"].values() for m in pair["methods"].values())

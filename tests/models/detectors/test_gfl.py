@@ -67,7 +67,7 @@ def ours(case, precision):
         return value, *aux, listed, grads[1]
 
 
-@pytest.mark.parametrize("precision", ["f64", "f32"])
+@pytest.mark.parametrize("precision", ["f64", pytest.param("f32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_outputs_and_gradients_golden(case, precision):
     value, maps, output, listed, by_image = ours(case, precision)
