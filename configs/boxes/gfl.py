@@ -5,7 +5,10 @@ five objects, of which a third fades towards one edge. A detector of 385,500 par
 teaches one of 156,000, which is trained as long.
 
 Weights are not COCO's where those would drown the rest: `DenseClassKD` is a mean over classes, so that five make it 16 times
-what 80 do, and LD a mean over bins, 9 here for 17.
+what 80 do, and LD a mean over bins, 9 here for 17. They were not tuned.
+
+With one seed, which is no verdict: AP 41.6 for the teacher, 36.3 for labels, 36.4 for ld and 36.7 for ld_vlr (1,000 test
+pictures, twelve minutes on two CPU cores); the other methods were not run to the end.
 """
 
 from kdjax.experiment import Experiment, Phase
