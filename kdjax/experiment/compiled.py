@@ -32,7 +32,7 @@ class Compiled:
       runner: how it is compiled.
       clock: the phase's length in steps.
       optimizer: an optax transformation.
-      views: what the networks see of a training batch.
+      views: what the networks see of a training batch, and `moved` the targets of that.
       one: the step before it is compiled.
       step: one step; `steps` several in one dispatch, or None.
       evaluation: of the deployed student beside its teacher.
@@ -44,6 +44,7 @@ class Compiled:
     clock: Clock
     optimizer: Any
     views: Any
+    moved: Any
     one: Any
     step: Any
     steps: Any
@@ -69,8 +70,9 @@ class Compiled:
     def with_mean_gradient(self, teacher: Variables, data_seed: int, batches: Iterable[Batch]) -> Variables:
         """The teacher with its mean gradient over a pass of batches, for objectives that correct by it."""
         function = make_teacher_gradient(
-            self.networks.student, self.networks.objective, clock=self.clock, views=self.views, axis=self.runner.axis
-        )
+            self.networks.student, self.networks.objective, clock=self.clock, views=self.views, moved=self.moved,
+            axis=self.runner.axis,
+        )  # fmt: skip
         compiled = self.runner.compile(function, donate=False)
         state = self.fresh_state(0, data_seed)
         total, count = None, 0
@@ -146,7 +148,7 @@ def compile_phase(
         networks.deployment.network, networks.teacher, views=task.evaluation_view, sums=task.sums, axis=runner.axis
     )
     return Compiled(
-        phase, networks, runner, clock, optimizer, views, step, runner.compile(step, state=state),
+        phase, networks, runner, clock, optimizer, views, task.train_targets, step, runner.compile(step, state=state),
         several and runner.compile(several, state=state, stacked=True), runner.compile(evaluation, donate=False),
     )  # fmt: skip
 

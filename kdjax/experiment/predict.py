@@ -23,7 +23,7 @@ def predict(
       files: pictures of any size; see `kdjax.tasks.Task.decoded`.
       phase: whose network; the student's if not given.
       top: how many classes, or boxes.
-      draw: a folder for the files with what was found in them.
+      draw: a folder for the files with what was found in them, FILE.found.png; none is overwritten.
 
     Yields:
       `(file, [(class, probability)])`, see `kdjax.tasks.Task.answers`; a class without a name is called by its number.
@@ -45,7 +45,10 @@ def predict(
             ):
                 if draw is not None:
                     one = jax.tree.map(lambda x, i=i: x[i : i + 1], (shown, output))
-                    task.drawn(*one, trained.classes, draw / f"{file.stem}.png")
+                    place = draw / f"{file.name}.found.png"
+                    if place.exists():
+                        raise ExperimentError(f"{place} exists; name another folder with --draw.")
+                    task.drawn(*one, trained.classes, place)
                 yield file, said
         except ValueError as error:
             raise ExperimentError(f"{str(error).rstrip('.')}.") from error

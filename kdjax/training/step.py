@@ -165,8 +165,9 @@ def make_step(
 
 
 def make_teacher_gradient(
-    student: Network, objective: Bound, *, clock: Clock = Clock(), views: Views = as_given, axis: Axis = None
-):
+    student: Network, objective: Bound, *, clock: Clock = Clock(), views: Views = as_given, moved: Moved | None = None,
+    axis: Axis = None,
+):  # fmt: skip
     """The task's gradient at the teacher's weights: `(state, teacher, batch) -> (gradient, number of labels)` over all devices.
 
     Averaged over a data set by these counts it is the `gradient` that `Variables` may carry.
@@ -174,7 +175,7 @@ def make_teacher_gradient(
     losses_of = make_losses(student, objective, clock, axis)
 
     def gradient(state: TrainState, teacher: Variables, batch: Batch):
-        shown, _ = make_views(state, batch, views, objective.views, clock, axis)
+        shown, batch = make_views(state, batch, views, objective.views, clock, axis, moved=moved)
         inputs = StepInputs(batch, shown, *run_teacher(student, teacher, shown, axis)[:2], {})
         there = {"student": teacher.state, "objective": state.state["objective"]}
 

@@ -147,6 +147,18 @@ def test_what_is_wrong_is_named(tmp_path):
         open_annotated(tmp_path / "y", "train")
 
 
+def test_classes_in_another_order_are_refused(tmp_path):
+    """The same names by other numbers, of which each would be taken for another."""
+    coco(tmp_path, "train")
+    coco(tmp_path, "val")
+    file = tmp_path / "annotations/instances_val2017.json"
+    whole = json.loads(file.read_text())
+    whole["categories"] = [{"id": 44, "name": "cat"}, {"id": 18, "name": "dog"}]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="has other classes where it is trained on"):
+        Detection(name=str(tmp_path), image_size=(96, 64)).load()
+
+
 def test_a_picture_is_turned_and_fitted(tmp_path):
     """A tag that says how a picture lies is heeded; nothing is stretched by more than rounding."""
     image = Image.fromarray(np.arange(20 * 50 * 3, dtype=np.uint8).reshape(20, 50, 3))

@@ -239,7 +239,7 @@ def test_a_program_prepares_its_teacher_so():
         networks = types.SimpleNamespace(objective=bound, student=DEEP, freezer=None)
         clock = Clock(9, 4, ROWS, BATCHES)
         step = types.SimpleNamespace(
-            networks=networks, runner=runner, clock=clock, views=as_given, fresh_state=lambda *seeds: state
+            networks=networks, runner=runner, clock=clock, views=as_given, moved=None, fresh_state=lambda *seeds: state
         )
         step.with_mean_gradient = functools.partial(compiled.with_mean_gradient, step)
         feeding = types.SimpleNamespace(pipeline=lambda data_seed, inputs: endless)

@@ -122,7 +122,8 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
     Image.fromarray(np.full((50, 80, 3), 127, np.uint8)).save(tmp_path / "grey.jpg")
     drawn = tmp_path / "drawn"
     assert main(["predict", str(folder / "ld_vlr/seed0"), str(tmp_path / "grey.jpg"), "--draw", str(drawn)]) == 0
-    assert Image.open(drawn / "grey.png").size[0] > 100
+    assert Image.open(drawn / "grey.jpg.found.png").size[0] > 100
+    assert main(["predict", str(folder / "ld_vlr/seed0"), str(tmp_path / "grey.jpg"), "--draw", str(drawn)]) == 1
     assert main(["distill", str(folder / "ld_vlr/seed0"), "--run", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again/student/result.json").read_text())
     assert again["last"] == result["last"] and again["hash"] == result["hash"]
