@@ -6,7 +6,7 @@ The pair, its weights, the batches, the loss, the optimizer and the precision ar
 also compiled, channels last), the same loop with torchdistill's loss, and Keras' Distiller on its JAX backend. All are handed
 numpy arrays from the host and take turns in one run. Before that parameters and operations are counted on both sides, the
 first losses compared, and each must lower its loss on one batch. A peer that is not installed is said to be not installed.
-The exit status is 1 if one failed or differs. Use an otherwise idle machine.
+The exit status is 1 if one failed or differs. `--operations` times what a step is made of instead. Use an otherwise idle machine.
 """
 
 import argparse
@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     accelerator = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
+    parser.add_argument("--operations", action="store_true", help="every convolution and normalisation by itself, in PyTorch too")
     parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
     networks = [
         name for name in CIFAR if name.startswith("resnet") and not name.endswith("_cifar")
@@ -82,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{timing.in_words(found)}; {setting.teacher} teaches {setting.student}, {setting.classes} classes, "
           f"{setting.size} × {setting.size} pixels, batch {setting.batch_size}, {setting.precision}, {options.steps} steps a "
           f"turn, at most {setting.rounds} rounds\n", flush=True)  # fmt: skip
+    if options.operations:
+        importlib.import_module("benchmarking.operations").rows_of(pair, setting.rounds, functools.partial(print, flush=True))
+        return 0
     began = time.perf_counter()
     makers = {f"kdjax ÷ {kind}": functools.partial(row_of, kind, pair, ours, batches) for kind in options.peers}
     rows = timing.run_rows(makers, functools.partial(print, flush=True))

@@ -33,6 +33,11 @@ def finished(tmp_path_factory, builder):
     return folder
 
 
+def net(width: int) -> Classifier:
+    """Two convolutions, as tracing and compiling are what these tests wait for."""
+    return Classifier(name="kdjax.models.zoo.small_cnn:SmallCNN", width=width, options=("depth=2", "convs_per_stage=1"))
+
+
 def small(
     objective: Objective = 0.5 * CrossEntropy() + 0.5 * KD(temperature=2.0), *, length: int = 9, student=None, data=None,
     **fields,
@@ -45,9 +50,9 @@ def small(
             Classification(name="digits", batch_size=32, eval_batch_size=128, views=Views(crop_padding=1)), **(data or {})
         ),
         "phases": (
-            Phase(name="teacher", network=Classifier(width=4), duration=steps(4), optimizer=sgd, labels="all"),
+            Phase(name="teacher", network=net(4), duration=steps(4), optimizer=sgd, labels="all"),
             Phase(
-                name="student", network=Classifier(width=2), duration=steps(length), optimizer=sgd, objective=objective,
+                name="student", network=net(2), duration=steps(length), optimizer=sgd, objective=objective,
                 teacher="teacher", **(student or {}),
             ),
         ),

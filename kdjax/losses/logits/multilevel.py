@@ -86,16 +86,15 @@ def mlld(
     rows, classes = (mask.astype(all_rows.dtype) for mask in _unsure(weak.teacher, kept))
     if official:
         rows, classes = _share(rows, jnp.sum(all_rows)) * all_rows, _share(classes, classes.size) * all_classes
-    totals = {"kd": 0.0, "cc": 0.0, "bc": 0.0}
-    for i, temperature in enumerate(temperatures):
-        terms = [_levels(weak, kept, temperature, kd_rows=rows, bc_rows=rows, classes=classes)]
-        if strong is not None:
-            view = weak if official and i >= _RELEASED_STRONG else strong
-            terms.append(_levels(view, kept, temperature, kd_rows=all_rows, bc_rows=rows, classes=all_classes))
-        for level in totals:
-            counted = terms[:1] if official and level != "kd" else terms
-            totals[level] = totals[level] + sum(term[level] for term in counted)
-    return totals
+    by_view = [(weak, temperatures, {"kd_rows": rows, "bc_rows": rows, "classes": classes})]
+    if strong is not None:
+        unmasked = {"kd_rows": all_rows, "bc_rows": rows, "classes": all_classes}
+        met = _RELEASED_STRONG if official else len(temperatures)
+        by_view += [(strong, temperatures[:met], unmasked), (weak, temperatures[met:], unmasked)]
+    terms = [_summed(view, kept, several, weights) for view, several, weights in by_view if several]
+    return {
+        level: sum(term[level] for term in (terms[:1] if official and level != "kd" else terms)) for level in terms[0]
+    }
 
 
 def mlld_levels(
@@ -156,6 +155,12 @@ def _global_batch(student_logits, teacher_logits, temperatures, where, axis_name
     if axis_name is None:
         return view, kept, temperatures
     return jax.tree.map(lambda x: lax.all_gather(x, axis_name, axis=0, tiled=True), (view, kept, temperatures))
+
+
+def _summed(view: _View, kept: Array, temperatures: Sequence[Array], weights: dict[str, Array]) -> dict[str, Array]:
+    """`_levels` summed over temperatures: one program for all of them, which is compiled in a fraction of the time."""
+    several = jax.vmap(lambda temperature: _levels(view, kept, temperature, **weights))(jnp.stack(temperatures))
+    return jax.tree.map(lambda values: jnp.sum(values, axis=0), several)
 
 
 def _levels(
