@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     accelerator = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(NEEDS), choices=list(NEEDS))
-    parser.add_argument("--operations", action="store_true", help="every convolution and normalisation by itself, in PyTorch too")
+    parser.add_argument(
+        "--operations", action="store_true", help="every convolution and normalisation by itself, in PyTorch too"
+    )
     parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
     networks = [
         name for name in CIFAR if name.startswith("resnet") and not name.endswith("_cifar")
@@ -84,7 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
           f"{setting.size} × {setting.size} pixels, batch {setting.batch_size}, {setting.precision}, {options.steps} steps a "
           f"turn, at most {setting.rounds} rounds\n", flush=True)  # fmt: skip
     if options.operations:
-        importlib.import_module("benchmarking.operations").rows_of(pair, setting.rounds, functools.partial(print, flush=True))
+        importlib.import_module("benchmarking.operations").rows_of(
+            pair, setting.rounds, functools.partial(print, flush=True)
+        )
         return 0
     began = time.perf_counter()
     makers = {f"kdjax ÷ {kind}": functools.partial(row_of, kind, pair, ours, batches) for kind in options.peers}

@@ -97,6 +97,7 @@ def test_a_file_becomes_a_finished_network(tmp_path, published, capsys):
     assert json.loads((tmp_path / "again" / "teacher" / "network.json").read_text())["hash"] == facts["hash"]
 
 
+@pytest.mark.slow
 def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teaches(
     tmp_path, data_dir, capsys, monkeypatch
 ):

@@ -63,8 +63,14 @@ def objective_of(shapes):
     return objective + 0.01 * AuxiliaryLoss() if shapes.losses else objective
 
 
+# What they have the others have too: convolutions with statistics, a sequence with dropout, layers stacked by a scan.
+LIKE_OTHERS = ("bonsai vit", "bonsai convnext", "bonsai efficientnet", "maxtext")
+
+
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "style", [pytest.param(style, marks=[pytest.mark.slow] * (style in LIKE_OTHERS)) for style in STYLES]
+)
 def test_a_style_is_distilled(style, tmp_path):
     network = STYLES[style]()
     inputs = TEXT if style == "hugging face" else TOKENS if style in ("flax lm1b", "maxtext") else IMAGES

@@ -28,6 +28,8 @@ from tests.objectives.conformance import (
     exact,
     expected,
     initial,
+    normalises,
+    reason,
     run,
     with_a_loss,
 )
@@ -97,7 +99,16 @@ def mapped(subject):
     return result._replace(student=together(result.student), frozen=together(result.frozen))
 
 
-@pytest.mark.parametrize("form", ["jit", "pmap"])
+def forms():
+    """All; by pmap, where a loss of single examples takes the way that all of them share, a few of those are enough."""
+    enough = ("kd", "dkd", "fitnet", "dhkd", "cross_entropy")
+    for subject in with_a_loss():
+        yield pytest.param(subject, "jit")
+        alone = reason("rows stay on their device", subject) is None and not normalises(subject)
+        yield pytest.param(subject, "pmap", marks=[pytest.mark.slow] * (alone and subject not in enough))
+
+
+@pytest.mark.parametrize(("subject", "form"), list(forms()), indirect=["subject"])
 def test_eight_devices_give_the_loss_and_gradients_of_one(subject, form):
     found = sharded(subject)[0] if form == "jit" else mapped(subject)
     wanted = one(subject)

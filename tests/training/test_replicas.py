@@ -65,7 +65,12 @@ def together(form, devices):
 
 
 @pytest.mark.parametrize(
-    ("form", "devices"), [("unrolled", "jit 1"), ("vmapped", "jit 1"), ("unrolled", "jit 8"), ("unrolled", "pmap")]
+    ("form", "devices"),
+    [
+        ("vmapped", "jit 1"),
+        ("unrolled", "pmap"),
+        *(pytest.param("unrolled", one, marks=pytest.mark.slow) for one in ("jit 1", "jit 8")),
+    ],
 )
 def test_each_trains_as_if_it_were_alone(form, devices):
     for i, seed in enumerate(SEEDS):

@@ -127,7 +127,9 @@ def test_values_over_the_grid(affinity, drop_diagonal):
 
     with computing_in("f64") as real:  # operation by operation: the same few are compiled once for all combinations
         student, teacher = real(STUDENT), real(TEACHER)
-        values = [losses.affinity_kd(student, teacher, **choice, **HYPER, drop_diagonal=drop_diagonal) for choice in choices]
+        values = [
+            losses.affinity_kd(student, teacher, **choice, **HYPER, drop_diagonal=drop_diagonal) for choice in choices
+        ]
     for choice, found in zip(choices, values, strict=True):
         expected = in_numpy(STUDENT, TEACHER, choice, drop_diagonal=drop_diagonal)
         np.testing.assert_allclose(found, expected, **EXACT, err_msg=str(choice))

@@ -33,6 +33,8 @@ from tests.models.zoo.originals import (
 )
 
 RECIPES, RECIPE_FILE = (MANIFEST["model_recipe"][key] for key in ("cases", "file"))
+# Evaluation is half of what training computes, and a deep network has the blocks of a shallow one.
+DEEPER = ("resnet20", "resnet32x4", "resnet56", "wrn_16_2", "wrn_40_2", "vgg13")
 STORED = {
     f"{method}/{case}": (MANIFEST[method]["file"], case, about)
     for method in MANIFEST
@@ -77,7 +79,13 @@ def recipe_inputs(case):
     return x, rs.randint(0, hyper["num_classes"], rows)
 
 
-@pytest.mark.parametrize("case", RECIPES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case.endswith("_eval") or about["symbol"] in DEEPER))
+        for case, about in RECIPES.items()
+    ],
+)
 def test_recipe_float64(case):
     symbol, hyper, golden = RECIPES[case]["symbol"], RECIPES[case]["hyper"], arrays(RECIPE_FILE)
     x, labels = recipe_inputs(case)

@@ -81,6 +81,7 @@ def value(objective, student=OURS, teacher=THEIRS, where=WHERE, *, variables=Non
     return float(compiled(objective, train, teacher_call)(variables or start(objective), student, teacher, where))
 
 
+@pytest.mark.slow  # with small maps: tests/objectives/test_conformance_execution.py
 @EVERY
 def test_eight_devices_are_one(name):
     """Loss, gradients of student and modules, and statistics after; rows that do not count lie unevenly."""
@@ -307,6 +308,7 @@ def test_the_temperature_of_semckd_evens_the_attention_out():
     np.testing.assert_allclose(hot, np.mean(even[WHERE]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_published_weight_of_semckd_goes_with_the_published_learning_rate():
     """No warm-up, on maps as after a ReLU. With a sum over the student's stages in place of their mean it diverges."""
     rectified = lambda said: dataclasses.replace(said, features=tuple(np.maximum(x, 0) for x in said.features))

@@ -111,8 +111,14 @@ def memory(state):
     return state.state["objective"]["crd"]
 
 
-@pytest.mark.parametrize("form", MANY)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[pytest.mark.slow] * (name != "crd" and form != "shard_map"))
+        for name in VARIANTS
+        for form in MANY
+    ],
+)
 def test_devices_make_no_difference(name, form):
     """Values, gradients, banks, constants and draws of two steps, whole and spread banks."""
     for (state, metrics), (one, expected) in zip(steps(name, form), steps(name), strict=True):
