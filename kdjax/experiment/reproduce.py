@@ -126,7 +126,7 @@ def _given(experiment: Experiment, teachers: Path | None) -> Path | None:
         raise ExperimentError(
             f"--teachers was given, but the teacher of {experiment.name} is not one phase that needs no other; leave it out."
         )
-    return find_teacher(teachers, phase.network.name)
+    return find_teacher(teachers, _file_name(phase))
 
 
 def _shared(experiment: Experiment) -> Phase | None:
@@ -155,9 +155,14 @@ def _train_teacher(
     return trained[alone]
 
 
+def _file_name(phase: Phase) -> str:
+    """The network's name, as the name of a file: a network of one's own is named by a path and a colon."""
+    return re.sub(r"[^\w.-]", "-", str(phase.network.name))
+
+
 def _free_name(teacher: Experiment, folder: Path, phase: Phase, names: Mapping[str, str]) -> str:
     """The network's name, with a number behind it where other pairs have one of that network on other data."""
-    stem = re.sub(r"[^\w.-]", "-", str(phase.network.name))
+    stem = _file_name(phase)
 
     def free(name):
         saved = folder / name / EXPERIMENT

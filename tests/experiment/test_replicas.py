@@ -63,7 +63,7 @@ def test_each_folder_is_a_run(together):
     for place, result in zip(places, results, strict=True):
         again = evaluate_run(place, str(place))["student"]
         assert again["top1"] == pytest.approx(result["student"]["last"]["student"]["top1"])
-        assert load_trained(place).network.name.startswith("small_cnn")
+        assert load_trained(place).network.name.startswith("SmallCNN")
 
 
 def test_stopped_together_they_go_on_together(together, teacher, tmp_path, builder):

@@ -13,20 +13,21 @@ from kdjax.experiment.config import configs_of_folder, load_config, of_each
 from kdjax.experiment.reproduce import find_teacher, reproduce
 from kdjax.experiment.summary import show_summary, summary_markdown
 from kdjax.objectives import KD, CrossEntropy
-from kdjax.tasks.classification import Classifier
 from kdjax.terminal import make_console
 from kdjax.training.loop import TrainingError
 from kdjax.training.optimizers import SGD
-from tests.experiment.conftest import small
+from tests.experiment.conftest import net, small
 
 DIVERGING = 1e30 * KD(temperature=2.0) + 1e30 * CrossEntropy()
 METHODS = {"labels": small(CrossEntropy(), length=4), "kd": small(KD(temperature=2.0), length=4)}
 
 
 def wider(experiment):
-    return experiment.replace_phase("student", network=Classifier(width=3))
+    return experiment.replace_phase("student", network=net(3))
 
 
+NETWORK = small().phases[0].network.name
+FILE = NETWORK.replace(":", "-")  # a name by path and colon is none of a file
 PAIRS = {"narrow": METHODS, "wide": {name: wider(one) for name, one in METHODS.items()}}
 
 
@@ -38,9 +39,9 @@ def reproduced(tmp_path_factory, builder):
 
 def test_a_teacher_is_trained_once_for_the_pairs_that_it_teaches(reproduced):
     folder, results, said = reproduced
-    assert said.count("teacher small_cnn") == 1 and [
+    assert said.count(f"teacher {NETWORK}") == 1 and [
         path.name for path in (folder / "teachers").iterdir() if path.is_dir()
-    ] == ["small_cnn"]
+    ] == [FILE]
     hashes = {json.loads(path.read_text())["teacher_hash"] for path in folder.glob("*/*/seed*/student/result.json")}
     assert hashes == {pair["teacher"]["hash"] for pair in results["pairs"].values()} and len(hashes) == 1
     assert json.loads((folder / "results.json").read_text())["pairs"] == json.loads(json.dumps(results["pairs"]))
@@ -80,7 +81,7 @@ def test_teachers_of_one_network_on_other_data_are_told_apart_and_found_again(bu
     other = {"labels": small(CrossEntropy(), length=4, data={"labelled": 300})}
     pairs = {"all": {"labels": METHODS["labels"]}, "few": other}
     first = reproduce(pairs, (0,), tmp_path / "run", builder=builder)
-    assert first["teachers"] == {"all": "small_cnn", "few": "small_cnn-2"}
+    assert first["teachers"] == {"all": FILE, "few": f"{FILE}-2"}
     said = []
     again = reproduce({"few": other}, (0,), tmp_path / "run", builder=builder, resume=True, announce=said.append)
     assert again["teachers"] == first["teachers"] and again["pairs"] == json.loads(json.dumps(first["pairs"]))
@@ -104,9 +105,9 @@ def test_teachers_are_taken_from_a_folder(reproduced, builder, tmp_path):
     found = reproduce(
         {"narrow": METHODS}, (0,), tmp_path / "run", teachers=folder / "teachers", builder=builder, announce=said.append
     )
-    assert "teacher small_cnn" not in said and not (tmp_path / "run/teachers").exists()
+    assert f"teacher {NETWORK}" not in said and not (tmp_path / "run/teachers").exists()
     assert found["pairs"]["narrow"]["teacher"]["hash"] == results["pairs"]["narrow"]["teacher"]["hash"]
-    with pytest.raises(ExperimentError, match=r"has no small_cnn: .* a file small_cnn.pth there; it has nothing"):
+    with pytest.raises(ExperimentError, match=rf"has no {FILE}: .* a file {FILE}.pth there; it has nothing"):
         reproduce({"narrow": METHODS}, (0,), tmp_path / "other", teachers=tmp_path / "empty", builder=builder)
     assert not (tmp_path / "other").exists()
 

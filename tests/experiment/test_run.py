@@ -18,7 +18,7 @@ from kdjax.schedules import steps
 from kdjax.tasks.classification import Classifier
 from kdjax.training.checkpoints import load_network
 from kdjax.training.optimizers import SGD
-from tests.experiment.conftest import small
+from tests.experiment.conftest import net, small
 
 SEMI = {"data": {"labelled": 100}, "length": 6}
 
@@ -98,7 +98,7 @@ def test_chain_of_phases(tmp_path, builder):
     """A warm-up on labels, whose weights the student begins with; then a grandchild taught by the student."""
     base = small(length=3)
     sgd = SGD(learning_rate=0.05)
-    warm_up = Phase(name="warm-up", network=Classifier(width=2), duration=steps(2), optimizer=sgd)
+    warm_up = Phase(name="warm-up", network=net(2), duration=steps(2), optimizer=sgd)
     student = dataclasses.replace(base.student, start="warm-up", optimizer=sgd, ema_decay=0.9)
     grandchild = dataclasses.replace(base.student, name="grandchild", teacher="student", objective=KD() + SP())
     experiment = dataclasses.replace(base, phases=(base.phases[0], warm_up, student, grandchild))
@@ -185,7 +185,7 @@ def test_a_trained_network_is_used_as_a_function(finished, builder):
     predict = jax.jit(load_trained(finished, data_dir=builder.data_dir))
     predicted = np.argmax(predict(images.held.images).logits, axis=-1)
     assert np.mean(predicted == images.held.labels) == pytest.approx(result["last"]["student"]["top1"])
-    assert load_trained(finished, "teacher", builder.data_dir).network.name == "small_cnn (width 4)"
+    assert load_trained(finished, "teacher", builder.data_dir).network.name == "SmallCNN (depth=2, convs_per_stage=1)"
 
 
 def test_evaluation_may_be_cut_short(builder):

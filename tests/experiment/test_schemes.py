@@ -24,20 +24,18 @@ from kdjax.objectives import (
     TfKDRegularizer,
 )
 from kdjax.schedules import steps
-from kdjax.tasks.classification import Classifier, Views
+from kdjax.tasks.classification import Views
 from kdjax.training.checkpoints import load_network
 from kdjax.training.loop import Stopped
 from kdjax.training.optimizers import DOT, SGD
-from tests.experiment.conftest import small
+from tests.experiment.conftest import net, small
 from tests.experiment.test_resume import StopAt, outcome, rows
 
 OPTIMIZER = SGD(learning_rate=0.05)
 
 
 def phase(name, width=2, **fields):
-    return Phase(
-        name=name, network=Classifier(width=width), duration=steps(2), optimizer=OPTIMIZER, labels="all", **fields
-    )
+    return Phase(name=name, network=net(width), duration=steps(2), optimizer=OPTIMIZER, labels="all", **fields)
 
 
 def test_a_chain_names_the_one_before():
@@ -108,7 +106,7 @@ TRAINED = {
 def with_parts(name):
     """An experiment whose student trains more than itself; the teacher has its size."""
     changes = {"optimizer": DOT(learning_rate=0.05, weight_decay=5e-4)} if name == "two momenta" else {}
-    experiment = small(TRAINED[name], length=7).replace_phase("teacher", network=Classifier(width=2))
+    experiment = small(TRAINED[name], length=7).replace_phase("teacher", network=net(2))
     return experiment.replace_phase("student", **changes)
 
 
