@@ -182,6 +182,11 @@ def with_a_loss() -> list[str]:
     return [name for name in subjects() if reason("has a loss", name) is None]
 
 
+def marked() -> list:
+    """Those with a loss as parameters of tests; a class with its switches the other way is run with the long tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * ("=" in name)) for name in with_a_loss()]
+
+
 def without_dropout(module: nnx.Module) -> nnx.Module:
     """What it draws differs from device to device."""
     for _, node in nnx.iter_graph(module):

@@ -40,6 +40,7 @@ from tests.objectives.conformance import (
     exact,
     expected,
     initial,
+    marked,
     normalises,
     on_logits,
     on_rows,
@@ -48,13 +49,12 @@ from tests.objectives.conformance import (
     run,
     subjects,
     targets,
-    with_a_loss,
 )
 from tests.objectives.nans import without_nans
 from tests.training.test_step import compilations
 
 
-@pytest.fixture(params=with_a_loss(), scope="module")
+@pytest.fixture(params=marked(), scope="module")
 def subject(request):
     return request.param
 

@@ -28,6 +28,7 @@ from tests.objectives.conformance import (
     exact,
     expected,
     initial,
+    marked,
     normalises,
     reason,
     run,
@@ -37,7 +38,7 @@ from tests.objectives.conformance import (
 AXIS = make_runner("pmap").axis
 
 
-@pytest.fixture(params=with_a_loss(), scope="module")
+@pytest.fixture(params=marked(), scope="module")
 def subject(request):
     return request.param
 
@@ -103,9 +104,10 @@ def forms():
     """All; by pmap, where a loss of single examples takes the way that all of them share, a few of those are enough."""
     enough = ("kd", "dkd", "fitnet", "dhkd", "cross_entropy")
     for subject in with_a_loss():
-        yield pytest.param(subject, "jit")
+        switched = "=" in subject
+        yield pytest.param(subject, "jit", marks=[pytest.mark.slow] * switched)
         alone = reason("rows stay on their device", subject) is None and not normalises(subject)
-        yield pytest.param(subject, "pmap", marks=[pytest.mark.slow] * (alone and subject not in enough))
+        yield pytest.param(subject, "pmap", marks=[pytest.mark.slow] * (switched or (alone and subject not in enough)))
 
 
 @pytest.mark.parametrize(("subject", "form"), list(forms()), indirect=["subject"])
