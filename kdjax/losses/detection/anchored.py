@@ -107,8 +107,8 @@ def decode_deltas(
 
     Source: mmdetection; torchvision bounds how much sides grow alone.
 
-    >>> decode_deltas(jnp.array([0.0, 0.0, 4.0, 4.0]), jnp.array([0.5, 0.0, 0.0, 99.0]))
-    Array([   2., -123.,    6.,  127.], dtype=float32)
+    >>> decode_deltas(jnp.array([0.0, 0.0, 4.0, 4.0]), jnp.array([0.5, 0.0, 0.0, 0.0]))
+    Array([2., 0., 6., 4.], dtype=float32)
     """
     anchors, deltas = box.corners(anchors, "anchors"), box.corners(deltas, "deltas")
     deltas = deltas * _four(deviations, deltas)

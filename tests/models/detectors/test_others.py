@@ -16,10 +16,10 @@ from kdjax.tasks.detection.networks import DENSE, Detector, make_detector, maker
 from tests.models.detectors.test_gfl import saved
 
 LAST = {
-    "gfl_r50": ("gfl_cls", "gfl_reg"), "retinanet_r50": ("retina_cls", "retina_reg"),
-    "retinanet_edges_r50": ("atss_cls", "atss_reg"), "atss_r50": ("atss_cls", "atss_reg", "atss_centerness"),
-    "atss_edges_r50": ("atss_cls", "atss_reg", "atss_centerness"), "fcos_r50": ("conv_cls", "conv_reg", "conv_centerness"),
-    "fcos_edges_r50": ("conv_cls", "conv_reg", "conv_centerness"),
+    "gfl_r18": ("gfl_cls", "gfl_reg"), "retinanet_r18": ("retina_cls", "retina_reg"),
+    "retinanet_edges_r18": ("atss_cls", "atss_reg"), "atss_r18": ("atss_cls", "atss_reg", "atss_centerness"),
+    "atss_edges_r18": ("atss_cls", "atss_reg", "atss_centerness"), "fcos_r18": ("conv_cls", "conv_reg", "conv_centerness"),
+    "fcos_edges_r18": ("conv_cls", "conv_reg", "conv_centerness"),
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def module(name, num_classes=80, in_channels=3, **options):
 
 @pytest.mark.parametrize("name", LAST)
 def test_names_of_mmdetection(name):
-    """The entries of an 80-class detector on ResNet-50, by name and shape."""
+    """The entries of an 80-class detector on ResNet-18, by name and shape."""
     whole = module(name)
     wanted = {f"bbox_head.{last}.weight" for last in LAST[name]}
     shapes = {entry.name: entry.shape for entry in entries(whole, names_in(wanted, whole))}
@@ -45,8 +45,8 @@ def test_names_of_mmdetection(name):
         assert (f"bbox_head.{tower}_convs.3.gn.weight" in shapes) == normed
         assert (f"bbox_head.{tower}_convs.3.conv.bias" in shapes) == (not normed)
     assert ("bbox_head.scales.4.scale" in shapes) == normed
-    p6 = 2048 if head.startswith("retinanet") else 256
-    assert shapes["neck.fpn_convs.3.conv.weight"] == (256, p6, 3, 3) and "backbone.layer4.2.bn3.running_var" in shapes
+    p6 = 512 if head.startswith("retinanet") else 256
+    assert shapes["neck.fpn_convs.3.conv.weight"] == (256, p6, 3, 3) and "backbone.layer4.1.bn2.running_var" in shapes
 
 
 def test_names_and_maps_of_ssd():

@@ -233,10 +233,15 @@ def both(rng, rows):
 
 @functools.cache
 def everything(axis=None):
-    """`(students, teachers, batch) -> (each kind's total over devices, gradients by the students' outputs)`, one program."""
+    """`(students, teachers, batch) -> (each kind's total over devices, gradients by the students' outputs)`, one program.
+
+    On several devices of heads with distributions alone, which have all terms.
+    """
     rng = np.random.default_rng(0)
     bounds = {}
     for kind, objective in KINDS.items():
+        if axis and not kind.endswith("_edges"):
+            continue
         output = said(rng, 2, kind)
         bound = bind(objective, output, output, DataInfo(CLASSES, targets=("labels", "boxes", "size")))
         bounds[kind] = bound, bound.init(jax.random.key(0))
@@ -272,14 +277,18 @@ def test_padding_and_devices_change_nothing():
     first = dataclasses.replace(few(batch), where=np.arange(8) < 6)
     alone, its = jax.device_get(everything()(few(students), few(teachers), first))
     spread = jax.tree.map(lambda x: np.reshape(x, (4, 2, *np.shape(x)[1:])), (students, teachers, batch))
-    mapped, over = jax.device_get(everything("data")(*spread))
+    distributed = [{k: x[k] for k in x if k.endswith("_edges")} for x in spread[:2]]
+    mapped, over = jax.device_get(everything("data")(*distributed, spread[2]))
     for kind, value in values.items():
         np.testing.assert_allclose(value, alone[kind], rtol=1e-5, err_msg=kind)
-        np.testing.assert_allclose(mapped[kind], np.full(4, value), rtol=1e-5, err_msg=kind)
-        for one, few_, many in zip(*(jax.tree.leaves(x[kind]) for x in (gradients, its, over)), strict=True):
+        for one, few_ in zip(*(jax.tree.leaves(x[kind]) for x in (gradients, its)), strict=True):
             assert np.isfinite(one).all() and not one[~kept].any(), kind
             np.testing.assert_allclose(one[kept], few_[:6], rtol=1e-4, atol=1e-6, err_msg=kind)
+    for kind, value in mapped.items():
+        np.testing.assert_allclose(value, np.full(4, values[kind]), rtol=1e-5, err_msg=kind)
+        for one, many in zip(*(jax.tree.leaves(x[kind]) for x in (gradients, over)), strict=True):
             np.testing.assert_allclose(many.reshape(one.shape), one, rtol=1e-4, atol=1e-6, err_msg=kind)
+    assert len(mapped) == 3
 
 
 @pytest.mark.parametrize("what", ["nothing", "no area", "outside", "sure", "equal", "beyond"])
