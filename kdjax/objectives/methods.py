@@ -26,7 +26,7 @@ from kdjax.references import is_reference, load_reference
 FILES = (
     supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, own, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
-    gfl, localization, imitation, retinanet, centred, ssd, crops,
+    gfl, retinanet, centred, ssd, crops, localization, imitation,
 )  # fmt: skip
 
 FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive", "detection")

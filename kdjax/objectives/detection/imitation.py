@@ -181,6 +181,10 @@ class TaskIntegration(OnPyramid):
                 f"TaskIntegration compares locations, and the student's head ({student.head}) has others than the teacher's "
                 f"({teacher.head}); use heads of one kind."
             )
+        if student.background:
+            raise ValueError(
+                "TaskIntegration scores sigmoids, and this head has a softmax with background; use RegionImitation."
+            )
         return super().build(student, teacher, data, rngs)
 
     def terms(self, module, ctx):

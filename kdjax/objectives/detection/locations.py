@@ -52,7 +52,10 @@ class Locations(NamedTuple):
 
 
 def locate(output: DetectorOutput, batch: Batch, *, topk: int = 9) -> Locations:
-    """Assigns the objects of a batch to the locations of a network's output, image by image, as its kind of head does."""
+    """Assigns the objects of a batch to the locations of a network's output, image by image, as its kind of head does.
+
+    Locations beyond an image's own padding take part with no head; mmdetection leaves FCOS's in as background.
+    """
     grid = output.grid
     boxes, labels, counted = objects(batch, grid.points, grid.strides)
     there = labels >= 0

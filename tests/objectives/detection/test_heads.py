@@ -331,5 +331,10 @@ def test_what_does_not_fit_is_refused_in_words():
         bind(LD(), fcos, atss, data)
     with pytest.raises(ValueError, match=r"student's head \(atss\) has others than the teacher's \(fcos\)"):
         bind(TaskIntegration(), atss, fcos, data)
+    softmax = dataclasses.replace(said(rng, 2, "atss"), background=True)
+    with pytest.raises(
+        ValueError, match="TaskIntegration scores sigmoids, and this head has a softmax with background"
+    ):
+        bind(TaskIntegration(), softmax, softmax, data)
     with pytest.raises(ValueError, match=r"reads student\.edge_logits, which the student network does not give"):
         bind(LD(), said(rng, 2, "atss"), atss, data)
