@@ -1,5 +1,7 @@
 """RetinaNet, FCOS, ATSS and SSD: what they say, and the names of their weights in mmdetection's checkpoints, there and back."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -115,7 +117,10 @@ def test_pools_round_up_and_positions_have_one_length():
     assert np.isfinite(slope).all()
 
 
-@pytest.mark.parametrize("name", ["gfl_r18", pytest.param("retinanet_edges_r18", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet_edges_r18", "fcos_r18", "ssd300")]
+
+
+@pytest.mark.parametrize("name", ["gfl_r18", *SLOW])
 def test_a_checkpoint_becomes_a_finished_detector(name, tmp_path):
     """Classes and channels are those of the file; a missing, an unexpected and a misshapen entry are named."""
     real = maker(Detector(name=name, width=8), 7, 3)
@@ -123,14 +128,21 @@ def test_a_checkpoint_becomes_a_finished_detector(name, tmp_path):
     table = names_in({"bbox_head.atss_cls.weight", "bbox_head.gfl_cls.weight"}, shape)
     rng = np.random.default_rng(0)
     held = {entry.name: rng.uniform(0.1, 1, entry.shape).astype(np.float32) for entry in entries(shape, table)}
-    file = saved(tmp_path / "x.safetensors", held | {"bbox_head.integral.project": np.arange(17)})
+    constant = {"bbox_head.integral.project": np.arange(17)}
+    file = saved(tmp_path / "x.safetensors", held | constant)
     made = convert(file, name, tmp_path / "run", width=8)
-    assert (made.num_classes, made.inputs, made.names) == (7, "uint8[800, 1344, 3]", "published")
+    canvas = "300, 300" if name == "ssd300" else "800, 1344"
+    assert (made.num_classes, made.inputs, made.names) == (7, f"uint8[{canvas}, 3]", "published")
     trained = load_trained(tmp_path / "run")
     back = to_torch(shape, trained.variables.params, trained.variables.state, table)
     for entry, value in held.items():
         np.testing.assert_array_equal(back[entry], value)
-    part = {key: value for key, value in held.items() if key != "neck.lateral_convs.1.conv.bias"}
-    with pytest.raises(ExperimentError, match=r"no entry 'neck\.lateral_convs\.1\.conv\.bias'"):
-        convert(saved(tmp_path / "part.safetensors", part), name, tmp_path / "other", width=8)
+    lost = "neck.lateral_convs.1.conv.bias" if name != "ssd300" else "backbone.extra.3.bias"
+    for changed, said in (
+        ({key: value for key, value in held.items() if key != lost}, rf"no entry '{re.escape(lost)}'"),
+        (held | {"neck.other.weight": np.zeros(1)}, r"neck\.other\.weight"),
+        (held | {lost: np.zeros((1, 2))}, rf"{re.escape(lost)}'? .*\(1, 2\)"),
+    ):
+        with pytest.raises(ExperimentError, match=said):
+            convert(saved(tmp_path / "part.safetensors", changed), name, tmp_path / "other", width=8)
     assert not (tmp_path / "other").exists()
