@@ -84,7 +84,11 @@ def convert(argv):
     parser.add_argument(
         "file", help=".safetensors, .pth (read without running it), .msgpack of Flax, or a folder of orbax"
     )
-    parser.add_argument("--network", required=True, help="of the zoo, such as resnet50 or tf_efficientnet_lite0")
+    parser.add_argument(
+        "--network",
+        required=True,
+        help="of the zoo, such as resnet50 or tf_efficientnet_lite0, or a detector, such as gfl_r50",
+    )
     parser.add_argument("--run", default="", help="run folder; runs/NETWORK if not given")
     per_channel = {"type": float, "nargs": "+", "metavar": "X", "default": ()}
     parser.add_argument(
@@ -95,7 +99,9 @@ def convert(argv):
     parser.add_argument("--std", **per_channel, help="likewise")
     parser.add_argument("--classes", default="", help="text file with the names of its classes, one a line")
     parser.add_argument("--data", default="", help="what kdjax evaluate measures it on; if not given, one of these two")
-    parser.add_argument("--image-size", type=int, default=0, help="pixels a side; if not given, 32 or 224")
+    parser.add_argument(
+        "--image-size", type=int, default=0, help="pixels a side; if not given, 32 or 224, or 800 x 1344"
+    )
     parser.add_argument("--width", type=int, default=0, help="of the first stage, where it is not the published one")
     parser.add_argument("--ema", action="store_true", help="take the running average that the checkpoint holds")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder")

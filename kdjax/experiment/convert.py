@@ -18,8 +18,9 @@ from kdjax.models.weights.files import WeightsError, read_weights
 from kdjax.models.weights.names import NAMES
 from kdjax.models.weights.zoo import zoo_from_torch
 from kdjax.models.zoo.cifar import CIFAR
-from kdjax.tasks import kinds
+from kdjax.tasks import Task, kinds
 from kdjax.tasks.facts import dataset_of
+from kdjax.tasks.task import Published
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import save_network
 from kdjax.training.processes import by_first
@@ -74,13 +75,15 @@ def convert(
     Args:
       path: the file, see `kdjax.models.weights.files.read_weights`: a published state dict, or what `kdjax export` or Flax wrote
         of a network of the zoo ("params" and "state").
-      network: which network of the zoo it is of.
+      network: which network it is of, of the zoo, or a detector such as gfl_r50.
       folder: of the run.
       mean, std: normalisation that it was trained with, of each channel, of pixels scaled to 0..1; one number is that of all.
-        If not given: CIFAR-100's for the networks of the CIFAR benchmarks, and ImageNet's for all others.
+        If not given: CIFAR-100's for the networks of the CIFAR benchmarks, and ImageNet's for all others (of SSD300 its mean,
+        of pixels in 0..255, undivided).
       classes: names of its classes, in its order; empty if they are not known.
-      data: data set on which `kdjax evaluate` measures it; of those two, if not given.
-      image_size: height and width of the images that it is for, in pixels; 32 or 224, if not given.
+      data: data set on which `kdjax evaluate` measures it; of those two, if not given, and COCO of detectors.
+      image_size: height and width of the images that it is for, in pixels; 32 or 224, if not given; of detectors 800 and 1344,
+        or 300.
       width: of the first stage, where that is not the published one; 0 for that.
       ema: take the running average of the weights that a checkpoint holds beside them.
       overwrite: delete a run that is in the folder.
@@ -89,37 +92,23 @@ def convert(
       ExperimentError: the file is damaged or of another network; the message names what is missing, unexpected or of another
         shape. Nothing was written.
     """
-    usual = CIFAR100 if network in CIFAR else IMAGENET
-    data, image_size, mean, std = (
-        data or usual.data,
-        image_size or usual.image_size,
-        mean or usual.mean,
-        std or usual.std,
+    by_task = next(
+        (kind for kind in kinds().values() if issubclass(kind, Task) and kind.knows_published(network)), None
     )
+    read = by_task.read_published if by_task else _read_of_zoo
+    options = {"data": data, "width": width, "image_size": image_size, "ema": ema}
     try:
-        if network not in zoo.NETWORKS:
-            zoo.build(network, num_classes=1, in_channels=1, rngs=nnx.Rngs(0))  # which says what there is
-        held = read_weights(path)
-        trees, names = _own(held), "kdjax"
-        options = {"width": width or None, "image_size": (image_size, image_size)}
-        if trees is None:
-            if network not in NAMES:
-                raise ValueError(f"no published names are known for {network}; give weights that kdjax export wrote")
-            params, state = zoo_from_torch(network, held, **options, ema=ema)
-            trees, names = _flat({"params": params, "state": state}), "published"
-        num_classes, channels = _sizes(network, trees, options)
-        mean, std = _each(mean, channels, "mean"), _each(std, channels, "std")
-        task, model = kinds()["Classification"].of_published(
-            network, width, data=data, image_size=image_size, channels=channels, mean=mean, std=std
-        )
+        found, make_task, model = read(path, network, mean=tuple(mean), std=tuple(std), **options)
+        mean, std = (_each(values, found.channels, name) for values, name in ((found.mean, "mean"), (found.std, "std")))
+        num_classes, task = found.num_classes, make_task(mean, std)
         facts = {
-            "name": data, "num_classes": num_classes, "num_examples": 0, "targets": ["labels"], "class_names": list(classes),
-            "inputs": f"uint8[{image_size}, {image_size}, {channels}]",
+            "name": task.name, "num_classes": num_classes, "num_examples": 0, "targets": list(found.targets),
+            "class_names": list(classes), "inputs": found.inputs,
         }  # fmt: skip
         if classes and len(classes) != num_classes:
             raise ValueError(f"it has {num_classes} classes, and {len(classes)} names were given for them")
         made = make_network(task, model, dataset_of(facts))
-        variables = _filled(jax.eval_shape(made.init, jax.random.key(0)), trees)
+        variables = _filled(jax.eval_shape(made.init, jax.random.key(0)), found.trees)
     except WeightsError as error:
         raise ExperimentError(str(error)) from error
     except ValueError as error:
@@ -137,7 +126,34 @@ def convert(
     result = {"phase": PHASE, "network": made.name, "parameters": count, "steps": 0, "seconds": 0.0,
               "last": {"step": 0, "student": {}}, "hash": save_network(folder / PHASE, variables, known)}  # fmt: skip
     by_first(lambda: write_json(folder / PHASE / RESULT, result), ExperimentError)
-    return Converted(made.name, num_classes, count, facts["inputs"], mean, std, names)
+    shown = found.inputs if isinstance(found.inputs, str) else found.inputs["image"]
+    return Converted(made.name, num_classes, count, shown, mean, std, found.names)
+
+
+def _read_of_zoo(path, network, *, data, width, image_size, mean, std, ema):
+    """As `Task.read_published`, of a network of the zoo that classifies images."""
+    usual = CIFAR100 if network in CIFAR else IMAGENET
+    data, image_size = data or usual.data, image_size or usual.image_size
+    if network not in zoo.NETWORKS:
+        zoo.build(network, num_classes=1, in_channels=1, rngs=nnx.Rngs(0))  # which says what there is
+    held = read_weights(path)
+    trees, names = _own(held), "kdjax"
+    options = {"width": width or None, "image_size": (image_size, image_size)}
+    if trees is None:
+        if network not in NAMES:
+            raise ValueError(f"no published names are known for {network}; give weights that kdjax export wrote")
+        params, state = zoo_from_torch(network, held, **options, ema=ema)
+        trees, names = _flat({"params": params, "state": state}), "published"
+    num_classes, channels = _sizes(network, trees, options)
+
+    def make_task(mean, std):
+        of = kinds()["Classification"].of_published
+        return of(network, width, data=data, image_size=image_size, channels=channels, mean=mean, std=std)[0]
+
+    model = kinds()["Classifier"](name=network, width=width)
+    inputs = f"uint8[{image_size}, {image_size}, {channels}]"
+    found = Published(trees, num_classes, channels, inputs, ("labels",), mean or usual.mean, std or usual.std, names)
+    return found, make_task, model
 
 
 def read_names(path: Path) -> tuple[str, ...]:

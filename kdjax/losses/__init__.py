@@ -9,11 +9,13 @@ import types as _types
 import typing as _typing
 from difflib import get_close_matches as _get_close_matches
 
+from kdjax.losses.detection.anchored import *
 from kdjax.losses.detection.assignment import *
 from kdjax.losses.detection.boxes import *
 from kdjax.losses.detection.crops import *
 from kdjax.losses.detection.dense import *
 from kdjax.losses.detection.localization import *
+from kdjax.losses.detection.matching import *
 from kdjax.losses.detection.regions import *
 from kdjax.losses.features.attention import *
 from kdjax.losses.features.boundary import *
@@ -56,9 +58,10 @@ _CALLED = {
     "kl_divergence": "`forward_kl`", "js": "`jsd`", "gkd": "`jsd`", "mse": "`logit_mse`", "lskd": "`standardize`, then `kd`",
     "logit_standardization": "`standardize`, then `kd`", "similarity_preserving": "`sp`", "similarity": "`sp`",
     "reviewkd": "`hcl`, and `kdjax.objectives.ReviewKD` with its fusion", "decoupled": "`dkd`", "label_smoothing":
-    "`label_smoothing_xent`", "bce": "`binary_cross_entropy`", "focal": "`quality_focal`", "giou": "`box_iou`",
-    "iou": "`box_iou`", "hint": "`fitnet`", "hints": "`fitnet`", "total_variation": "`tvd`", "soft_target": "`kd`",
-    "soft_targets": "`kd`", "correlation": "`dist`", "wasserstein": "`uld`", "minillm": "`reverse_kl`", "distillm": "`skew_fkl`",
+    "`label_smoothing_xent`", "bce": "`binary_cross_entropy`", "giou": "`box_iou`",
+    "focal": "`sigmoid_focal`, or `quality_focal`", "iou": "`box_iou`", "hint": "`fitnet`", "hints": "`fitnet`",
+    "total_variation": "`tvd`", "soft_target": "`kd`", "soft_targets": "`kd`", "correlation": "`dist`", "wasserstein": "`uld`",
+    "minillm": "`reverse_kl`", "distillm": "`skew_fkl`",
 }  # fmt: skip
 
 

@@ -6,10 +6,14 @@ Every file says in its `__all__` what it adds to this namespace, and in its `MET
 from kdjax.objectives.base import Method, Objective, Paper, Sum, part_names
 from kdjax.objectives.binding import Bound, bind, check, reads_teacher, unmixed
 from kdjax.objectives.by_reference import ByReference
-from kdjax.objectives.detection import gfl, imitation, localization
+from kdjax.objectives.detection import centred, crops, gfl, imitation, localization, retinanet, ssd
+from kdjax.objectives.detection.centred import *
+from kdjax.objectives.detection.crops import *
 from kdjax.objectives.detection.gfl import *
 from kdjax.objectives.detection.imitation import *
 from kdjax.objectives.detection.localization import *
+from kdjax.objectives.detection.retinanet import *
+from kdjax.objectives.detection.ssd import *
 from kdjax.objectives.features import classifier_reuse, factor, fsp, ofd, projection, review, semckd, stages
 from kdjax.objectives.features.classifier_reuse import *
 from kdjax.objectives.features.factor import *
@@ -71,6 +75,10 @@ __all__ = [
 __all__ += gfl.__all__
 __all__ += imitation.__all__
 __all__ += localization.__all__
+__all__ += retinanet.__all__
+__all__ += centred.__all__
+__all__ += ssd.__all__
+__all__ += crops.__all__
 __all__ += classifier_reuse.__all__
 __all__ += factor.__all__
 __all__ += fsp.__all__

@@ -199,8 +199,17 @@ def extra_parameters(objective: Objective) -> int:
     if any("boxes" in part.reads for part in objective.parts):
         sizes, targets = ((8, 8), (4, 4)), ("labels", "boxes")
         pyramid = tuple(shape(*size, 256) for size in sizes)
-        output = DetectorOutput(shape(80, 80), shape(80, 4, 17), pyramid, strides=(8, 16))
+        heads = [part.kind for part in objective.parts if hasattr(part, "kind")]
+        output = DetectorOutput(
+            shape(80, 80), shape(80, 4, 17), pyramid, strides=(8, 16), regression=shape(80, 4), centreness=shape(80),
+            head=heads[0] if heads else "gfl", taps={"image": shape(64, 64, 3)},
+        )  # fmt: skip
+    roles = {"student": output, "teacher": output}
+    for part in objective.parts:
+        if judge := getattr(part, "judge", ""):  # of crops of objects
+            roles[judge] = ModelOutput(logits=shape(8, 80))
     params, _ = jax.eval_shape(
-        bind(objective, output, output, DataInfo(100, 50_000, targets=targets)).init, jax.random.key(0)
+        bind(objective, roles["student"], roles["teacher"], DataInfo(100, 50_000, targets=targets)).init,
+        jax.random.key(0),
     )
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

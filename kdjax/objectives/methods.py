@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from kdjax.objectives.base import Method, Objective
-from kdjax.objectives.detection import gfl, imitation, localization
+from kdjax.objectives.detection import centred, crops, gfl, imitation, localization, retinanet, ssd
 from kdjax.objectives.features import classifier_reuse, factor, fsp, ofd, projection, review, semckd, stages
 from kdjax.objectives.logits import (
     control_variate,
@@ -26,7 +26,7 @@ from kdjax.references import is_reference, load_reference
 FILES = (
     supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, own, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
-    gfl, localization, imitation,
+    gfl, retinanet, centred, ssd, crops, localization, imitation,
 )  # fmt: skip
 
 FAMILIES = ("labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive", "detection")

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -101,6 +101,27 @@ class Dataset:
         """Shapes and types of what `Examples.read` gives of so many examples."""
         one = self.train.read(np.zeros(1, np.int32))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
+
+
+class Published(NamedTuple):
+    """What a file of published weights holds.
+
+    Attributes:
+      trees: the arrays by path, such as "params/head/classes/kernel".
+      num_classes: that it knows; `channels` of its pictures.
+      inputs: what it takes, as facts of a data set have it; `targets` what such a set has.
+      mean, std: what it was normalised by, of each channel or one for all.
+      names: whose names the arrays had, "published" or "kdjax".
+    """
+
+    trees: dict[str, Any]
+    num_classes: int
+    channels: int
+    inputs: Any
+    targets: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    names: str = "published"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +257,23 @@ class Task:
     def unlike(self, other: "Task", model: Any) -> str:
         """What is otherwise with inputs than where a network was trained, `other`, that it can hardly know; empty if nothing."""
         return ""
+
+    @classmethod
+    def knows_published(cls, network: str) -> bool:
+        """Whether published weights of this network are read by the task itself; see `read_published`."""
+        return False
+
+    @classmethod
+    def read_published(
+        cls, path: Path, network: str, *, data: str, width: int, image_size: int, mean: tuple[float, ...],
+        std: tuple[float, ...], ema: bool,
+    ) -> "tuple[Published, Callable[[Sequence[float], Sequence[float]], Task], Model]":  # fmt: skip
+        """What a file of published weights holds, the task that it is for by mean and standard deviation, and the network.
+
+        Raises:
+          ValueError: the file is damaged or of another network.
+        """
+        raise TypeError(f"{cls.__name__} reads no published weights; define read_published.")
 
     def numbered_views(self) -> NumberedViews:
         """The training views by number.

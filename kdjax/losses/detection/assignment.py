@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from kdjax.losses.detection import boxes
+from kdjax.losses.detection import boxes, padded
 
 __all__ = ["atss_assign", "atss_threshold", "vlr_weights"]
 
@@ -54,8 +54,8 @@ def atss_threshold(
     >>> atss_threshold(anchors, jnp.array([[-4.0, -4.0, 4.0, 4.0]]), [4], topk=1)
     Array([1.], dtype=float32)
     """
-    anchors, gts = _image(anchors, gts)
-    return _threshold(*_candidates(anchors, gts, level_sizes, topk, _anchor_mask(anchor_mask, anchors)))
+    anchors, gts = padded.image(anchors, gts)
+    return _threshold(*_candidates(anchors, gts, level_sizes, topk, padded.all_or(anchor_mask, anchors)))
 
 
 def atss_assign(
@@ -95,9 +95,9 @@ def atss_assign(
     >>> index, iou
     (Array([-1,  0], dtype=int32), Array([0., 1.], dtype=float32))
     """
-    anchors, gts = _image(anchors, gts)
-    gts, gt_mask = _objects(gts, gt_mask)
-    anchor_mask = _anchor_mask(anchor_mask, anchors)
+    anchors, gts = padded.image(anchors, gts)
+    gts, gt_mask = padded.objects(gts, gt_mask)
+    anchor_mask = padded.all_or(anchor_mask, anchors)
     iou, near = _candidates(anchors, gts, level_sizes, topk, anchor_mask)
     centres, gts = (0.5 * (anchors[:, :2] + anchors[:, 2:]))[None], gts[:, None]
     reach = jnp.concatenate([centres - gts[..., :2], gts[..., 2:] - centres], axis=-1)
@@ -157,9 +157,9 @@ def vlr_weights(
     """
     if overlap not in ("iof_centre", "diou", "iou"):
         raise ValueError(f'overlap is {overlap!r}; use "iof_centre", "diou" or "iou".')
-    anchors, gts = _image(anchors, gts)
-    gts, gt_mask = _objects(gts, gt_mask)
-    anchor_mask = _anchor_mask(anchor_mask, anchors)
+    anchors, gts = padded.image(anchors, gts)
+    gts, gt_mask = padded.objects(gts, gt_mask)
+    anchor_mask = padded.all_or(anchor_mask, anchors)
     iou, near = _candidates(anchors, gts, level_sizes, topk, anchor_mask)
     threshold = _threshold(iou, near)[:, None]
     measure = iou if overlap == "iou" else boxes.box_iou(anchors[None], gts[:, None], kind=overlap)
@@ -167,39 +167,6 @@ def vlr_weights(
     if below_threshold:
         kept &= measure < threshold
     return jnp.max(jnp.where(kept, iou, 0), axis=0)
-
-
-def _image(anchors, gts) -> tuple[Array, Array]:
-    """Both as constants of one precision."""
-    anchors, gts = boxes.corners(anchors, "anchors"), boxes.corners(gts, "gts")
-    if anchors.ndim != 2 or gts.ndim != 2:
-        raise ValueError(
-            f"anchors has shape {anchors.shape}, gts {gts.shape}; they must be [A, 4] and [G, 4] of one image. Use "
-            "jax.vmap over a batch."
-        )
-    dtype = jnp.promote_types(anchors.dtype, gts.dtype)
-    return lax.stop_gradient(anchors.astype(dtype)), lax.stop_gradient(gts.astype(dtype))
-
-
-def _objects(gts: Array, gt_mask) -> tuple[Array, Array]:
-    """The objects with what is padding zeroed, at least one of them."""
-    gt_mask = _mask(gt_mask, len(gts), "gt_mask", "gts")
-    if not len(gts):
-        return jnp.zeros((1, 4), gts.dtype), jnp.zeros(1, bool)
-    return jnp.where(gt_mask[:, None], gts, 0), gt_mask
-
-
-def _anchor_mask(anchor_mask, anchors: Array) -> Array:
-    if anchor_mask is None:
-        return jnp.ones(len(anchors), bool)
-    return _mask(anchor_mask, len(anchors), "anchor_mask", "anchors")
-
-
-def _mask(mask, count: int, name: str, of: str) -> Array:
-    mask = jnp.asarray(mask).astype(bool)
-    if mask.shape != (count,):
-        raise ValueError(f"{name} has shape {mask.shape}, {of} {count} boxes: give one bool a box.")
-    return mask
 
 
 def _candidates(

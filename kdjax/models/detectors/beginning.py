@@ -1,5 +1,6 @@
 """Weights that a detector begins from: a whole one of mmdetection, or the ResNet of torchvision that is its backbone."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kdjax.models.detectors.backbones import ResNetBackbone
+from kdjax.models.detectors.dense import DenseDetector
+from kdjax.models.detectors.ssd import SSD as SSDDetector
+from kdjax.models.detectors.vgg import VGGBackbone
 from kdjax.models.weights.files import read_weights
-from kdjax.models.weights.names.mmdetection import GFL
+from kdjax.models.weights.names.mmdetection import DENSE, SSD
 from kdjax.models.weights.names.torchvision import RESNET
-from kdjax.models.weights.torch import arrays, from_torch
+from kdjax.models.weights.torch import Names, arrays, entries, from_torch
 from kdjax.types import Network
 
 BACKBONE = tuple(names for names in RESNET if names[0] != "classifier")
@@ -32,7 +37,9 @@ def weights_of(path: str | Path, module: nnx.Module) -> dict[str, np.ndarray]:
     whole = any(name.startswith(("backbone.", "bbox_head.")) for name in held)
     try:
         if whole:
-            trees = from_torch(module, held, GFL)
+            trees = from_torch(module, held, names_in(held, module))
+        elif not isinstance(getattr(module, "backbone", None), ResNetBackbone):
+            raise ValueError("it is no whole detector, and the backbone is no ResNet")
         else:
             own = {name: value for name, value in held.items() if not name.startswith("fc.")}
             trees = tuple({"backbone": tree} for tree in from_torch(module.backbone, own, BACKBONE))
@@ -40,6 +47,44 @@ def weights_of(path: str | Path, module: nnx.Module) -> dict[str, np.ndarray]:
         kind = "detector of mmdetection" if whole else "ResNet of torchvision"
         raise ValueError(f"{path} is not the {kind} that this begins from: {str(error).rstrip('.')}.") from error
     return _flat({"params": trees[0], "state": trees[1]})
+
+
+def sizes_in(path: str | Path, module: nnx.Module) -> tuple[int, int]:
+    """Classes, and channels of the pictures, of the detector in a file of mmdetection.
+
+    Args:
+      path: see `kdjax.models.weights.files.read_weights`.
+      module: a detector of its kind, of one class.
+
+    Raises:
+      ValueError: the file is damaged, or lacks what says it.
+    """
+    held = arrays(read_weights(path))
+    named = {"/".join(entry.path): entry for entry in entries(module, names_in(held, module))}
+    first = next(name for name in named if name.startswith("backbone/") and name.endswith("/kernel"))
+    last = next(name for name in named if name.startswith("head/classes/") and name.endswith("/kernel"))
+    for name in (named[first].name, named[last].name):
+        if name not in held or np.ndim(held[name]) != 4:
+            raise ValueError(f"{path} has no entry {name!r} of four axes, and is of another network.")
+    background = int(getattr(module, "background", False))
+    anchors = named[last].shape[0] // (1 + background)
+    return len(held[named[last].name]) // anchors - background, held[named[first].name].shape[1]
+
+
+def names_in(held: Iterable[str], module: nnx.Module) -> Names:
+    """The table of a detector's names that fits the entries of a file best.
+
+    Raises:
+      ValueError: no published names are known of this detector.
+    """
+    if isinstance(module, DenseDetector) and isinstance(module.backbone, ResNetBackbone):
+        tables = DENSE[module.kind]
+    elif isinstance(module, SSDDetector) and isinstance(module.backbone, VGGBackbone):
+        tables = SSD
+    else:
+        raise ValueError("no published names are known of this detector")
+    there = set(held)
+    return max(tables, key=lambda table: len(there & {entry.name for entry in entries(module, table)}))
 
 
 def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.objectives.base import Method, Objective, Paper
-from kdjax.objectives.detection.locations import locate
+from kdjax.objectives.detection.locations import locate, of_head
 from kdjax.reduction import weighted_mean
 from kdjax.types import Term
 
@@ -35,6 +35,7 @@ class GFLLoss(Objective):
 
     reads: ClassVar = ("student.logits", "student.edge_logits", "student.features", "labels", "boxes")
     group: ClassVar = "task"
+    kind: ClassVar = "gfl"
     formula: ClassVar = "QFL / positives + (2 Σ w (1 − GIoU) + ¼ Σ w DFL) / Σ w,  w = max_c σ(z)"
     paper: ClassVar = Paper(
         "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object Detection", "Li et al.",
@@ -44,6 +45,9 @@ class GFLLoss(Objective):
     @property
     def per_element(self) -> bool:
         return True
+
+    def build(self, student, teacher, data, rngs):
+        of_head(student, self.kind, type(self).__name__)
 
     def terms(self, module, ctx):
         student = ctx.student

@@ -11,7 +11,7 @@ from jax import lax
 from kdjax import losses
 from kdjax.objectives.base import Method, Objective, Paper
 from kdjax.objectives.detection.gfl import GFLLoss
-from kdjax.objectives.detection.locations import by_level, locate, objects
+from kdjax.objectives.detection.locations import decoded, locate, objects, of_places
 from kdjax.types import Array, Context, Term
 
 __all__ = ["PKD", "RegionImitation", "TaskIntegration"]
@@ -86,7 +86,7 @@ class RegionImitation(OnPyramid):
         else:
             mask = found.positive if self.region == "positives" else found.counted
         terms = {}
-        masks, positives = by_level(mask, found.sizes), by_level(found.positive, found.sizes)
+        masks, positives = of_places(mask, found), of_places(found.positive, found)
         for i, (student, teacher) in enumerate(self.maps(module, ctx)):
             used = masks[i][..., None]
             errors = jnp.square(jnp.where(used, student, 0) - jnp.where(used, teacher, 0))
@@ -168,13 +168,24 @@ class TaskIntegration(OnPyramid):
     """of high, middle and low value; likewise"""
 
     reads: ClassVar = (
-        "student.features", "teacher.features", "student.logits", "teacher.logits", "student.edge_logits",
-        "teacher.edge_logits", "labels", "boxes",
+        "student.features", "teacher.features", "student.logits", "teacher.logits", "labels", "boxes",
     )  # fmt: skip
     formula: ClassVar = "Σ over values of w_m mean (f_s − f_t)² over their locations"
     paper: ClassVar = Paper(
         "Task Integration Distillation for Object Detectors", "Su, Jian, Yu", "arXiv", 2024, "2404.01699"
     )
+
+    def build(self, student, teacher, data, rngs):
+        if student.places != teacher.places:
+            raise ValueError(
+                f"TaskIntegration compares locations, and the student's head ({student.head}) has others than the teacher's "
+                f"({teacher.head}); use heads of one kind."
+            )
+        if student.background:
+            raise ValueError(
+                "TaskIntegration scores sigmoids, and this head has a softmax with background; use RegionImitation."
+            )
+        return super().build(student, teacher, data, rngs)
 
     def terms(self, module, ctx):
         found = locate(ctx.student, ctx.batch)
@@ -182,9 +193,11 @@ class TaskIntegration(OnPyramid):
         ours, theirs = (self.scores(output, found, boxes, labels) for output in (ctx.student, ctx.teacher))
         high = (theirs >= self.key) | (theirs - ours >= self.weak)
         middle = ~high & (theirs >= self.low)
-        masks = [x & found.counted for x in (high, middle, ~(high | middle))]
+        parts = [of_places(x & found.counted, found) for x in (high, middle, ~(high | middle))]
+        # A location is of the highest value that an anchor of it has.
+        for i, places in enumerate(zip(*parts, strict=True)):
+            parts[1][i], parts[2][i] = places[1] & ~places[0], places[2] & ~places[1] & ~places[0]
         terms = {}
-        parts = [by_level(mask, found.sizes) for mask in masks]
         for name, weight, levels in zip(("high", "middle", "low"), self.weights, parts, strict=True):
             total, count = 0.0, 0.0
             for mask, (student, teacher) in zip(levels, self.maps(module, ctx), strict=True):
@@ -196,11 +209,9 @@ class TaskIntegration(OnPyramid):
 
     def scores(self, output, found, boxes, labels) -> Array:
         """`[B, A]` importance of every location to both tasks, of one network."""
-        distances = losses.integral(output.edge_logits) * found.strides[None, :, None].astype(output.logits.dtype)
-        points = jnp.broadcast_to(found.points[None].astype(distances.dtype), (*distances.shape[:-1], 2))
-        decoded = losses.distance2bbox(points, distances)
+        found_boxes = decoded(output, found)
         there = labels >= 0
-        iou = losses.pairwise_box_iou(decoded, jnp.where(there[..., None], boxes, 0).astype(decoded.dtype))
+        iou = losses.pairwise_box_iou(found_boxes, jnp.where(there[..., None], boxes, 0).astype(found_boxes.dtype))
         iou = jnp.where(there[:, None], iou, 0)
         best = jnp.argmax(iou, axis=-1)
         wanted = jnp.take_along_axis(jnp.maximum(labels, 0), best, axis=1)

@@ -9,8 +9,10 @@ from jax import lax
 
 from kdjax import losses
 from kdjax.objectives.base import Method, Objective, Paper
+from kdjax.objectives.detection.centred import ATSSLoss, FCOSLoss
 from kdjax.objectives.detection.gfl import GFLLoss
-from kdjax.objectives.detection.locations import Locations, Region, by_level, locate, valuable
+from kdjax.objectives.detection.locations import Locations, Region, by_level, locate, valuable_of
+from kdjax.objectives.detection.retinanet import RetinaNetLoss
 from kdjax.schedules import Schedule
 from kdjax.types import Array, Context, Term
 
@@ -23,7 +25,9 @@ _LD = Paper("Localization Distillation for Dense Object Detection", "Zheng et al
 class OfRegion(Objective):
     """Base: something of the teacher's at the locations of a region.
 
-    "main" are the positives; "valuable" is the valuable localization region around them.
+    "main" are the positives; "valuable" is the valuable localization region around them, which RetinaNet has without the
+    positives. FCOS has all locations inside an object for it, but the positives, weighted by the student's largest class score;
+    gamma, overlap and topk are not for it.
     """
 
     region: Region = "main"
@@ -49,6 +53,11 @@ class OfRegion(Objective):
                 f"{type(self).__name__} compares {self.compared} place by place, and the student gives {ours} and the teacher "
                 f"{theirs}; both must have the same levels, classes and bins."
             )
+        if student.places != teacher.places:
+            raise ValueError(
+                f"{type(self).__name__} compares place by place, and the student's locations are those of {student.head} and the "
+                f"teacher's those of {teacher.head}, at other places of the picture; use heads of one kind."
+            )
         return None
 
     def weights(self, ctx: Context) -> tuple[Locations, Array]:
@@ -57,7 +66,7 @@ class OfRegion(Objective):
         if self.region == "main":
             return found, found.positive.astype(ctx.student.logits.dtype)
         gamma = self.now(ctx.progress, "gamma")["gamma"]
-        weights = valuable(found, ctx.batch, gamma=gamma, overlap=self.overlap, topk=self.topk)
+        weights = valuable_of(ctx.student, found, ctx.batch, gamma=gamma, overlap=self.overlap, topk=self.topk)
         return found, weights.astype(ctx.student.logits.dtype)
 
 
@@ -74,6 +83,8 @@ class LD(OfRegion):
     """T, divides both networks' edge logits"""
     images_per_device: float = 2.0
     """images that a device had where the weight comes from: 3 for students of ResNet-18 and 34, 2 for ResNet-50"""
+    joint_edges: bool = False
+    """one distribution over the bins of all four edges, which stand for nothing together: what RetinaNet's released code does"""
 
     compared: ClassVar = "edge_logits"
 
@@ -87,8 +98,11 @@ class LD(OfRegion):
         if self.region == "main":
             weights = weights * lax.stop_gradient(jnp.max(jax.nn.sigmoid(ctx.student.logits), axis=-1))
         temperature = self.now(ctx.progress, "temperature")["temperature"]
+        student, teacher = ctx.student.edge_logits, ctx.teacher.edge_logits
+        if self.joint_edges:
+            student, teacher = (jnp.reshape(x, (*x.shape[:2], 1, -1)) for x in (student, teacher))
         values = losses.ld(
-            ctx.student.edge_logits, ctx.teacher.edge_logits, weights, temperature=temperature, loss_weight=1.0,
+            student, teacher, weights, temperature=temperature, loss_weight=1.0,
             avg_factor=4.0 if self.region == "main" else 16.0,
         )  # fmt: skip
         where = ctx.batch.where
@@ -123,6 +137,7 @@ class DenseClassKD(OfRegion):
 
 
 _SETTING = "COCO, GFL R-101 to R-18: the released configs"
+_OTHERS = "COCO: the released code; its sums over the valuable region are divided by 4, ours by 16"
 METHODS = {
     "ld": Method(
         GFLLoss() + 0.25 * LD(images_per_device=3.0), "detection",
@@ -135,5 +150,18 @@ METHODS = {
     ),
     "dense_kd": Method(
         GFLLoss() + 10.0 * DenseClassKD(), "detection", "the teacher's classes at the positives", _SETTING, _LD
+    ),
+    "retinanet_ld": Method(
+        RetinaNetLoss(box="giou", box_weight=2.0, per_image=False) + 5.0 * LD() + 0.6 * LD(region="valuable")
+        + 10.0 * DenseClassKD(temperature=8.0), "detection",
+        "edges and classes as ld_vlr, on RetinaNet with distributions of the edges", _OTHERS, _LD,
+    ),
+    "fcos_ld": Method(
+        FCOSLoss() + 0.25 * LD() + 0.25 * LD(region="valuable") + 10.0 * DenseClassKD(), "detection",
+        "edges and classes as ld_vlr, on FCOS with distributions of the edges", _OTHERS, _LD,
+    ),
+    "atss_ld": Method(
+        ATSSLoss() + 0.25 * LD() + 0.15 * LD(region="valuable") + 10.0 * DenseClassKD(), "detection",
+        "edges and classes as ld_vlr, on ATSS with distributions of the edges", _OTHERS, _LD,
     ),
 }  # fmt: skip

@@ -11,18 +11,22 @@ import numpy as np
 from kdjax.data.errors import DataError
 from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
-from kdjax.models.detectors import DetectorOutput, level_points
+from kdjax.models.detectors import DetectorOutput
+from kdjax.objectives.detection.locations import decoded
 from kdjax.tasks.detection.average_precision import evaluate
 from kdjax.tasks.detection.decoding import Detected, detect
 from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
+from kdjax.tasks.detection.edges import draw_edges
 from kdjax.tasks.detection.errors import split_errors
 from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files
+from kdjax.tasks.detection.judging import Shown, judged, passing_on
 from kdjax.tasks.detection.matching import Detections, Objects
-from kdjax.tasks.detection.networks import DEPTHS, Detector, make_detector
+from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
+from kdjax.tasks.detection.published import is_published, read_published
 from kdjax.tasks.task import NOT_HERE, Dataset, Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
-from kdjax.types import Array, DataInfo, Network
+from kdjax.types import Array, DataInfo, ModelOutput, Network
 
 OF_OBJECTS = ("area", "crowd", "difficult")
 SHOWN, MOST_SHOWN = 6, 6  # pictures in a report, and networks beside each other
@@ -51,6 +55,8 @@ class Detection(Task):
     """seed of the pictures that are drawn"""
     flip: bool = True
     """mirror left and right, every other time, boxes with it"""
+    show_boxes: bool = False
+    """networks see the boxes of the objects too, for a teacher that classifies crops of them; detectors do not look"""
     mean: tuple[float, ...] = ()
     """of each channel, of pixels scaled to 0..1; subtracted. Empty: 0"""
     std: tuple[float, ...] = ()
@@ -75,6 +81,8 @@ class Detection(Task):
 
     def load(self, data_dir: str | None = None) -> Dataset:
         train, held = (self._split(split) for split in ("train", "test"))
+        if self.show_boxes:
+            train, held = Shown(train), Shown(held)
         names = max(train.class_names, held.class_names, key=len)
         if any(
             names[: len(own)] != own for own in (train.class_names, held.class_names)
@@ -138,7 +146,11 @@ class Detection(Task):
             other = jnp.where(column < width[:, None], width[:, None] - 1 - column, column)
             chosen = jnp.where(self._mirrored(index, epoch, key)[:, None], other, column)
             image = jnp.take_along_axis(image, chosen[:, None, :, None], axis=2)
-        return self.evaluation_view({"image": image})
+        shown = self.evaluation_view({"image": image})
+        if not self.show_boxes:
+            return shown
+        moved = self.train_targets({name: inputs[name] for name in ("boxes", "size")}, index, epoch, key)
+        return shown | {"boxes": moved["boxes"]}
 
     def train_targets(self, targets, index, epoch, key):
         if not self.flip:
@@ -159,18 +171,43 @@ class Detection(Task):
         shown = inputs["image"].astype(jnp.float32) / 255
         spread = lambda values, default: jnp.broadcast_to(jnp.asarray(values or default, jnp.float32), shown.shape[-1:])
         mean, std = spread(self.mean, (0.0,)), spread(self.std, (1.0,))
-        return (shown - mean[None, None, None]) / std[None, None, None]
+        shown = (shown - mean[None, None, None]) / std[None, None, None]
+        return {"image": shown} | {n: inputs[n] for n in ("boxes",) if n in inputs} if self.show_boxes else shown
 
     # --- networks ---
 
     def network(self, model: Detector, dataset: Dataset, *, remat: bool = False) -> Network:
         if remat:
             raise ValueError("remat is not offered for detectors; leave it off.")
-        return make_detector(model, dataset.info.num_classes, dataset.shapes(1)["inputs"]["image"].shape[-1])
+        made = make_detector(model, dataset.info.num_classes, dataset.shapes(1)["inputs"]["image"].shape[-1])
+        crops = model.name.startswith(CROPS)
+        if crops and not self.show_boxes:
+            raise ValueError(f"{model.name} judges crops of the objects; set data.show_boxes.")
+        return passing_on(made) if self.show_boxes and not crops else made
 
     def shrunk_network(self, model: Detector) -> Detector:
-        narrow = 8 if model.name in DEPTHS else 4
+        if model.name.startswith(CROPS):
+            return dataclasses.replace(model, name=f"{CROPS}resnet8", width=4, crop=16)
+        if model.name in SSDS:  # whose anchors are for 300 pixels
+            name = "ssd_small" if SSDS[model.name][1] else "ssd_small_sigmoid"
+            return dataclasses.replace(model, name=name, width=4, weights="")
+        narrow = 4 if model.name.endswith(SMALL) else 8
         return dataclasses.replace(model, width=narrow, channels=16, weights="")
+
+    @classmethod
+    def knows_published(cls, network):
+        return is_published(network)
+
+    @classmethod
+    def read_published(cls, path, network, *, data, width, image_size, mean, std, ema):
+        if ema:
+            raise ValueError("a running average is read of networks of the zoo alone; leave --ema out")
+        found, model, canvas = read_published(path, network, width=width, image_size=image_size, mean=mean, std=std)
+        channels: Any = found.channels
+        make = lambda mean, std: cls(
+            name=data or "coco", image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std)
+        )
+        return found, make, model
 
     # --- metrics ---
 
@@ -187,18 +224,28 @@ class Detection(Task):
         kept |= {name: batch.targets[name] for name in ("scale", *OF_OBJECTS) if name in batch.targets}
 
         def of(output):
-            found = self.detected(output, batch.inputs["size"])
+            found = self.found(output, batch.inputs)
             return {name: PerExample(x) for name, x in (found._asdict() | kept).items()}
 
         return {"student": of(student)} | ({} if teacher is None else {"teacher": of(teacher)})
 
+    def found(self, output: DetectorOutput | ModelOutput, inputs: dict[str, Array]) -> Detected:
+        """The detections of a network of whatever kind on these inputs; a classifier's are the boxes that it was given."""
+        if isinstance(output, DetectorOutput):
+            return self.detected(output, inputs["size"])
+        return judged(output, inputs["boxes"])
+
     def detected(self, output: DetectorOutput, sizes: Array) -> Detected:
         """The detections of a network's output, in pixels of what it saw, of pictures of `sizes` (height, width) `[B, 2]`."""
-        points, strides = level_points(output.sizes, output.strides)
+        grid = output.grid
+        if output.edge_logits is None:
+            edges, points, strides = decoded(output, grid), None, None
+        else:
+            edges, points, strides = output.edge_logits, grid.points, grid.strides
         return detect(
-            output.logits, jnp.reshape(output.edge_logits, (*output.edge_logits.shape[:2], -1)), points, strides, sizes,
-            level_sizes=tuple(h * w for h, w in output.sizes), score_threshold=self.score_threshold,
-            iou_threshold=self.iou_threshold, max_detections=self.max_detections,
+            output.logits, jnp.reshape(edges, (*output.logits.shape[:2], -1)), points, strides, sizes, level_sizes=grid.sizes,
+            score_threshold=self.score_threshold, iou_threshold=self.iou_threshold, max_detections=self.max_detections,
+            centreness=output.centreness, background=output.background,
         )  # fmt: skip
 
     def means(self, sums):
@@ -222,7 +269,7 @@ class Detection(Task):
         return {"image": made.pixels, "size": np.array(made.size, np.int32)}
 
     def answers(self, inputs, output, names, top):
-        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), inputs["size"]))
+        found = jax.device_get(self.found(jax.tree.map(jnp.asarray, output), inputs))
         text = lambda box: " ".join(f"{x:.0f}" for x in box)
         return [
             [(f"{names[c]} at {text(box)}", float(s)) for box, s, c in zip(*row, strict=True) if c >= 0][:top]
@@ -230,7 +277,7 @@ class Detection(Task):
         ]
 
     def drawn(self, inputs, output, names, path):
-        found = jax.device_get(self.detected(jax.tree.map(jnp.asarray, output), inputs["size"]))
+        found = jax.device_get(self.found(jax.tree.map(jnp.asarray, output), inputs))
         draw_one(inputs["image"][0], found, names, path)
 
     def pictures(self, comparison, folder, load):
@@ -239,13 +286,19 @@ class Detection(Task):
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
             networks[name] = folder / name / f"seed{summary['seeds'][0]}"
-        found = {}
+        found, said = {}, {}
         for name, place in list(networks.items())[:MOST_SHOWN]:
-            output = jax.jit(load(place))(chosen["inputs"])
-            found[name] = jax.device_get(self.detected(output, chosen["inputs"]["size"]))
+            output = said[name] = jax.jit(load(place))(chosen["inputs"])
+            found[name] = jax.device_get(self.found(output, chosen["inputs"]))
         draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
         draw_errors(comparison["methods"], folder / "errors.png")
+        edges = (
+            "How sure they are of edges",
+            "distributions of the distance of each edge, of the object that the first is least sure of; the true one dotted",
+            folder / "edges.png",
+        )
         return (
+            *((edges,) if draw_edges(chosen, said, folder / "edges.png") else ()),
             (
                 "What was found",
                 "pictures with their objects, and what the first seed of each finds",

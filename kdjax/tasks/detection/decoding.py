@@ -32,22 +32,24 @@ class Detected(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("level_sizes", "iou_threshold", "candidates", "max_detections", "rule"),
+    static_argnames=("level_sizes", "iou_threshold", "candidates", "max_detections", "rule", "background"),
 )
 def detect(
     class_logits: ArrayLike,
     edges: ArrayLike,
-    points: ArrayLike,
-    strides: ArrayLike,
+    points: ArrayLike | None,
+    strides: ArrayLike | None,
     image_sizes: ArrayLike,
     scale_factors: ArrayLike | None = None,
     *,
+    centreness: ArrayLike | None = None,
     level_sizes: Sequence[int],
     score_threshold: ArrayLike = 0.05,
     iou_threshold: float = 0.6,
     candidates: int = 1000,
     max_detections: int = 100,
     rule: Rule = "pairs",
+    background: bool = False,
 ) -> Detected:
     r"""The detections of a head such as GFL's: score, choose, decode, cut to the image, suppress.
 
@@ -58,12 +60,13 @@ def detect(
     Args:
       class_logits: `[B, A, C]`, locations level by level. nan counts as no detection, and so does a box that is not finite.
       edges: `[B, A, 4 K]` logits of K bins for each of left, top, right, bottom, edge by edge; or `[B, A, 4]` distances. Both in
-        strides.
-      points: `[A, 2]` (x, y) of the locations, in pixels of the batch.
-      strides: `[A]` pixels of each location's level.
+        strides. Without points, `[B, A, 4]` corners of boxes in pixels of the batch.
+      points: `[A, 2]` (x, y) of the locations, in pixels of the batch; None where `edges` are boxes.
+      strides: `[A]` pixels of each location's level; None likewise.
       image_sizes: `[B, 2]` height and width of each image as the network sees it, without padding; boxes are cut to it.
       scale_factors: `[B, 2]` of width and height, by how much each image was enlarged; boxes are divided by it. None: they were
         not. (mmdetection repeats the two: `[:2]` of its four.)
+      centreness: `[B, A]` logits; the scores of the chosen are multiplied by their sigmoid. The threshold is of scores without.
       level_sizes: locations of each level, a tuple.
       score_threshold: a score must be above it; may be traced.
       iou_threshold, max_detections: of `nms`.
@@ -71,6 +74,7 @@ def detect(
       rule: "pairs" as above, mmdetection 3's. "locations": of each level those of the highest best score, each with all its
         classes, whatever their score: mmdetection 2's, which published results of localization distillation used. The two
         differ only where more pairs are above the threshold than `candidates`, and the second compares C times the boxes.
+      background: scores are a softmax whose last class, the background, is no detection.
 
     Returns:
       The detections.
@@ -88,10 +92,12 @@ def detect(
     [ 4.  4. 12. 12.] [1]
     """
     class_logits, edges = jnp.asarray(class_logits), jnp.asarray(edges)
-    points, strides = jnp.asarray(points), jnp.asarray(strides)
-    _check(class_logits, edges, points, strides, image_sizes, scale_factors, level_sizes, rule)
+    if points is not None:
+        points, strides = jnp.asarray(points), jnp.asarray(strides)
+    _check(class_logits, edges, points, strides, image_sizes, scale_factors, centreness, level_sizes, rule)
     dtype = jnp.promote_types(class_logits.dtype, jnp.float32)
-    scores = jax.nn.sigmoid(class_logits.astype(dtype))
+    class_logits = class_logits.astype(dtype)
+    scores = jax.nn.softmax(class_logits)[..., :-1] if background else jax.nn.sigmoid(class_logits)
     scores = jnp.where(scores > score_threshold, scores, 0)  # and where it is nan
 
     chosen = _pairs if rule == "pairs" else _locations
@@ -103,9 +109,15 @@ def detect(
     score, location, label = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
 
     edges = jnp.take_along_axis(edges, location[..., None], axis=1).astype(dtype)
-    distances = edges if edges.shape[-1] == 4 else integral(jnp.reshape(edges, (*edges.shape[:-1], 4, -1)))
-    distances = distances * jnp.take(strides, location)[..., None].astype(dtype)
-    boxes = distance2bbox(jnp.take(points, location, axis=0).astype(dtype), distances)
+    if points is None:
+        boxes = edges
+    else:
+        distances = edges if edges.shape[-1] == 4 else integral(jnp.reshape(edges, (*edges.shape[:-1], 4, -1)))
+        distances = distances * jnp.take(strides, location)[..., None].astype(dtype)
+        boxes = distance2bbox(jnp.take(points, location, axis=0).astype(dtype), distances)
+    if centreness is not None:
+        central = jax.nn.sigmoid(jnp.take_along_axis(jnp.asarray(centreness, dtype), location, axis=1))
+        score = jnp.where(score > 0, score * central, 0)
     limit = jnp.tile(jnp.asarray(image_sizes, dtype)[:, ::-1], 2)[:, None]
     boxes = jnp.clip(boxes, 0, jnp.broadcast_to(limit, boxes.shape))
     if scale_factors is not None:
@@ -134,7 +146,7 @@ def _locations(scores: Array, candidates: int) -> tuple[Array, Array, Array]:
     return tuple(jnp.reshape(part, (batch, -1)) for part in (best, location, label))
 
 
-def _check(class_logits, edges, points, strides, image_sizes, scale_factors, level_sizes, rule) -> None:
+def _check(class_logits, edges, points, strides, image_sizes, scale_factors, centreness, level_sizes, rule) -> None:
     if class_logits.ndim != 3:
         raise ValueError(f"class_logits has shape {class_logits.shape}; it must be [B, A, C].")
     for name, array in (("class_logits", class_logits), ("edges", edges)):
@@ -143,8 +155,13 @@ def _check(class_logits, edges, points, strides, image_sizes, scale_factors, lev
     batch, locations, _ = class_logits.shape
     if edges.ndim != 3 or edges.shape[:2] != (batch, locations) or edges.shape[2] % 4 or not edges.shape[2]:
         raise ValueError(f"edges has shape {edges.shape}; it must be {[batch, locations]} with 4 or 4 K values each.")
-    expected = {"points": (points, (locations, 2)), "strides": (strides, (locations,)),
-                "image_sizes": (jnp.asarray(image_sizes), (batch, 2))}  # fmt: skip
+    expected = {"image_sizes": (jnp.asarray(image_sizes), (batch, 2))}
+    if points is not None:
+        expected |= {"points": (points, (locations, 2)), "strides": (strides, (locations,))}
+    elif edges.shape[2] != 4:
+        raise ValueError(f"edges has shape {edges.shape}; without points it must be boxes, {[batch, locations, 4]}.")
+    if centreness is not None:
+        expected["centreness"] = jnp.asarray(centreness), (batch, locations)
     if scale_factors is not None:
         expected["scale_factors"] = jnp.asarray(scale_factors), (batch, 2)
     for name, (array, shape) in expected.items():

@@ -238,6 +238,7 @@ def test_what_is_asked_is_refused_in_words():
         bind(LD(), student, coarse, data)
     with pytest.raises(ValueError, match="learns from targets called 'boxes', and the data has labels"):
         bind(GFLLoss(), student, None, DataInfo(CLASSES))
-    assert {"detector", "ld", "ld_vlr", "dense_kd", "imitation", "pkd", "tid"} == {
-        name for name, entry in METHODS.items() if entry.family == "detection"
-    }
+    assert {
+        "detector", "ld", "ld_vlr", "dense_kd", "imitation", "pkd", "tid", "retinanet", "fcos", "atss", "retinanet_ld", "fcos_ld",
+        "atss_ld", "ssd", "dicod", "crops",
+    } == {name for name, entry in METHODS.items() if entry.family == "detection"}  # fmt: skip

@@ -116,7 +116,7 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
         == 0
     )
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png") == 4 and "What average precision is lost to" in page
+    assert page.count("data:image/png") == 5 and "What average precision is lost to" in page
     result = json.loads((folder / "ld_vlr/seed0/student/result.json").read_text())
     assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
     Image.fromarray(np.full((50, 80, 3), 127, np.uint8)).save(tmp_path / "grey.jpg")
