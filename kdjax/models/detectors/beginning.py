@@ -1,18 +1,15 @@
 """Weights that a detector begins from: a whole one of mmdetection, or the ResNet of torchvision that is its backbone."""
 
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kdjax.models.weights.beginning import flat
 from kdjax.models.weights.files import read_weights
 from kdjax.models.weights.names.mmdetection import GFL
 from kdjax.models.weights.names.torchvision import RESNET
 from kdjax.models.weights.torch import arrays, from_torch
-from kdjax.types import Network
 
 BACKBONE = tuple(names for names in RESNET if names[0] != "classifier")
 CONSTANTS = ("bbox_head.integral.project",)  # numbers that follow from the head
@@ -39,25 +36,4 @@ def weights_of(path: str | Path, module: nnx.Module) -> dict[str, np.ndarray]:
     except ValueError as error:
         kind = "detector of mmdetection" if whole else "ResNet of torchvision"
         raise ValueError(f"{path} is not the {kind} that this begins from: {str(error).rstrip('.')}.") from error
-    return _flat({"params": trees[0], "state": trees[1]})
-
-
-def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
-    """The network, whose fresh weights are these as far as there are some."""
-
-    def init(key):
-        made = dict(zip(("params", "state"), network.init(key), strict=True))
-        of = lambda path: "/".join(str(getattr(k, "key", k)) for k in path)
-        filled = jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.asarray(weights[of(path)], x.dtype) if of(path) in weights else x, made
-        )
-        return filled["params"], filled["state"]
-
-    return network._replace(init=init)
-
-
-def _flat(tree: Any) -> dict[str, np.ndarray]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return flat({"params": trees[0], "state": trees[1]})

@@ -7,8 +7,9 @@ from flax import nnx
 
 from kdjax.models import from_nnx
 from kdjax.models.detectors.backbones import ResNetBackbone, SmallBackbone
-from kdjax.models.detectors.beginning import begun, weights_of
+from kdjax.models.detectors.beginning import weights_of
 from kdjax.models.detectors.gfl import GFL
+from kdjax.models.weights.beginning import begun
 from kdjax.tasks.task import Model
 from kdjax.types import Network
 
