@@ -50,7 +50,7 @@ def read_records(name: str, split: str, data_dir: str | os.PathLike | None, colu
         raise DataError(f"{name} has no classes in {keys[2]!r} but numbers to be guessed, which this task is not for.")
     try:
         for part in EVALUATED.get(split, (split,)):
-            if part not in builder.info.splits:
+            if builder.info.splits and part not in builder.info.splits:
                 continue
             columns_of = _columns(builder, part, keys)
             if columns_of[2].min(initial=0) >= 0:

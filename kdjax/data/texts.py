@@ -79,7 +79,7 @@ def load_texts(
         first, labels = python_docs.read("train" if split == "train" else "test")
         return Texts(name, split, first, None, labels, python_docs.CLASSES)
     path = local(name, DataError, "A data set")
-    if path.suffix in FILES or (path.is_dir() and any(path.glob(f"train{suffix}") for suffix in FILES)):
+    if path.suffix in FILES or (path.is_dir() and any(file.suffix in FILES for file in path.glob("train*"))):
         return _of_files(name, _files(name, path), split, columns, split_seed)
     if path.is_dir():
         return _of_folder(name, path, split, split_seed)

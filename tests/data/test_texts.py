@@ -1,6 +1,7 @@
 """Texts of files, folders, TFDS and Python itself; what does not fit is said in a sentence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,8 +91,9 @@ def test_lines_that_are_no_objects_are_refused(tmp_path):
         path.write_text(json.dumps({"text": "a", "label": 1}) + "\n" + line + "\n")
         with pytest.raises(DataError, match=message):
             load_texts(str(path), split="train")
-    with pytest.raises(DataError, match="There is no file or folder"):
-        load_texts("./nowhere.csv", split="train")
+    for name, message in (("./nowhere.csv", "nowhere.csv cannot be read"), ("./nowhere", "There is no file or folder")):
+        with pytest.raises(DataError, match=message):
+            load_texts(name, split="train")
     with pytest.raises(DataError, match="no split 'all'"):
         load_texts("python_docs", split="all")
 
@@ -115,6 +117,14 @@ def test_a_set_of_numbers_to_be_guessed_is_refused(tmp_path):
         load_texts("glue/sst2", split="train", data_dir=str(tmp_path))
 
 
+def test_docstrings_of_a_module():
+    import colorsys
+
+    found = python_docs._docstrings(Path(colorsys.__file__))
+    assert found[0].startswith("Conversion functions between RGB and other color systems.") and "\n" not in found[0]
+
+
+@pytest.mark.slow
 def test_docstrings_of_python():
     train, test = (load_texts("python_docs", split=split) for split in ("train", "test"))
     assert len(train) + len(test) > 3000 and 0.15 < len(test) / (len(train) + len(test)) < 0.25

@@ -26,8 +26,7 @@ def hidden_cosine(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> Array
       student_hidden, teacher_hidden: `[..., D]`.
     """
     student, teacher = _alike(student_hidden, teacher_hidden)
-    length = lambda x: jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-24))
-    return 1 - jnp.sum(student * teacher, axis=-1) / (length(student) * length(teacher))
+    return 1 - jnp.sum(_unit(student) * _unit(teacher), axis=-1)
 
 
 def hidden_mse(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> Array:
@@ -55,8 +54,7 @@ def patience(student_states: ArrayLike, teacher_states: ArrayLike, *, normalized
     student, teacher = _alike(student_states, teacher_states)
     if student.ndim != 3:
         raise ValueError(f"student_states has the shape {student.shape}; give [B, blocks, D], of the first token.")
-    unit = lambda x: x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
-    student, teacher = (unit(student), unit(teacher)) if normalized else (student, teacher)
+    student, teacher = (_unit(student), _unit(teacher)) if normalized else (student, teacher)
     return jnp.mean(jnp.square(student - teacher), axis=(1, 2))
 
 
@@ -126,6 +124,11 @@ def _related(first: Array, second: Array, heads: int, there: Array) -> Array:
     cut = lambda x: jnp.reshape(x, (*x.shape[:2], heads, width // heads))
     scores = jnp.einsum("bqhd,bkhd->bhqk", cut(first), cut(second)) / (width // heads) ** 0.5
     return jax.nn.log_softmax(jnp.where(there[:, None, None, :], scores, jnp.finfo(scores.dtype).min / 2))
+
+
+def _unit(x: Array) -> Array:
+    """At length 1; zeros stay."""
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def _alike(student: ArrayLike, teacher: ArrayLike) -> tuple[Array, Array]:

@@ -88,6 +88,7 @@ def test_it_predicts_texts_and_files(distilled, tmp_path, capsys):
     assert "none.txt cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
     arguments = [
         "compare",
@@ -138,6 +139,7 @@ def test_its_fields_are_said_to_be_wrong(table):
     assert {"Text", "TextNetwork", "Columns"} <= set(kinds())
 
 
+@pytest.mark.slow
 def test_an_unprepared_set_is_known_to_a_dry_run(tmp_path, capsys):
     assert main(["distill", "configs/text/glue.py", "--dry-run", "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
