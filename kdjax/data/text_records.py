@@ -1,6 +1,5 @@
 """Texts of TFDS, read without TensorFlow."""
 
-import importlib
 import os
 from typing import Any
 
@@ -14,8 +13,6 @@ from kdjax.data.tfds_records import AT_ONCE, explain
 
 Read = tuple[tuple[str, ...], tuple[str, ...] | None, np.ndarray, tuple[str, ...]]
 
-# TFDS finds these without TensorFlow only once their modules are imported.
-MODULES = {"glue": "tensorflow_datasets.text.glue", "super_glue": "tensorflow_datasets.text.super_glue"}
 EVALUATED = {
     "test": ("test", "validation", "validation_matched"),
     "validation": ("validation", "validation_matched", "test"),
@@ -36,12 +33,6 @@ def read_records(name: str, split: str, data_dir: str | os.PathLike | None, colu
     Raises:
       DataError: no such set, not prepared, broken, or no texts with classes.
     """
-    module = MODULES.get(name.partition("/")[0].partition(":")[0])
-    if module is not None:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise DataError("Data sets need TFDS and grain; run `pip install 'kdjax[train]'`.") from error
     builder = open_builder(name, data_dir)
     features = builder.info.features
     keys = chosen_columns(name, tuple(features), columns)

@@ -14,6 +14,7 @@ from kdjax.objectives.base import Objective, part_names
 from kdjax.objectives.binding import bind
 from kdjax.objectives.logits.logit import KD
 from kdjax.objectives.methods import METHODS, Method, method
+from kdjax.objectives.tokens.states import OfTokens
 from kdjax.schedules import Schedule
 from kdjax.types import DataInfo, ModelOutput
 
@@ -191,7 +192,7 @@ def trains(objective: Objective) -> str:
 
 def extra_parameters(objective: Objective) -> int:
     """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes; of detectors, two
-    with pyramids of 256 channels."""
+    with pyramids of 256 channels; of texts, two transformers as wide as BERT-base."""
     shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
     output: Any = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
@@ -200,6 +201,10 @@ def extra_parameters(objective: Objective) -> int:
         sizes, targets = ((8, 8), (4, 4)), ("labels", "boxes")
         pyramid = tuple(shape(*size, 256) for size in sizes)
         output = DetectorOutput(shape(80, 80), shape(80, 4, 17), pyramid, strides=(8, 16))
+    if any(isinstance(part, OfTokens) for part in objective.parts):
+        heads = {name: shape(6, 128, 12, 64) for name in ("queries", "keys", "values")}
+        tokens = (shape(128, 1, 768),) * 7
+        output = ModelOutput(logits=shape(100), features=tokens, taps={**heads, "scores": shape(6, 12, 128, 128)})
     params, _ = jax.eval_shape(
         bind(objective, output, output, DataInfo(100, 50_000, targets=targets)).init, jax.random.key(0)
     )

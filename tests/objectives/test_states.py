@@ -12,14 +12,17 @@ from kdjax.models import output_shapes
 from kdjax.models.transformers import SIZES, Head, transformer
 from kdjax.models.transformers.sizes import resized
 from kdjax.objectives import (
+    KD,
+    METHODS,
     AttentionRelations,
     AttentionScores,
     CrossEntropy,
     HiddenCosine,
     HiddenStates,
     Patience,
+    Sum,
     bind,
-)
+)  # fmt: skip
 from kdjax.reduction import group_losses
 from kdjax.types import Batch, Clock, Context, DataInfo
 
@@ -135,3 +138,17 @@ def test_what_does_not_fit_is_said(said):
         with pytest.raises(ValueError, match=message):
             bound()
     assert bind(HiddenStates(), narrow, shapes[1], DataInfo(3)).modules, "behind a projector"
+
+
+def test_methods_of_texts_are_made_of_what_is_tested_here(said):
+    networks, _ = said
+    shapes = [output_shapes(network, INPUTS) for network in networks]
+    entries = {name: entry for name, entry in METHODS.items() if entry.family == "text"}
+    assert {"distilbert", "tinybert", "bert_pkd", "minilm"} <= set(entries)
+    for entry in entries.values():
+        for objective in filter(None, (entry.objective, entry.before)):
+            parts = [
+                dataclasses.replace(p, heads=4) if isinstance(p, AttentionRelations) else p for p in objective.parts
+            ]
+            assert {type(part) for part in parts} <= {CrossEntropy, KD, *map(type, OBJECTIVES.values())}
+            bind(Sum(objectives=tuple(parts)), *shapes, DataInfo(3))

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax import losses
-from kdjax.objectives.base import Objective, Paper
+from kdjax.objectives.base import Method, Objective, Paper
+from kdjax.objectives.logits.logit import KD
+from kdjax.objectives.logits.supervised import CrossEntropy
 from kdjax.reduction import per_example
 from kdjax.types import Array, Context, ModelOutput
 
@@ -259,3 +261,23 @@ def tokens_that_count(ctx: Context, like: Array) -> Array:
     if isinstance(inputs, Mapping) and "attention_mask" in inputs:
         where = where & (inputs["attention_mask"] != 0)
     return where
+
+
+METHODS = {
+    "distilbert": Method(
+        2.0 * CrossEntropy() + 5.0 * KD(temperature=2.0) + HiddenCosine(), "text",
+        "labels, soft labels and the direction of the last states", "the released code's defaults, of masked words",
+    ),
+    "bert_pkd": Method(
+        0.5 * CrossEntropy() + 0.5 * KD(temperature=10.0) + 100.0 * Patience(), "text",
+        "the first token's states of every k-th block", "of the paper's grid",
+    ),
+    "tinybert": Method(
+        KD(temperature=1.0), "text", "states and attention first, then soft labels alone", "the released code",
+        paper=HiddenStates.paper, before=HiddenStates() + AttentionScores(),
+    ),
+    "minilm": Method(
+        CrossEntropy() + AttentionRelations(), "text", "how tokens relate in the last block",
+        "the paper's, with labels beside: it pre-trains on relations alone",
+    ),
+}  # fmt: skip

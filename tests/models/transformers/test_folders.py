@@ -79,6 +79,32 @@ def test_transformers_reads_what_is_written(name, tmp_path):
     np.testing.assert_allclose(pair[0], pair[1].numpy(), rtol=1e-4, atol=1e-4)
 
 
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 60}
+
+
+@pytest.mark.parametrize("family, head", [("Roberta", "SequenceClassification"), ("Roberta", "MaskedLM"),
+                                          ("GPT2", "SequenceClassification"), ("Llama", "SequenceClassification")])  # fmt: skip
+def test_what_transformers_writes_is_read(family, head, tmp_path):
+    """Those of which no numbers are kept here: with padding on the right, by other weights in every run of the test."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    own = {"pad_token_id": 1, "num_labels": 3, "max_position_embeddings": 20}
+    config = getattr(transformers, f"{family}Config")(**SMALL, **own)
+    with torch.no_grad():
+        theirs = getattr(transformers, f"{family}For{head}")(config).eval()
+        for weights in theirs.parameters():
+            weights.add_(0.3 * torch.randn_like(weights))
+        theirs.save_pretrained(tmp_path)
+        mask = np.arange(9)[None] < np.array([[9], [5]])
+        ids = np.where(mask, np.random.default_rng(0).integers(2, 60, (2, 9)), 1)
+        wanted = theirs(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int))).logits.numpy()
+    found = read_folder(tmp_path)
+    assert not found.unused and not found.fresh
+    net = transformer(found.architecture, found.head, weights=found.params)
+    output, _ = net.apply(*net.init(jax.random.key(0)), {"input_ids": ids, "attention_mask": mask}, train=False)
+    chosen = mask if head == "MaskedLM" else slice(None)
+    np.testing.assert_allclose(output.logits[chosen], wanted[chosen], rtol=1e-3, atol=1e-4)
+
+
 def test_old_names_of_norms_and_buffers_and_prefixes(tmp_path):
     folder = copied("bert_cls", tmp_path)
     wanted = flat(read_folder(folder).params)
