@@ -30,17 +30,8 @@ FILES = (
 )  # fmt: skip
 
 FAMILIES = (
-    "labels",
-    "logit",
-    "head",
-    "batch",
-    "divergence",
-    "feature",
-    "relational",
-    "contrastive",
-    "detection",
-    "text",
-)
+    "labels", "logit", "head", "batch", "divergence", "feature", "relational", "contrastive", "text", "detection",
+)  # fmt: skip
 
 METHODS: dict[str, Method] = dict(
     sorted(
