@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdjax.data.texts import Texts
 
-MOST = 78  # letters of a text
+MOST = 108  # letters of a text
 RIGHT, WRONG = "#1a7f37", "#b42318"
 
 
