@@ -62,6 +62,10 @@ def batch_of(**options):
     return Batch.of(INPUTS, labels=np.array([0, 1, 2]), **options)
 
 
+def value_of(objective, outputs, networks):
+    return jax.jit(lambda outputs: loss_of(objective, outputs, batch_of(), networks)(outputs[0]))(outputs)
+
+
 def loss_of(objective, outputs, batch, networks):
     shapes = [output_shapes(network, INPUTS) for network in networks]
     bound = bind(objective, *shapes, DataInfo(3))
@@ -75,28 +79,40 @@ def loss_of(objective, outputs, batch, networks):
     return loss
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_they_are_of_tokens_that_are_no_padding(name, said):
-    """A gradient comes to tokens alone; without the rows of a mask, and with them, the value is that of the rest."""
-    networks, outputs = said
-    objective = OBJECTIVES[name]
-    loss = loss_of(objective, outputs, batch_of(), networks)
-    value, gradient = jax.jit(jax.value_and_grad(loss))(outputs[0])
-    assert value > 0 and all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
-    moved = [x for x in (*gradient.features, *gradient.taps.values()) if np.any(x)]
-    assert moved
+@pytest.fixture(scope="module")
+def values(said):
+    """A program of all objectives: `(what student and teacher say, [B] mask of rows) -> {name: (value, gradient)}`."""
+    networks, _ = said
+
+    @jax.jit
+    def run(outputs, where):
+        made = {
+            name: loss_of(objective, outputs, batch_of(where=where), networks) for name, objective in OBJECTIVES.items()
+        }
+        return {name: jax.value_and_grad(loss)(outputs[0]) for name, loss in made.items()}
+
+    return run
+
+
+def test_they_are_of_tokens_that_are_no_padding(said, values):
+    """A gradient comes to tokens alone."""
     padding = INPUTS["attention_mask"] == 0
-    for x in gradient.features:
-        assert not np.any(np.asarray(x)[padding])
-    for key in ("queries", "keys", "values"):
-        assert not np.any(np.moveaxis(np.asarray(gradient.taps[key]), 1, 0)[:, padding])
-    one = [
-        jax.tree.map(lambda x: jnp.where(jnp.reshape(jnp.arange(3) == 1, (3,) + (1,) * (x.ndim - 1)), x, 9.0), o)
-        for o in outputs
-    ]
+    for name, (value, gradient) in values(said[1], np.ones(3, bool)).items():
+        assert value > 0 and all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient)), name
+        assert any(np.any(x) for x in (*gradient.features, *gradient.taps.values())), name
+        for x in gradient.features:
+            assert not np.any(np.asarray(x)[padding]), name
+        for key in ("queries", "keys", "values"):
+            assert not np.any(np.moveaxis(np.asarray(gradient.taps[key]), 1, 0)[:, padding]), name
+
+
+def test_rows_that_do_not_count_change_nothing(said, values):
+    second = lambda x: jnp.reshape(jnp.arange(3) == 1, (3,) + (1,) * (x.ndim - 1))
+    other = [jax.tree.map(lambda x: jnp.where(second(x), x, 9.0), output) for output in said[1]]
     where = np.array([False, True, False])
-    alone = (loss_of(objective, o, batch_of(where=where), networks)(o[0]) for o in (outputs, one))
-    np.testing.assert_allclose(*alone, rtol=1e-5)
+    ours, theirs = values(said[1], where), values(other, where)
+    for name in OBJECTIVES:
+        np.testing.assert_allclose(ours[name][0], theirs[name][0], rtol=1e-5, err_msg=name)
 
 
 def test_they_are_the_losses_of_the_layers_they_say(said):
@@ -104,7 +120,7 @@ def test_they_are_the_losses_of_the_layers_they_say(said):
     ours, theirs = ([np.asarray(x)[:, :, 0] for x in output.features] for output in outputs)
     there = INPUTS["attention_mask"] != 0
     mean = lambda values: np.sum(np.where(there, values, 0)) / np.sum(there)
-    value = lambda objective: loss_of(objective, outputs, batch_of(), networks)(outputs[0])
+    value = lambda objective: value_of(objective, outputs, networks)
     np.testing.assert_allclose(value(HiddenCosine()), mean(losses.hidden_cosine(ours[-1], theirs[-1])), rtol=1e-5)
     first = lambda states, places: np.stack([states[i][:, 0] for i in places], axis=1)
     np.testing.assert_allclose(

@@ -67,8 +67,8 @@ def given(case):
     return inputs, labels
 
 
-# A program takes seconds to compile: of every family in float64, and in float32 of one encoder and one decoder.
-QUICK = {"f64": ENCODERS + DECODERS, "f32": ("hf_bert_cls", "hf_qwen3")}
+# A program takes seconds to compile: of most families in float64, and one in float32; the others are long tests.
+QUICK = {"f64": ("hf_bert_cls", "hf_bert_mlm", "hf_distilbert_mlm", "hf_gpt2", "hf_llama"), "f32": ("hf_qwen3",)}
 MODELS = [
     pytest.param(method, precision, marks=() if method in QUICK[precision] else pytest.mark.slow)
     for method in ENCODERS + DECODERS
