@@ -51,21 +51,28 @@ def export(argv):
 
 
 def predict(argv):
-    parser = argparse.ArgumentParser("kdjax predict", description="Prints what a finished network says of pictures.")
+    parser = argparse.ArgumentParser(
+        "kdjax predict", description="Prints what a finished network says of pictures, or of texts."
+    )
     parser.add_argument("run", help="run folder")
-    parser.add_argument("files", nargs="+", metavar="IMAGE", help="picture of any size")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="picture of any size, or text file")
+    parser.add_argument(
+        "--text", nargs="+", default=[], help="texts themselves; of a pair both with a tab between them"
+    )
     parser.add_argument("--phase", default="", help="whose network; the student's if not given")
     parser.add_argument("--top", type=int, default=3, help="classes, or boxes, of each picture (default: %(default)s)")
     parser.add_argument("--draw", default="", help="folder for the pictures with the boxes that are found")
     options = parser.parse_args(argv)
     if options.top < 1:
         parser.error(f"--top {options.top}: give 1 or more")
+    if not options.files and not options.text:
+        parser.error("give files, or texts by --text")
     configure_jax()
     from kdjax.experiment.folder import run_place
     from kdjax.experiment.predict import predict
     from kdjax.experiment.spec import ExperimentError
 
-    files = [local(file, ExperimentError, "A picture") for file in options.files]
+    files = [*(local(file, ExperimentError, "A file") for file in options.files), *options.text]
     console, draw = make_console(), local(options.draw, ExperimentError, "The folder") if options.draw else None
     if draw is not None:
         draw.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def nchw(array):
 @functools.cache
 def _manifest() -> dict:
     read = lambda name: json.loads((FOLDER / name).read_text())["methods"]
-    return read("manifest.json") | read("manifest_detectors.json")
+    return read("manifest.json") | read("manifest_detectors.json") | read("manifest_text.json")
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Which data sets there are, where they lie, and whether what lies there is whole."""
 
 import difflib
+import importlib
 import os
 from pathlib import Path
 
@@ -19,6 +20,10 @@ COUNTS = {
 }  # fmt: skip
 
 
+# Sets that TFDS finds without TensorFlow only once their modules are imported.
+UNLISTED = ("glue", "super_glue")
+
+
 def resolve(name: str) -> str:
     """The full name: "fashion_mnist" is "fashion_mnist/full" where Debian's package is installed, else the subset."""
     if name == "fashion_mnist":
@@ -30,7 +35,7 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None):
     """The TFDS builder of a data set, prepared or not.
 
     Args:
-      name: a name that `resolve` returned: one of `OWN`, or an image-classification set of TFDS such as "cifar100".
+      name: a name that `resolve` returned: one of `OWN`, or a set of TFDS such as "cifar100" or "glue/sst2".
       data_dir: TFDS folder; by default `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
 
     Raises:
@@ -42,6 +47,8 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None):
         kind, options = _own(name)
         return kind(data_dir=folder, file_format="array_record", **options)
     try:
+        if (family := name.partition("/")[0].partition(":")[0]) in UNLISTED:
+            importlib.import_module(f"tensorflow_datasets.text.{family}")
         return tfds.builder(name, data_dir=folder)
     except ImportError as error:
         raise DataError(f"{name} cannot be opened without TensorFlow; run `pip install 'kdjax[prepare]'`.") from error

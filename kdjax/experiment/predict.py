@@ -14,13 +14,14 @@ AT_ONCE = 32
 
 
 def predict(
-    run: str | Path, files: Sequence[Path], *, phase: str | None = None, top: int = 5, draw: Path | None = None
-) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """What a network says of files, the surest first, one file after the other: of pictures their classes, or the boxes in them.
+    run: str | Path, files: Sequence[Path | str], *, phase: str | None = None, top: int = 5, draw: Path | None = None
+) -> Iterator[tuple[Path | str, list[tuple[str, float]]]]:
+    """What a network says of files, the surest first, one file after the other: of pictures and texts their classes, or the
+    boxes in a picture.
 
     Args:
       run: folder of a finished run, of training or of `kdjax convert`.
-      files: pictures of any size; see `kdjax.tasks.Task.decoded`.
+      files: paths of pictures of any size, or of texts; or texts themselves, as `str`. See `kdjax.tasks.Task.decoded`.
       phase: whose network; the student's if not given.
       top: how many classes, or boxes.
       draw: a folder for the files with what was found in them, FILE.found.png; none is overwritten.
@@ -45,7 +46,7 @@ def predict(
             ):
                 if draw is not None:
                     one = jax.tree.map(lambda x, i=i: x[i : i + 1], (shown, output))
-                    place = draw / f"{file.name}.found.png"
+                    place = draw / f"{Path(file).name}.found.png"
                     if place.exists():
                         raise ExperimentError(f"{place} exists; name another folder with --draw.")
                     task.drawn(*one, trained.classes, place)

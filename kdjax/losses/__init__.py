@@ -49,6 +49,7 @@ from kdjax.losses.relations.relational import *
 from kdjax.losses.tokens.divergences import *
 from kdjax.losses.tokens.fused_linear import *
 from kdjax.losses.tokens.sequence import *
+from kdjax.losses.tokens.states import *
 from kdjax.losses.tokens.topk import *
 
 # Names by which a loss is looked for, and what has it here.

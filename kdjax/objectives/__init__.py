@@ -53,8 +53,9 @@ from kdjax.objectives.methods import METHODS, method
 from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.relations.contrastive import *
 from kdjax.objectives.relations.relational import *
-from kdjax.objectives.tokens import divergences
+from kdjax.objectives.tokens import divergences, states
 from kdjax.objectives.tokens.divergences import *
+from kdjax.objectives.tokens.states import *
 
 __all__ = [
     "METHODS",
@@ -102,3 +103,4 @@ __all__ += wrappers.__all__
 __all__ += contrastive.__all__
 __all__ += relational.__all__
 __all__ += divergences.__all__
+__all__ += states.__all__

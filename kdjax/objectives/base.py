@@ -132,7 +132,8 @@ class Method:
     Attributes:
       objective: with the weights of the source.
       family: "labels" (no teacher), "logit" (row by row), "head" (trains something beside), "batch" (compares rows),
-        "divergence" (from language models), "feature", "relational", "contrastive" or "detection" (of detectors).
+        "divergence" (from language models), "feature", "relational", "contrastive", "detection" (of detectors) or "text" (of
+        transformers).
       summary: what it does, in a line.
       setting: where the weights come from.
       paper: where the method comes from, if not from its first objective's.

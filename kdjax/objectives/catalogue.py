@@ -14,6 +14,7 @@ from kdjax.objectives.base import Objective, part_names
 from kdjax.objectives.binding import bind
 from kdjax.objectives.logits.logit import KD
 from kdjax.objectives.methods import METHODS, Method, method
+from kdjax.objectives.tokens.states import OfTokens
 from kdjax.schedules import Schedule
 from kdjax.types import DataInfo, ModelOutput
 
@@ -191,7 +192,7 @@ def trains(objective: Objective) -> str:
 
 def extra_parameters(objective: Objective) -> int:
     """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes; of detectors, two
-    with pyramids of 256 channels."""
+    with pyramids of 256 channels; of texts, two transformers as wide as BERT-base."""
     shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
     output: Any = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
@@ -204,6 +205,10 @@ def extra_parameters(objective: Objective) -> int:
             shape(80, 80), shape(80, 4, 17), pyramid, strides=(8, 16), regression=shape(80, 4), centreness=shape(80),
             head=heads[0] if heads else "gfl", taps={"image": shape(64, 64, 3)},
         )  # fmt: skip
+    if any(isinstance(part, OfTokens) for part in objective.parts):
+        heads = {name: shape(6, 128, 12, 64) for name in ("queries", "keys", "values")}
+        tokens = (shape(128, 1, 768),) * 7
+        output = ModelOutput(logits=shape(100), features=tokens, taps={**heads, "scores": shape(6, 12, 128, 128)})
     roles = {"student": output, "teacher": output}
     for part in objective.parts:
         if judge := getattr(part, "judge", ""):  # of crops of objects

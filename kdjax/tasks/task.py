@@ -233,7 +233,7 @@ class Task:
         """One example's inputs of a file, as the data set stores them: for `kdjax predict`.
 
         Args:
-          file: its path.
+          file: its path; or as `str` a text itself, of tasks that read texts.
           inputs: shapes of a batch of them.
 
         Raises:

@@ -1,6 +1,7 @@
 """Optimizers as the papers use them, as data; `build` makes the optax transformation."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,11 +110,17 @@ class DOT(Optimizer):
         return GroupedTransformation(init, update)
 
 
+def matrix(path: tuple, leaf: Any) -> bool:
+    """Whether a parameter is no vector: neither is one of several layers that are stacked for a loop, by its name."""
+    return leaf.ndim > 1 and getattr(path[-1], "key", "") not in ("bias", "scale")
+
+
 def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:
     """The optax transformation over `{"student", "objective"}` parameters."""
 
     def mask(params):
-        student = jax.tree.map(lambda leaf: optimizer.decay_vectors or leaf.ndim > 1, params["student"])
+        student = jax.tree_util.tree_map_with_path(lambda p, leaf: optimizer.decay_vectors or matrix(p, leaf),
+                                                   params["student"])  # fmt: skip
         own = objective.decay_mask(params["objective"])
         vectors = jax.tree.map(lambda leaf, decays: decays and (optimizer.decay_vectors or leaf.ndim > 1),
                                params["objective"], own)  # fmt: skip

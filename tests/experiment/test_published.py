@@ -15,6 +15,7 @@ from kdjax.experiment.config import load_config
 from kdjax.experiment.summary import summary_markdown
 from kdjax.json_files import read_json
 from kdjax.models import zoo
+from kdjax.models.transformers import SIZES
 from kdjax.objectives import DKD, METHODS
 from kdjax.recipes.cifar100 import DKD_BETA, cifar100
 from kdjax.schedules import epochs
@@ -43,7 +44,7 @@ def test_rows_are_whole_and_each_is_there_once():
     for row in ROWS:
         assert row["method"] in METHODS and 0 < row["top1"] < 100 and row["source"]
         assert row["rule"] in ("last epoch", "best epoch", "not stated")
-        assert all(row[role] in zoo.NETWORKS for role in ("teacher", "student", "network") if role in row)
+        assert all(row[role] in {*zoo.NETWORKS, *SIZES} for role in ("teacher", "student", "network") if role in row)
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)

@@ -170,9 +170,9 @@ def chain(objective: Objective) -> list[Objective]:
 
 @functools.cache
 def subjects() -> dict[str, Objective]:
-    """Every part of every method, by name; but those of detectors, see tests/objectives/detection."""
+    """Every part of every method, by name; but those of detectors and of texts, which have tests of their own."""
     found = {}
-    for entry in (entry for entry in METHODS.values() if entry.family != "detection"):
+    for entry in (entry for entry in METHODS.values() if entry.family not in ("detection", "text")):
         for part in (*entry.objective.parts, *(entry.before.parts if entry.before else ())):
             found.setdefault(title(part), dataclasses.replace(part, weight=1.0))
     return found

@@ -2,10 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,11 +10,11 @@ from kdjax.models.detectors.backbones import ResNetBackbone
 from kdjax.models.detectors.dense import DenseDetector
 from kdjax.models.detectors.ssd import SSD as SSDDetector
 from kdjax.models.detectors.vgg import VGGBackbone
+from kdjax.models.weights.beginning import flat
 from kdjax.models.weights.files import read_weights
 from kdjax.models.weights.names.mmdetection import DENSE, SSD
 from kdjax.models.weights.names.torchvision import RESNET
 from kdjax.models.weights.torch import Names, arrays, entries, from_torch
-from kdjax.types import Network
 
 BACKBONE = tuple(names for names in RESNET if names[0] != "classifier")
 CONSTANTS = ("bbox_head.integral.project",)  # numbers that follow from the head
@@ -46,7 +43,7 @@ def weights_of(path: str | Path, module: nnx.Module) -> dict[str, np.ndarray]:
     except ValueError as error:
         kind = "detector of mmdetection" if whole else "ResNet of torchvision"
         raise ValueError(f"{path} is not the {kind} that this begins from: {str(error).rstrip('.')}.") from error
-    return _flat({"params": trees[0], "state": trees[1]})
+    return flat({"params": trees[0], "state": trees[1]})
 
 
 def sizes_in(path: str | Path, module: nnx.Module) -> tuple[int, int]:
@@ -85,24 +82,3 @@ def names_in(held: Iterable[str], module: nnx.Module) -> Names:
         raise ValueError("no published names are known of this detector")
     there = set(held)
     return max(tables, key=lambda table: len(there & {entry.name for entry in entries(module, table)}))
-
-
-def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
-    """The network, whose fresh weights are these as far as there are some."""
-
-    def init(key):
-        made = dict(zip(("params", "state"), network.init(key), strict=True))
-        of = lambda path: "/".join(str(getattr(k, "key", k)) for k in path)
-        filled = jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.asarray(weights[of(path)], x.dtype) if of(path) in weights else x, made
-        )
-        return filled["params"], filled["state"]
-
-    return network._replace(init=init)
-
-
-def _flat(tree: Any) -> dict[str, np.ndarray]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

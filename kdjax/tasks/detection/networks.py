@@ -10,12 +10,13 @@ from kdjax.models import from_nnx, zoo
 from kdjax.models.detectors import ssd
 from kdjax.models.detectors.atss import ATSS
 from kdjax.models.detectors.backbones import ResNetBackbone, SmallBackbone
-from kdjax.models.detectors.beginning import begun, weights_of
+from kdjax.models.detectors.beginning import weights_of
 from kdjax.models.detectors.dense import DenseDetector
 from kdjax.models.detectors.fcos import FCOS
 from kdjax.models.detectors.gfl import GFL
 from kdjax.models.detectors.retinanet import RetinaNet
 from kdjax.models.detectors.vgg import VGGBackbone
+from kdjax.models.weights.beginning import begun
 from kdjax.models.zoo.cifar import CIFAR
 from kdjax.tasks.detection.judging import of_crops
 from kdjax.tasks.task import Model

@@ -12,10 +12,11 @@ from flax import nnx
 
 from kdjax.models import from_nnx
 from kdjax.models.detectors.backbones import ResNetBackbone
-from kdjax.models.detectors.beginning import begun, weights_of
+from kdjax.models.detectors.beginning import weights_of
 from kdjax.models.detectors.fixed import Fixed
 from kdjax.models.detectors.gfl import GFL
 from kdjax.models.functional import functionalise
+from kdjax.models.weights.beginning import begun
 from kdjax.models.weights.names.mmdetection import GFL as NAMES
 from kdjax.models.weights.torch import from_torch, to_torch
 from tests.golden_cases import cases, nchw, nhwc

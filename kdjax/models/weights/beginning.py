@@ -1,0 +1,31 @@
+"""A network that begins with weights of a file."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.types import Network
+
+
+def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
+    """The network, whose fresh weights are these as far as there are some, by path: `params/classifier/kernel`."""
+
+    def init(key):
+        made = dict(zip(("params", "state"), network.init(key), strict=True))
+        of = lambda path: "/".join(str(getattr(k, "key", k)) for k in path)
+        filled = jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.asarray(weights[of(path)], x.dtype) if of(path) in weights else x, made
+        )
+        return filled["params"], filled["state"]
+
+    return network._replace(init=init)
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of nested dicts by path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,84 @@
+"""Texts as arrays of tokens, which is what a network is shown."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.errors import DataError, note
+from kdjax.data.texts import Texts
+from kdjax.data.tokenizers import Encoded, Tokenizer, encode, tokenizer_of
+from kdjax.types import Tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextExamples:
+    """One split.
+
+    Attributes:
+      texts: as they were read.
+      inputs: `input_ids`, `attention_mask` and `token_type_ids`, `[N, L]` each.
+      tokenizer: fingerprint of what made them.
+    """
+
+    texts: Texts
+    inputs: dict[str, np.ndarray]
+    tokenizer: str
+
+    @property
+    def name(self) -> str:
+        return self.texts.name
+
+    @property
+    def split(self) -> str:
+        return self.texts.split
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, indices, *, inputs: bool = True) -> dict[str, Any]:
+        chosen = np.asarray(indices)
+        shown = {name: array[chosen] for name, array in self.inputs.items()} if inputs else None
+        return {"inputs": shown, "targets": self.texts.labels[chosen]}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(
+            f"{self.tokenizer} {self.inputs['input_ids'].shape[1]} {self.texts.fingerprint()}".encode()
+        )
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def tokenizer_called(name: str) -> Tokenizer:
+    """`tokenizer_of`, which a program asks for several times."""
+    return tokenizer_of(name)
+
+
+def encoded(texts: Texts, tokenizer: Tokenizer, length: int) -> TextExamples:
+    """A split as tokens; says how many texts lost their end.
+
+    Raises:
+      DataError: no texts.
+    """
+    if not len(texts):
+        raise DataError(f"{texts.name} ({texts.split}) has no texts; give it some.")
+    made = encode(tokenizer, texts.first, texts.second, length)
+    if made.cut.any():
+        share = f"{made.cut.sum():,} of {len(texts):,} texts of {texts.name} ({texts.split})"
+        note(f"{share} are longer than {length} tokens, and lose their end")
+    return TextExamples(texts, as_inputs(made), tokenizer.fingerprint())
+
+
+def as_inputs(made: Encoded) -> dict[str, np.ndarray]:
+    """By the names that networks take them under."""
+    return {"input_ids": made.ids, "attention_mask": made.mask, "token_type_ids": made.types}
+
+
+def one(text: str, tokenizer: Tokenizer, length: int) -> Tree:
+    """The inputs of one text, without an axis of the batch; a line with one tab is a pair of texts."""
+    first, tab, second = text.rstrip("\n").partition("\t")
+    pair = bool(tab) and not {"\t", "\n"} & set(second) and "\n" not in first
+    made = encode(tokenizer, [first if pair else text], [second] if pair else None, length)
+    return {name: array[0] for name, array in as_inputs(made).items()}
