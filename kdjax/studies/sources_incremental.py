@@ -16,7 +16,7 @@ FACTORS = (1.0, 10.0, 100.0)  # of the weight: the gaps begin at 0 and stay smal
 def incremental(
     usual: Setting, plan: Plan, chosen: Mapping[str, str], announce: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Top-1 by kind and seed, of test images of old and of new classes among all ten, their mean, and of old among old.
+    """`accuracies` of test images by kind and seed, with what they rest on.
 
     Args:
       usual: all ten classes, and students of the kind that is trained here.
@@ -64,7 +64,9 @@ def rows_of(task: Task, rows: np.ndarray) -> Task:
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 of images of old and of new classes among all classes, the mean of both, and of old ones among the old."""
-    old = labels < OLD
-    parts = {"old": top1(logits[old], labels[old]), "new": top1(logits[~old], labels[~old])}
-    return parts | {"mean": (parts["old"] + parts["new"]) / 2, "old among old": top1(logits[old][:, :OLD], labels[old])}
+    """Top-1 of images of old and of new classes, among all classes and among those of their part, and the mean of the latter."""
+    found = {}
+    for name, rows, own in (("old", labels < OLD, slice(0, OLD)), ("new", labels >= OLD, slice(OLD, None))):
+        found[name] = top1(logits[rows], labels[rows])
+        found[f"{name} among {name}"] = top1(logits[rows, own], labels[rows] - own.start)
+    return found | {"mean": (found["old among old"] + found["new among new"]) / 2}

@@ -17,7 +17,7 @@ from kdjax.types import Array, ModelOutput, Network
 
 LABELS = "labels"
 ROWS = 64
-RATE, DECAY, CLIP = 0.05, 5e-4, 5.0
+RATE, DECAY, CLIP = 0.3, 5e-4, 5.0
 MEAN, DEVIATION = 0.286, 0.353  # of the pixels
 CLASSES = {2: (0, 6), 5: (0, 2, 3, 4, 6), 10: tuple(range(10))}  # the fewer, the more alike: shirts, then all tops
 LAYERS = ("stage 1", "stage 2", "embedding", "logits")

@@ -1,4 +1,6 @@
-"""The study of sources: its losses, training and verdict where the answer is known."""
+"""The study of sources: its losses, training and verdict where the answer is known; the command in its tiny form."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax import losses
+from kdjax.cli import main
 from kdjax.studies.sources import KINDS, PLANS, USUAL, compared, verdict
 from kdjax.studies.sources_incremental import OLD, accuracies, of_old
 from kdjax.studies.sources_pairs import second_order
@@ -185,9 +188,11 @@ def test_old_and_new_classes_are_told_apart():
     logits = np.eye(10)
     logits[3] = np.roll(logits[3], 4)  # an old one is taken for a new one, and among the old for the first
     logits[8] = np.roll(logits[8], 1)
-    np.testing.assert_allclose(list(accuracies(logits, labels).values()), [0.8, 0.8, 0.8, 0.8])
+    np.testing.assert_allclose(list(accuracies(logits, labels).values()), [0.8] * 5)
     logits[3, 3] = 0.5
-    assert accuracies(logits, labels)["old among old"] == 1.0 and accuracies(logits, labels)["old"] == 0.8
+    found = accuracies(logits, labels)
+    assert found["old among old"] == 1.0 and found["old"] == 0.8
+    np.testing.assert_allclose(found["mean"], 0.9)
 
 
 def test_a_former_self_is_asked_of_its_own_classes():
@@ -249,3 +254,17 @@ def test_every_size_has_the_usual_pair_and_known_classes():
     for plan in PLANS.values():
         assert set(plan.axes) <= set(USUAL) and all(USUAL[axis] in levels for axis, levels in plan.axes.items())
         assert set(plan.axes["classes"]) <= set(CLASSES)
+
+
+@pytest.mark.slow  # three teachers and seven programs of students are compiled
+def test_sources_from_the_command_line(tmp_path):
+    assert main(["study", "sources", "--tiny", "--run", str(tmp_path / "study")]) == 0
+    said = json.loads((tmp_path / "study/numbers.json").read_text())["numbers"]
+    assert set(said["found"]) == {LABELS, *said["tuned"]} and set(said["chosen"]) == set(KINDS)
+    assert all(len(by["top1"]) == 2 and np.shape(by["cka"]) == (2, 4, 4) for by in said["found"].values())
+    assert {a: len(levels) for a, levels in said["axes"].items()} == dict.fromkeys(USUAL, 2)
+    assert (
+        len(said["changes"]) == 9
+        and len(said["between"]) == 3
+        and set(said["incremental"]["found"]) == {LABELS, *KINDS}
+    )
