@@ -220,9 +220,9 @@ def finding(
             "The paper's abstract says that logits are generally the more efficient source, and that a sufficient feature "
             "dimension is crucial; its tables were not available to us, there is no official code, and how it scales its "
             "weights, at which temperature, and which gradients it takes is not verified. The formulas here follow from the "
-            "second-order form of KL. It studies compression and incremental learning, with networks and data that "
-            "were not verified; here networks are small, images grey, training short, the features one layer's, the pooled embedding, and the "
-            "teacher's head on it linear, so that full F on features is second-order KD through the teacher's own head."
+            "second-order form of KL. It studies compression and incremental learning, with networks and data that were not "
+            "verified; here networks are small, images grey, training short, the features one layer's, the pooled embedding, "
+            "and the teacher's head on it linear, so that full F on features is second-order KD through the teacher's own head."
         ),
         tables=tables(found, said, tuned, ratios, kind_of, chosen, axes, later, errors, facts),
         pictures=(
