@@ -16,6 +16,7 @@ STUDIES = {
     "properties": "what implicit properties of a teacher does its student have?",
     "regulariser": "does distillation transfer knowledge, or regularise?",
     "smoothing": "is label smoothing of the teacher incompatible with distillation?",
+    "sources": "features, logits or gradients: which source of knowledge helps, and when?",
     "survey": "which methods win at one budget?",
     "variance": "does distillation reduce the variance of gradients?",
 }
