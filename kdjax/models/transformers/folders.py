@@ -1,6 +1,7 @@
 """Folders of Hugging Face, in and out: `config.json` and `model.safetensors`, also in pieces. Nothing in them is executed."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import struct
@@ -143,6 +144,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             file.write(array.tobytes())
 
 
+@functools.lru_cache(maxsize=32)
 def parameter_shapes(architecture: Architecture, head: Head) -> dict[str, Any]:
     """Shapes of a network's parameters by path."""
     module = nnx.eval_shape(lambda: Transformer(architecture, head, rngs=nnx.Rngs(0)))

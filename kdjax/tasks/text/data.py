@@ -166,7 +166,8 @@ class Text(Task):
         if problems_of(model):
             return model
         named = model.name if not model.weights else "bert_tiny"
-        return dataclasses.replace(model, name=named, weights="", layers=(), width=32, depth=2, length=0)
+        return dataclasses.replace(model, name=named, weights="", layers=(), width=min(model.width or 32, 32),
+                                   depth=min(model.depth or 2, 2), length=0)  # fmt: skip
 
     # --- metrics ---
 

@@ -82,9 +82,8 @@ def test_outputs_and_gradients(method, precision):
     encoder, found = method in ENCODERS, pretrained(method)
     kind = found.head.kind
     with computing_in(precision):
-        net = network(method, keep=("scores",) if encoder else ())
-        params, state = net.init(jax.random.key(0))
-        params = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[precision]), params)
+        net, state = network(method, keep=("scores",) if encoder else ()), {}
+        params = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[precision]), found.params)
 
         @jax.jit
         def run(params, inputs, labels):
@@ -125,13 +124,12 @@ def test_several_texts_in_a_row(method):
     found, (inputs, labels) = pretrained(method), given(case)
     with computing_in("f64"):
         net = network(method)
-        params, state = net.init(jax.random.key(0))
 
         def run(params):
-            output, _ = net.apply(params, state, inputs, train=False)
+            output, _ = net.apply(params, {}, inputs, train=False)
             return loss_of("tokens", output, None, labels), output.logits
 
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), found.params)
         (loss, logits), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
         case.check(loss, "out", "loss", "f64")
         case.check(np.where(inputs["segment_ids"][..., None], logits, 0), "out", "logits", "f64")
@@ -147,20 +145,20 @@ def check_gradients(case, found, gradient, precision):
         case.check(laid[ours], "gparam", theirs, precision)
 
 
-@pytest.mark.parametrize("case", [case for case in cases("hf_bert") if case.id in LAYOUTS], ids=lambda case: case.id)
-def test_a_sentence_encoder_averages_the_tokens_that_are_no_padding(case):
-    found = pretrained("hf_bert")
-    wanted = read_folder(folder_of("hf_bert"), Head(kind="sentence"))
-    assert set(wanted.unused) == {"pooler.dense.weight", "pooler.dense.bias"} and not wanted.fresh
-    net = transformer(found.architecture, wanted.head, weights=wanted.params)
-    output, _ = net.apply(*net.init(jax.random.key(0)), dict(case.inputs), train=False)
-    case.check(output.embedding, "out", "mean_pool", "f32")
+def test_a_sentence_encoder_averages_the_tokens_that_are_no_padding():
+    found = read_folder(folder_of("hf_bert"), Head(kind="sentence"))
+    assert set(found.unused) == {"pooler.dense.weight", "pooler.dense.bias"} and not found.fresh
+    net = transformer(found.architecture, found.head, weights=found.params)
+    run = jax.jit(lambda inputs: net.apply(found.params, {}, inputs, train=False)[0].embedding)
+    for case in (case for case in cases("hf_bert") if case.id in LAYOUTS):
+        case.check(run(dict(case.inputs)), "out", "mean_pool", "f32")
 
 
 def test_bfloat16_is_as_near_as_the_reference_comes():
     (case,) = [case for case in cases("hf_llama_tied_bf16") if case.id == "bf16"]
     net = in_precision(network("hf_llama_tied_bf16"), "bfloat16")
-    output, _ = net.apply(*net.init(jax.random.key(0)), dict(case.inputs), train=False)
+    params = pretrained("hf_llama_tied_bf16").params
+    output = jax.jit(lambda params, inputs: net.apply(params, {}, inputs, train=False)[0])(params, dict(case.inputs))
     assert output.logits.dtype == jnp.bfloat16
     error = np.abs(np.asarray(output.logits, np.float32) - case.outputs["f32"]["logits_f32compute"])
     assert error.mean() < case.advice["bf16_mean_abs"]

@@ -21,7 +21,7 @@ CLASSES = Head(kind="classes", classes=3)
 def run(name, head=CLASSES, **changes):
     found = read_folder(FOLDER / "hf" / name, head)
     net = transformer(dataclasses.replace(found.architecture, **changes), head, weights=found.params)
-    params, state = net.init(jax.random.key(0))
+    params, state = jax.jit(net.init)(jax.random.key(0))
 
     @functools.partial(jax.jit, static_argnames="train")
     def call(inputs, rngs=None, *, train=False):

@@ -114,7 +114,7 @@ def test_a_network_from_a_folder_takes_its_blocks_and_says_what_is_fresh(capsys)
         TextNetwork(weights=str(FOLDER / "hf" / "bert"), **fields), vocabulary=vocabulary, padding=0, length=length, classes=2,
         remat=False,
     )  # fmt: skip
-    params, _ = make(layers=(0, 2)).init(jax.random.key(0))
+    params, _ = jax.eval_shape(make(layers=(0, 2)).init, jax.random.key(0))
     assert params["blocks"]["mlp"]["up"]["kernel"].shape[0] == 2 and params["classifier"]["kernel"].shape == (24, 2)
     assert "bert has no classifier, which begins fresh" in capsys.readouterr().err
     for fields, said in (
