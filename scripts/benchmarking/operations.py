@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flax import nnx
 from jax import lax
 
 from benchmarking import timing
 from benchmarking.pair import Pair
 from benchmarking.torch_peer import copied
+from kdjax.models.functional import functionalise
 from kdjax.models.zoo.normalization import BatchNorm
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -104,24 +104,24 @@ def normalization(part: Normalization, rows: int, what: str) -> tuple[timing.Sub
     """BatchNorm over the batch and ReLU: "forward" or "both ways", in both frameworks."""
     draw = np.random.default_rng(0).standard_normal
     x, g = (draw((rows, part.size, part.size, part.channels), dtype=np.float32) for _ in range(2))
-    graph, params, state = nnx.split(BatchNorm(part.channels), nnx.Param, ...)
+    layer = functionalise(lambda rngs: BatchNorm(part.channels))
+    params, state = layer.init(jax.random.key(0))
 
     def run(x, params):
-        layer = nnx.merge(graph, params, state)
-        out = jax.nn.relu(layer(x))
-        return out, nnx.state(layer, nnx.BatchStat)
+        out, new = layer.call(params, state, lambda module: module(x), train=True)
+        return jax.nn.relu(out), new
 
     both = lambda x, params, g: jax.vjp(lambda *a: run(*a)[0], x, params)[1](g)
     ours = jax.jit(lambda x, params, g: run(x, params) if what == "forward" else both(x, params, g))
     given = jnp.asarray(x), params, jnp.asarray(g)
-    layer = torch.nn.BatchNorm2d(part.channels)
+    theirs_layer = torch.nn.BatchNorm2d(part.channels)
     tx, tg = (torch.from_numpy(v.transpose(0, 3, 1, 2).copy()) for v in (x, g))
     tx.requires_grad_(what != "forward")
 
     def theirs():
         with torch.set_grad_enabled(what != "forward"):
-            out = F.relu(layer(tx))
-        return out if what == "forward" else torch.autograd.grad(out, (tx, *layer.parameters()), tg)
+            out = F.relu(theirs_layer(tx))
+        return out if what == "forward" else torch.autograd.grad(out, (tx, *theirs_layer.parameters()), tg)
 
     return _pair(lambda: ours(*given), theirs)
 
