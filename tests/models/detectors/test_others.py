@@ -29,7 +29,10 @@ def module(name, num_classes=80, in_channels=3, **options):
     return nnx.eval_shape(lambda: maker(Detector(name=name, **options), num_classes, in_channels)(nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("name", LAST)
+ALIKE = {"gfl_r18", "atss_edges_r18", "fcos_edges_r18"}  # whose tables are tested elsewhere, or are those of boxes
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in LAST])
 def test_names_of_mmdetection(name):
     """The entries of an 80-class detector on ResNet-18, by name and shape."""
     whole = module(name)
@@ -76,9 +79,11 @@ def test_names_and_maps_of_ssd():
         output_shapes(network, picture(64, 96))
 
 
-@pytest.mark.parametrize(
-    "name", [head + "_small" for head in dict.fromkeys(DENSE.values())] + ["ssd_small", "ssd_small_sigmoid"]
-)
+SMALL = [head + "_small" for head in dict.fromkeys(DENSE.values())] + ["ssd_small", "ssd_small_sigmoid"]
+OFTEN = ("retinanet_edges_small", "atss_small", "fcos_edges_small", "ssd_small_sigmoid")
+
+
+@pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
 def test_small_detectors_say_what_they_are(name):
     picture = jax.ShapeDtypeStruct((2, 96, 96, 1), np.float32)
     said = output_shapes(make_detector(Detector(name=name), 5, 1), picture)

@@ -261,29 +261,41 @@ def everything(axis=None):
     return jax.jit(whole) if axis is None else jax.pmap(whole, axis)
 
 
-def test_padding_and_devices_change_nothing():
-    """Rows that do not count hold nan, and boxes; eight rows of which six count are six, on four devices as on one."""
+def with_rows_left_out():
+    """`(students, teachers, batch)` of eight rows of which six count; the others hold nan, and boxes."""
     rng = np.random.default_rng(1)
     students, teachers = both(rng, 8)
-    targets = made(rng, 8)
     kept = np.array([1, 1, 0, 1, 1, 1, 0, 1], bool)
     bad = lambda x: np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan)
     students, teachers = jax.tree.map(bad, (students, teachers))
-    batch = Batch.of(np.zeros((8, 1)), targets, where=kept)
+    return students, teachers, Batch.of(np.zeros((8, 1)), made(rng, 8), where=kept)
+
+
+def test_padding_changes_nothing():
+    """Eight rows of which six count are six, with two of them again as rows that do not count: the shapes stay, and with them the
+    program."""
+    students, teachers, batch = with_rows_left_out()
+    kept = np.asarray(batch.where)
     values, gradients = jax.device_get(everything()(students, teachers, batch))
-    # The same six rows, two of them again as rows that do not count: the shapes stay, and with them the program.
     rows = np.array([0, 1, 3, 4, 5, 7, 0, 1])
     few = lambda tree: jax.tree.map(lambda x: np.asarray(x)[rows], tree)
     first = dataclasses.replace(few(batch), where=np.arange(8) < 6)
     alone, its = jax.device_get(everything()(few(students), few(teachers), first))
-    spread = jax.tree.map(lambda x: np.reshape(x, (4, 2, *np.shape(x)[1:])), (students, teachers, batch))
-    distributed = [{k: x[k] for k in x if k.endswith("_edges")} for x in spread[:2]]
-    mapped, over = jax.device_get(everything("data")(*distributed, spread[2]))
     for kind, value in values.items():
         np.testing.assert_allclose(value, alone[kind], rtol=1e-5, err_msg=kind)
         for one, few_ in zip(*(jax.tree.leaves(x[kind]) for x in (gradients, its)), strict=True):
             assert np.isfinite(one).all() and not one[~kept].any(), kind
             np.testing.assert_allclose(one[kept], few_[:6], rtol=1e-4, atol=1e-6, err_msg=kind)
+
+
+@pytest.mark.slow  # one more program
+def test_devices_change_nothing():
+    """On four devices as on one."""
+    whole = with_rows_left_out()
+    values, gradients = jax.device_get(everything()(*whole))
+    spread = jax.tree.map(lambda x: np.reshape(x, (4, 2, *np.shape(x)[1:])), whole)
+    distributed = [{k: x[k] for k in x if k.endswith("_edges")} for x in spread[:2]]
+    mapped, over = jax.device_get(everything("data")(*distributed, spread[2]))
     for kind, value in mapped.items():
         np.testing.assert_allclose(value, np.full(4, values[kind]), rtol=1e-5, err_msg=kind)
         for one, many in zip(*(jax.tree.leaves(x[kind]) for x in (gradients, over)), strict=True):
