@@ -339,22 +339,18 @@ def test_a_wrapper_refuses_what_reads_no_teacher(cls):
 # --- precision, and how often it is compiled ---
 
 
-def test_half_types_are_computed_in_float32(subject):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
+def test_half_types_are_computed_in_float32(subject, dtype):
     """As if the rounded numbers had come in float32; only the gradient by a half type is rounded again."""
     own = cast((*initial(subject), classifier()), np.float32)
-    train = not normalises(subject)
-    halves = [cast(draw(0), dtype) for dtype in (jnp.bfloat16, np.float16)]
-    both = jax.jit(
-        lambda halves: [evaluation(subject, train=train)(*own, said, batch(), STEP) for said in halves],
-        compiler_options=QUICK,
-    )
-    for said, result in zip(halves, jax.device_get(both(halves)), strict=True):
-        wanted = run(subject, jax.tree.map(lambda x: x.astype(np.float32), said), batch(), dtype=np.float32)
-        for term in result.terms.values():
-            assert term.sum.dtype == np.float32
-        np.testing.assert_allclose(result.value, wanted.value, rtol=1e-5, atol=1e-6)
-        chex.assert_trees_all_close(result.params, wanted.params, rtol=1e-4, atol=1e-5)
-        chex.assert_trees_all_close(cast(result.student, np.float32), wanted.student, rtol=1e-2, atol=1e-5)
+    said, evaluate = cast(draw(0), dtype), evaluation(subject, train=not normalises(subject))
+    result = jax.device_get(jax.jit(lambda said: evaluate(*own, said, batch(), STEP), compiler_options=QUICK)(said))
+    wanted = run(subject, jax.tree.map(lambda x: x.astype(np.float32), said), batch(), dtype=np.float32)
+    for term in result.terms.values():
+        assert term.sum.dtype == np.float32
+    np.testing.assert_allclose(result.value, wanted.value, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(result.params, wanted.params, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(cast(result.student, np.float32), wanted.student, rtol=1e-2, atol=1e-5)
 
 
 def test_other_values_and_another_step_compile_nothing(subject):
