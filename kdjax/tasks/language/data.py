@@ -16,11 +16,11 @@ from kdjax.data.splits import make_splits
 from kdjax.data.text_files import read_text
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers.sampling import Sampling
-from kdjax.tasks.language import writing
 from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
 from kdjax.tasks.language.networks import LanguageNetwork, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
 from kdjax.tasks.language.scores import language_means, language_sums
+from kdjax.tasks.language.writing import rewritten
 from kdjax.tasks.task import Dataset, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import Batch, DataInfo, Network
@@ -195,7 +195,7 @@ class Language(Task):
 
     def written(self, network: Network, params: Any, state: Any, batch: Batch, key: Any) -> Batch:
         """The prompts of the rows, and what the network writes behind them; of that all is learned, and nothing is a label."""
-        return writing.rewritten(
+        return rewritten(
             network, params, state, batch, key, prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary
         )  # fmt: skip
 
