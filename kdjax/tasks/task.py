@@ -323,5 +323,5 @@ class Task:
         self, comparison: dict[str, Any], folder: Path, load: Callable[[Path], Callable[[Any], Any]]
     ) -> Sequence[tuple[str, str, Path]]:
         """Draws further pictures for a comparison's report: `(heading, what it shows, file)`. `load` gives the finished network
-        of a run's folder as a function from inputs to its output."""
+        of a run's folder as a function from inputs to its output, with its `network` and `variables`."""
         return ()

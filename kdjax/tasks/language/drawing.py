@@ -37,5 +37,5 @@ def draw_written(
 
 
 def _plain(text: str) -> str:
-    """Without what matplotlib takes for mathematics, and without letters that cannot be drawn."""
-    return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")
+    """Without what matplotlib takes for mathematics; letters that its font may lack are question marks."""
+    return "".join(c if c.isprintable() and ord(c) < 384 else "?" for c in text).replace("$", r"\$")

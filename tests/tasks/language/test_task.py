@@ -17,7 +17,7 @@ from kdjax.experiment.trained import load_trained
 from kdjax.objectives import CrossEntropy, ForwardKL
 from kdjax.schedules import steps
 from kdjax.tasks import kinds
-from kdjax.tasks.language import Language, LanguageNetwork, Sampling
+from kdjax.tasks.language import Language, LanguageNetwork, Sampling, write_responses
 from kdjax.tasks.language.writing import prompts_of, write_responses
 from kdjax.training.optimizers import AdamW
 
@@ -160,3 +160,20 @@ def test_its_fields_are_said_to_be_wrong(pairs):
     assert "no teacher was asked before" in wrong.problems()[0]
     wrong = experiment(pairs).replace_phase("student", on_policy=1.5)
     assert "it is a share, 0 to 1" in wrong.problems()[0]
+
+
+@pytest.mark.slow
+def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
+    arguments = ["compare", "configs/language/python_topics.py", "--methods", "labels", "jsd", "--tiny"]
+    assert main([*arguments, "--run", str(tmp_path / "c")]) == 0
+    assert "rows/s" in capsys.readouterr().out
+    table = (tmp_path / "c" / "table.md").read_text(encoding="utf-8")
+    assert all(word in table for word in ("NLL", "perplexity", "bits/byte", "top-1 %", "KL(t‖s)", "KL(s‖t)", "entropy"))
+    page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+    assert "What was written" in page and "distinct pairs" in page and "64 test rows" in page
+    kept = json.loads((tmp_path / "c" / "written.json").read_text())
+    assert (
+        set(kept["written"]) == {"teacher", "labels", "jsd"}
+        and len(kept["written"]["jsd"]) == len(kept["prompts"]) == 32
+    )
+    assert (tmp_path / "c" / "written.png").read_bytes().startswith(b"\x89PNG")
