@@ -18,7 +18,7 @@ from kdjax.objectives import CrossEntropy, ForwardKL
 from kdjax.schedules import steps
 from kdjax.tasks import kinds
 from kdjax.tasks.language import Language, LanguageNetwork, Sampling, write_responses
-from kdjax.tasks.language.writing import prompts_of, write_responses
+from kdjax.tasks.language.writing import prompts_of
 from kdjax.training.optimizers import AdamW
 
 LETTERS = "abcdefgh"
