@@ -5,6 +5,7 @@ Files of one's own, or what Python says of its own language, which every Python 
 
 import dataclasses
 import functools
+import gzip
 import hashlib
 import re
 import zlib
@@ -19,7 +20,8 @@ from kdjax.data.splits import test_part
 from kdjax.data.text_files import json_lines, read_text
 from kdjax.places import local
 
-TOPICS = "python_topics"
+TOPICS, JARGON = "python_topics", "jargon"
+JARGON_FILE = Path("/usr/share/doc/jargon-text/jargon.txt.gz")  # of Debian's package jargon-text
 FILES = (".txt", ".jsonl")
 HELD_OUT = 0.1  # of a set that has no test part
 PARAGRAPHS = 20  # of a .txt, in a document
@@ -59,8 +61,9 @@ def load_documents(name: str, *, split: str, split_seed: int = 0) -> Documents:
     """Reads one split.
 
     Args:
-      name: "python_topics"; a file .txt, whose documents are 20 paragraphs each, or .jsonl with an object a line, {"text": ...}
-        or {"prompt": ..., "response": ...}; or a folder with train.txt or train.jsonl (and test, validation), or with any .txt.
+      name: "python_topics"; "jargon", the Jargon File where it is installed; a file .txt, whose documents are 20 paragraphs each,
+        or .jsonl with an object a line, {"text": ...} or {"prompt": ..., "response": ...}; or a folder with train.txt or
+        train.jsonl (and test, validation), or with any .txt.
       split: "train", "test" or "validation".
       split_seed: of the choice of a test part, a tenth of the documents, where the set has none.
 
@@ -73,6 +76,11 @@ def load_documents(name: str, *, split: str, split_seed: int = 0) -> Documents:
         return Documents(name, split, tuple(
             text for topic, text in topics() if (zlib.crc32(topic.encode()) % 8 == 0) == (split != "train")
         ))  # fmt: skip
+    if name == JARGON:
+        blocks = _blocks(_jargon())
+        return Documents(
+            name, split, tuple(text for i, text in enumerate(blocks) if (i % 10 == 9) == (split != "train"))
+        )
     path = local(name, DataError, "A data set")
     if path.is_dir():
         files = _files(name, path)
@@ -131,11 +139,24 @@ def _read(name: str, split: str, files: Sequence[Path]) -> Documents:
         return _of_lines(name, split, files[0])
     documents: list[str] = []
     for file in files:
-        paragraphs = [part for part in re.split(r"\n\s*\n", read_text(file)) if part.strip()]
-        documents += ["\n\n".join(paragraphs[i : i + PARAGRAPHS]) for i in range(0, len(paragraphs), PARAGRAPHS)]
+        documents += _blocks(read_text(file))
     if not documents:
         raise DataError(f"{name} ({split}) has no text in it; give it some.")
     return Documents(name, split, tuple(documents))
+
+
+def _blocks(text: str) -> list[str]:
+    """A text in documents of so many paragraphs each."""
+    paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return ["\n\n".join(paragraphs[i : i + PARAGRAPHS]) for i in range(0, len(paragraphs), PARAGRAPHS)]
+
+
+def _jargon() -> str:
+    """The Jargon File, 1.6 MB of English in the public domain; a tenth of its documents, spread evenly, is tested on."""
+    try:
+        return gzip.decompress(JARGON_FILE.read_bytes()).decode("utf-8", errors="replace")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{JARGON_FILE} cannot be read ({error}); install Debian's package jargon-text.") from error
 
 
 def _of_lines(name: str, split: str, path: Path) -> Documents:

@@ -1,13 +1,14 @@
 """Documents as rows of tokens: nothing lost, nothing learned twice, nothing across the end of a text."""
 
 import collections
+import gzip
 import itertools
 
 import numpy as np
 import pytest
 
-from kdjax.data import DataError
-from kdjax.data.documents import TOPICS, load_documents
+from kdjax.data import DataError, documents
+from kdjax.data.documents import JARGON, TOPICS, load_documents
 from kdjax.data.packing import packed, paired, positions
 from kdjax.data.vocabulary import vocabulary_of
 
@@ -57,6 +58,16 @@ def test_what_python_says_of_itself_is_a_corpus():
     assert sum(map(len, train.first)) > 300_000
     assert "assert" in " ".join(train.first)
     assert train.fingerprint() != test.fingerprint() == load_documents(TOPICS, split="validation").fingerprint()
+
+
+def test_the_jargon_file_is_read_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "JARGON_FILE", tmp_path / "jargon.txt.gz")
+    with pytest.raises(DataError, match="install Debian's package jargon-text"):
+        load_documents(JARGON, split="train")
+    text = "\n\n".join(f"{i}: noun" for i in range(500))
+    (tmp_path / "jargon.txt.gz").write_bytes(gzip.compress(text.encode()))
+    train, test = (load_documents(JARGON, split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (23, 2) and test.first[0].startswith("180: noun")
 
 
 def test_files_and_folders_of_ones_own(tmp_path, capsys):

@@ -33,8 +33,8 @@ class Language(Task):
     """Which texts, and how they become rows of tokens."""
 
     name: str = TOPICS
-    """data set: python_topics, what Python says of its language; a .txt; a .jsonl with text, or prompt and response, a line; or a
-    folder of them"""
+    """data set: python_topics, what Python says of its language; jargon, of Debian's package jargon-text; a .txt; a .jsonl with
+    text, or prompt and response, a line; or a folder of them"""
     batch_size: int = 16
     """rows in one optimizer step, over all devices"""
     eval_batch_size: int = 32
