@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from kdjax.data.tokenizers import END, SPECIAL, START, Bytes, FromFiles, tokeniz
 STARTS, ENDS = ("<s>", "<|startoftext|>", "<|begin_of_text|>"), ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
 
-class Vocabulary:
+class Vocabulary(Protocol):
     """The tokens of a tokenizer.
 
     Attributes:
@@ -30,22 +30,22 @@ class Vocabulary:
 
     def numbers(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of every text."""
-        raise NotImplementedError
+        ...
 
     def text(self, numbers: Sequence[int]) -> str:
         """The text of tokens, without those that stand for no text."""
-        raise NotImplementedError
+        ...
 
     def byte_counts(self) -> np.ndarray:
         """`[size]` float32, how many bytes of text each token stands for."""
-        raise NotImplementedError
+        ...
 
     def fingerprint(self) -> str:
         """A hash of all that the numbers depend on."""
-        raise NotImplementedError
+        ...
 
 
-class ByteVocabulary(Vocabulary):
+class ByteVocabulary:
     """UTF-8, a token a byte."""
 
     def __init__(self):
@@ -66,7 +66,7 @@ class ByteVocabulary(Vocabulary):
         return self._bytes.fingerprint()
 
 
-class FileVocabulary(Vocabulary):
+class FileVocabulary:
     """That of a `tokenizer.json`, whose text can be had back from its tokens."""
 
     def __init__(self, tokenizer: FromFiles):
