@@ -2,8 +2,12 @@
 
 A decoder 96 wide learns what Python's `help` says of the language, byte by byte, and teaches one of half that width on the
 same texts: half a megabyte that comes with this machine's Python, so nothing is downloaded, and another version of Python has
-a slightly other one. An eighth of the topics is held out. `labels` is the same student without its teacher. Forward KL must cover
-what the teacher believes and gives the lower NLL; reverse KL may leave out, which shows in a lower entropy and KL(s‖t).
+slightly others. An eighth of the topics is held out. `labels` is the same student without its teacher; the others hear the
+teacher alone.
+
+Run once, one seed, with the texts of Python 3.11, and stopped after two students: NLL a byte 1.535 of the teacher, 2.086 of
+`labels`, 1.994 of `forward_kl`; KL(t‖s) 0.508 and 0.397, the students' entropy 2.366 and 2.272. One seed is no verdict, and 300
+steps leave both students far from trained. `reverse_kl`, `jsd` and `top_k` were seen to run, not to the end.
 """
 
 import dataclasses
@@ -15,7 +19,6 @@ from kdjax.schedules import Cosine, WarmUp, steps
 from kdjax.tasks.language import Language, LanguageNetwork
 from kdjax.training.optimizers import AdamW
 
-# Of the teacher alone; published weights add the labels, which the teacher has read here too.
 OBJECTIVES = {
     "forward_kl": ForwardKL(),
     "reverse_kl": ReverseKL(),
