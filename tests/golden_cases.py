@@ -114,7 +114,12 @@ def nchw(array):
 @functools.cache
 def _manifest() -> dict:
     read = lambda name: json.loads((FOLDER / name).read_text())["methods"]
-    return read("manifest.json") | read("manifest_detectors.json") | read("manifest_text.json")
+    return (
+        read("manifest.json")
+        | read("manifest_detectors.json")
+        | read("manifest_text.json")
+        | read("manifest_language.json")
+    )
 
 
 @functools.cache

@@ -21,7 +21,7 @@ def read_table(path: Path, columns: Columns) -> tuple[tuple[str, ...], tuple[str
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path} has more than 2 GiB, and texts are read into memory; give a part of it.")
-        rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
+        rows = json_lines(path) if path.suffix == ".jsonl" else _separated(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); give another file.") from error
     except UnicodeDecodeError as error:
@@ -59,10 +59,14 @@ def _separated(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _json_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a .jsonl, an object a line."""
+def json_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a .jsonl, an object a line, with the numbers of their lines.
+
+    Raises:
+      DataError: it cannot be read, or a line holds something else.
+    """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

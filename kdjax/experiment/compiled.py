@@ -19,6 +19,7 @@ from kdjax.training import Runner, TrainState, Variables, count_parameters, init
 from kdjax.training.evaluation import make_evaluation
 from kdjax.training.feed import from_resident, scanned
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
+from kdjax.training.on_policy import on_policy
 from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Batch, Clock, Network, Tree
 
@@ -138,6 +139,10 @@ def compile_phase(
     )  # fmt: skip
     if phase.precision != "float32":
         tell_slow_products(in_step[0], networks.inputs, phase)
+    if phase.on_policy:
+        if objective.needs_peer:
+            raise ExperimentError(f"Phase {phase.name!r} trains two networks, and on_policy is of one; set it to 0.")
+        step = on_policy(step, networks.student, task.written, phase.on_policy, clock)
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher, unmixed
-from kdjax.schedules import Duration, epochs
+from kdjax.schedules import Duration, Schedule, epochs
 from kdjax.tasks import Model, Task
 from kdjax.training.finite import OnNan
 from kdjax.training.optimizers import SGD, Optimizer
@@ -51,6 +51,8 @@ class Phase:
     such as top16; empty to run it at every step"""
     teacher_outputs: str = ""
     """file of what a teacher said of each training example, .npz or .jsonl, instead of a teacher; the same for every view"""
+    on_policy: float | Schedule = 0.0
+    """share of the steps whose examples the student writes itself, behind prompts of the data; for decoders"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
@@ -164,6 +166,17 @@ class Experiment:
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(
                     f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."
+                )
+            if phase.on_policy and (phase.teacher_cache or phase.teacher_outputs):
+                found.append(
+                    f"Phase {phase.name!r} has on_policy, and what the student will write no teacher was asked before; leave "
+                    "teacher_cache and teacher_outputs empty."
+                )
+            if not isinstance(phase.on_policy, Schedule) and not 0 <= phase.on_policy <= 1:
+                found.append(f"Phase {phase.name!r} has on_policy={phase.on_policy}; it is a share, 0 to 1.")
+            if phase.on_policy and type(self.data).written is Task.written:
+                found.append(
+                    f"Phase {phase.name!r} has on_policy, and networks do not write {self.data.noun} themselves; set it to 0."
                 )
             if phase.microbatches < 1 or self.data.batch_size % phase.microbatches:
                 found.append(

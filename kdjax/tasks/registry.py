@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 
 # The task folders of kdjax; each `register`s what it adds.
-FOLDERS = ("kdjax.tasks.classification", "kdjax.tasks.detection", "kdjax.tasks.text", "kdjax.tasks.given")
+FOLDERS = (
+    "kdjax.tasks.classification", "kdjax.tasks.detection", "kdjax.tasks.text", "kdjax.tasks.language", "kdjax.tasks.given",
+)  # fmt: skip
 
 _KINDS: dict[str, type] = {}
 

@@ -294,6 +294,20 @@ class Task:
         """A narrow copy, for `--tiny`."""
         return model
 
+    def written(self, network: Network, params: Tree, state: Tree, batch: Batch, key: Array) -> Batch:
+        """A batch of the same shapes with what a network writes itself in place of the data, for phases with `on_policy`. What it
+        wrote is no label: `labelled` is False.
+
+        Args:
+          network, params, state: which network, and its variables.
+          batch: of the data.
+          key: of the draws, of this step; rows are told apart by their `index`.
+
+        Raises:
+          ValueError: the network does not write.
+        """
+        raise ValueError(f"Networks do not write {self.noun} themselves; set on_policy to 0.")
+
     # --- metrics ---
 
     def fit(self, student: Any, teacher: Any, batch: Batch) -> dict[str, Term]:
@@ -347,5 +361,5 @@ class Task:
         self, comparison: dict[str, Any], folder: Path, load: Callable[[Path], Callable[[Any], Any]]
     ) -> Sequence[tuple[str, str, Path]]:
         """Draws further pictures for a comparison's report: `(heading, what it shows, file)`. `load` gives the finished network
-        of a run's folder as a function from inputs to its output."""
+        of a run's folder as a function from inputs to its output, with its `network` and `variables`."""
         return ()

@@ -36,7 +36,7 @@ def transformer(
         module.recompute = remat
         return module
 
-    parts = {"classes": ("classify",), "tokens": ("token_logits",)}.get(head.kind, ())
     a = architecture
+    parts = {"classes": ("classify",), "tokens": ("token_logits",) + ("begin", "advance") * a.causal}.get(head.kind, ())
     network = from_nnx(make, parts=parts, name=name or f"{a.family} {a.depth}x{a.width}")
     return network if weights is None else begun(network, flat({"params": weights}))

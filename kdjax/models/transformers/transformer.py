@@ -10,6 +10,7 @@ from jax import lax
 
 from kdjax.models.transformers.architecture import Architecture, Head
 from kdjax.models.transformers.block import ACTIVATIONS, KEPT, Block, Seen, norm
+from kdjax.models.transformers.cache import Cache, empty, extended
 from kdjax.models.zoo.attention import layer_norm, normal
 from kdjax.models.zoo.layers import dense, draw
 from kdjax.types import Array, ModelOutput
@@ -148,6 +149,20 @@ class Transformer(nnx.Module):
         last, (behind, kept) = lax.scan(step, x, (weights, keys))
         last = last if self.norm is None else self.norm(last)
         return (x, *(behind[i] for i in range(a.depth - 1)), last), kept
+
+    def begin(self, ids: Array, room: Array) -> tuple[Array, Cache]:
+        """Scores `[B, V]` of what follows prompts `[B, P]`, and what is kept of them.
+
+        Args:
+          ids: the prompts, filled up on the left.
+          room: `[B, C]` bool, True for the tokens of the prompts, in the first `P` columns; the others are room for what follows.
+        """
+        return self.advance(ids, room[:, : ids.shape[1]], empty(self, *room.shape))
+
+    def advance(self, ids: Array, mask: Array, cache: Cache) -> tuple[Array, Cache]:
+        """The same behind further tokens `[B, L]`, of which those that nobody shall see are False in `mask`."""
+        last, cache = extended(self, ids, mask, cache)
+        return self.token_logits(last), cache
 
     def token_logits(self, tokens: Array) -> Array:
         """Scores of the vocabulary `[..., V]` for tokens `[..., D]` behind the last block."""
