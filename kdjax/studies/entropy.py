@@ -1,9 +1,12 @@
 """Is distillation label smoothing? By the entropy of what students say. (Sultan, EMNLP 2023)"""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax import analysis
@@ -25,6 +28,7 @@ from kdjax.studies.entropy_training import (
 )
 from kdjax.studies.finding import Finding, Size
 from kdjax.studies.words import falls, rises
+from kdjax.types import Array
 
 PAPERS = ("Sultan, Knowledge Distillation ≈ Label Smoothing: Fact or Fallacy?, EMNLP 2023 (2023.emnlp-main.271)",)
 DIRECTIONS = {
@@ -51,8 +55,8 @@ class Plan(NamedTuple):
 PLANS = {
     "tiny": {TEXTS: Plan(2, 1, 4, (0.1, 0.5), (1.0, 2.0), 128), PICTURES: Plan(2, 1, 2, (0.5,), (1.0,), 128)},
     "default": {
-        TEXTS: Plan(10, 2, 600, (0.1, 0.3, 0.5, 0.7, 0.9), (1.0, 2.0, 4.0)),
-        PICTURES: Plan(5, 1, 500, (0.1, 0.5, 0.9), (1.0, 4.0)),
+        TEXTS: Plan(5, 1, 500, (0.1, 0.5, 0.9), (1.0, 4.0)),
+        PICTURES: Plan(5, 1, 250, (0.1, 0.5, 0.9), (1.0, 4.0)),
     },
     "full": {
         TEXTS: Plan(10, 3, 1500, (0.1, 0.3, 0.5, 0.7, 0.9), (1.0, 2.0, 4.0, 8.0)),
@@ -64,13 +68,21 @@ PLANS = {
 def study(size: Size, folder: Path, *, announce: Callable[[str], None], **options: Any) -> Finding:
     """Texts, then pictures: networks by labels, the settings of smoothing and of distillation, and students with these."""
     del options  # nothing is kept but the page
-    found, tuned, chosen, domains = {}, {}, {}, {}
-    for name, plan in PLANS[size].items():
-        domain = pictures(few=plan.few) if name == PICTURES else texts(transformers=size == "full", few=plan.few)
-        say = lambda line, name=name: announce(f"{name}: {line}")
-        domains[name] = domain
-        found[name], tuned[name], chosen[name] = of_domain(domain, plan, RATES[name], say)
-    return finding(folder, found, tuned, chosen, domains, PLANS[size])
+    plans = PLANS[size]
+    of = lambda name: (
+        pictures(plans[name].few) if name == PICTURES else texts(plans[name].few, transformers=size == "full")
+    )
+    domains = {name: of(name) for name in plans}
+    with ThreadPoolExecutor(len(plans)) as threads:  # each leaves a core idle by itself
+        running = {
+            name: threads.submit(
+                of_domain, domains[name], plan, RATES[name], lambda line, n=name: announce(f"{n}: {line}")
+            )
+            for name, plan in plans.items()
+        }
+        done = {name: one.result() for name, one in running.items()}
+    found, tuned, chosen = ({name: each[i] for name, each in done.items()} for i in range(3))
+    return finding(folder, found, tuned, chosen, domains, plans)
 
 
 def of_domain(
@@ -78,34 +90,31 @@ def of_domain(
 ) -> tuple[Values, dict[str, list[dict[str, Any]]], dict[str, Arm]]:
     """What is measured on test examples by arm, of the settings on validation examples, and the settings chosen, by arm."""
     trainers = {s: Trainer(net, domain.train, plan.steps, rate) for s, net in domain.networks.items()}
-    splits = domain.train, domain.validation, domain.test
 
-    def learned(size: str, seed: int, arm: Arm = ERM, taught: Any = None) -> tuple[np.ndarray, ...]:
-        """Logits of training, validation and test examples."""
+    def learned(size: str, seed: int, arm: Arm, taught: Any, *splits: str) -> dict[str, np.ndarray]:
+        """Logits of examples by split."""
         trained = trainers[size].trained(seed, arm, taught)
-        return tuple(trainers[size].logits(trained, split.inputs) for split in splits)
+        return {split: trainers[size].logits(trained, getattr(domain, split).inputs) for split in splits}
 
-    said: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    said: dict[str, list[dict[str, np.ndarray]]] = {}
     for size in (SMALL, LARGE):
         announce(f"{size}, labels")
-        said[f"{size}, labels"] = [learned(size, seed) for seed in range(plan.seeds)]
+        said[f"{size}, labels"] = [learned(size, k, ERM, None, *Domain._fields[:3]) for k in range(plan.seeds)]
     tuned = tune(domain, plan, learned, said, announce)
     chosen = {name: best(tries) for name, tries in tuned.items()}
-
-    def students(name: str, size: str, arm: Arm, teachers: Any = None) -> None:
-        announce(name)
-        taught = [None] * plan.seeds if teachers is None else [teacher[0] for teacher in teachers]
-        said[name] = [learned(size, seed, arm, taught[seed]) for seed in range(plan.seeds)]
-
     for size in (SMALL, LARGE):
-        students(f"{size}, smoothing", size, chosen[f"{size}, smoothing"])
-    for direction, (_, size) in DIRECTIONS.items():
-        students(f"{direction} KD", size, chosen[f"{direction} KD"], teachers_of(direction, said))
-    students(CONTROL, SMALL, chosen["standard KD"], said[f"{LARGE}, smoothing"])
+        name = f"{size}, smoothing"
+        announce(name)
+        said[name] = [learned(size, k, chosen[name], None, "train", "test") for k in range(plan.seeds)]
+    taught = {f"{d} KD": (size, chosen[f"{d} KD"], teachers_of(d, said)) for d, (_, size) in DIRECTIONS.items()}
+    taught[CONTROL] = (SMALL, chosen["standard KD"], said[f"{LARGE}, smoothing"])
+    for name, (size, arm, teachers) in taught.items():
+        announce(name)
+        said[name] = [learned(size, k, arm, teacher["train"], "test") for k, teacher in enumerate(teachers)]
     found: Values = {}
     for name, each in said.items():
         for logits in each:
-            for metric, value in measured(logits[2], domain.test.labels).items():
+            for metric, value in measured(logits["test"], domain.test.labels).items():
                 found.setdefault(name, {}).setdefault(metric, []).append(value)
     return found, tuned, chosen
 
@@ -119,20 +128,22 @@ def teachers_of(direction: str, said: Mapping[str, list]) -> list:
 
 
 def tune(
-    domain: Domain, plan: Plan, learned: Callable[..., tuple[np.ndarray, ...]], said: Mapping[str, list],
+    domain: Domain, plan: Plan, learned: Callable[..., dict[str, np.ndarray]], said: Mapping[str, list],
     announce: Callable[[str], None],
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Every setting of smoothing and of KD with seeds of their own, measured on validation examples, beside labels alone with
     the same seeds (alpha 0) and the teachers."""
     seeds = range(plan.tuning)
-    measures = lambda each: averages([measured(logits[1], domain.validation.labels) for logits in each])
-    alone = {s: measures([learned(s, APART + k) for k in seeds]) for s in (SMALL, LARGE)}
+    measures = lambda each: averages([measured(logits["validation"], domain.validation.labels) for logits in each])
+    held = lambda size, arm, taught=None: measures(
+        [learned(size, APART + k, arm, taught and taught[k]["train"], "validation") for k in seeds]
+    )
+    alone = {size: held(size, ERM) for size in (SMALL, LARGE)}
     found = {}
     for size in (SMALL, LARGE):
         announce(f"{size}, smoothing: its alpha")
         found[f"{size}, smoothing"] = [{"arm": ERM, **alone[size]}] + [
-            {"arm": arm, **measures([learned(size, APART + k, arm) for k in seeds])}
-            for arm in (Arm(smoothing=alpha) for alpha in plan.alphas)
+            {"arm": arm, **held(size, arm)} for arm in (Arm(smoothing=alpha) for alpha in plan.alphas)
         ]
     for direction, (_, size) in DIRECTIONS.items():
         announce(f"{direction} KD: its alpha and temperature")
@@ -142,7 +153,7 @@ def tune(
             {
                 "arm": arm,
                 "teacher": of_teachers,
-                **measures([learned(size, APART + k, arm, teachers[k][0]) for k in seeds]),
+                **held(size, arm, teachers),
             }
             for arm in (Arm(alpha=alpha, temperature=t) for t in plan.temperatures for alpha in plan.alphas)
         ]
@@ -156,10 +167,14 @@ def best(tries: list[dict[str, Any]]) -> Arm:
 
 def measured(logits: np.ndarray, labels: Any) -> dict[str, float]:
     """Accuracy, and mean entropy, NLL and ECE at temperature 1."""
-    labels = np.asarray(labels)
+    return {name: float(value) for name, value in _measures(logits, jnp.asarray(labels)).items()}
+
+
+@jax.jit
+def _measures(logits: Array, labels: Array) -> dict[str, Array]:
     return {
-        "top1": float(np.mean(logits.argmax(axis=-1) == labels)), "entropy": float(analysis.entropy(logits)),
-        "nll": float(analysis.nll(logits, labels)), "ece": float(analysis.ece(logits, labels)),
+        "top1": jnp.mean(jnp.argmax(logits, axis=-1) == labels), "entropy": analysis.entropy(logits),
+        "nll": analysis.nll(logits, labels), "ece": analysis.ece(logits, labels),
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ VOCABULARY, LENGTH, HELD = 4096, 48, 600  # kinds of words, words of a text, and
 WIDTHS = {SMALL: 8, LARGE: 48}  # of a bag of words; its hidden layer is twice as wide
 PAIRS = 8192  # kinds of pairs of neighbouring words, by a checksum, that the large bag knows too
 DROPOUT = 0.1
-CHANNELS = {SMALL: 4, LARGE: 16}  # of small_cnn's first stage, of one convolution
+CHANNELS = {SMALL: 4, LARGE: 12}  # of small_cnn's first stage, of one convolution
 
 
 class Task(NamedTuple):
@@ -170,7 +170,7 @@ def linear(params: Mapping[str, Array], x: Array) -> Array:
     return x @ params["kernel"] + params["bias"][None]
 
 
-def texts(*, transformers: bool, few: int | None = None) -> Domain:
+def texts(few: int | None = None, *, transformers: bool = False) -> Domain:
     """Docstrings of Python's standard library and their kind of module; bags of words, or transformers. `few` leaves so many of
     each split."""
     task = Text(tokenizer=f"words:{VOCABULARY}", length=LENGTH, validation=HELD)
@@ -196,7 +196,7 @@ def texts(*, transformers: bool, few: int | None = None) -> Domain:
                   words)  # fmt: skip
 
 
-def pictures(*, few: int | None = None) -> Domain:
+def pictures(few: int | None = None) -> Domain:
     """Embedded images of Fashion-MNIST, and small_cnn. `few` leaves so many of each split."""
     splits = (Task(task.inputs, task.labels) for task in images_of(10, few))
     networks = {size: make_network(width, 10, 1) for size, width in CHANNELS.items()}
