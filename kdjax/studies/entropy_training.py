@@ -20,8 +20,8 @@ ROWS = 64  # of a batch
 DECAY, CLIP = 0.01, 1.0
 RATES = {TEXTS: 5e-3, PICTURES: 1e-2}
 VOCABULARY, LENGTH, HELD = 4096, 48, 600  # kinds of words, words of a text, and texts to validate on
-WIDTHS = {SMALL: 8, LARGE: 48}  # of a bag of words; its hidden layer is twice as wide
-PAIRS = 8192  # kinds of pairs of neighbouring words, by a checksum, that the large bag knows too
+WIDTHS = {SMALL: 8, LARGE: 32}  # of a bag of words; its hidden layer is twice as wide
+PAIRS = 4096  # kinds of pairs of neighbouring words, by a checksum, that the large bag knows too
 DROPOUT = 0.1
 CHANNELS = {SMALL: 4, LARGE: 12}  # of small_cnn's first stage, of one convolution
 
