@@ -11,6 +11,7 @@ from typing import Any
 
 STUDIES = {
     "affinity": "which affinity, which normalisation, which loss?",
+    "entropy": "is distillation label smoothing, by how sure students are?",
     "fidelity": "does the student match its teacher, and could it?",
     "limits": "when is KD logit matching, when hard labels, what kind of smoothing is it?",
     "properties": "what implicit properties of a teacher does its student have?",

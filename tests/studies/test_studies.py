@@ -52,9 +52,9 @@ def test_variance_from_the_command_line(tmp_path, capsys):
 
 
 def test_what_is_no_study_is_refused(tmp_path):
-    with pytest.raises(ExperimentError, match="there are affinity, fidelity, limits, properties"):
+    with pytest.raises(ExperimentError, match="there are affinity, entropy, fidelity, limits, properties"):
         run_study("limit", tmp_path / "x")
-    assert sorted(STUDIES) == list(STUDIES) and len(STUDIES) == 9 and not (tmp_path / "x").exists()
+    assert sorted(STUDIES) == list(STUDIES) and len(STUDIES) == 10 and not (tmp_path / "x").exists()
 
 
 def test_every_study_has_its_page_and_is_spoken_of():
