@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.errors import DataError
+from kdjax.data.box_records import SETS
+from kdjax.data.catalogue import data_folder
+from kdjax.data.errors import DataError, note
 from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
 from kdjax.models.detectors import DetectorOutput
@@ -18,7 +20,7 @@ from kdjax.tasks.detection.decoding import Detected, detect
 from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
 from kdjax.tasks.detection.edges import draw_edges
 from kdjax.tasks.detection.errors import split_errors
-from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files
+from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files, in_records
 from kdjax.tasks.detection.judging import Shown, judged, passing_on
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
@@ -38,7 +40,7 @@ class Detection(Task):
 
     name: str = OWN
     """data set: fashion_boxes, drawn from a seed out of the embedded Fashion-MNIST images; or a folder with the files of COCO,
-    of Pascal VOC or of YOLO"""
+    of Pascal VOC or of YOLO; or of TFDS coco/2017, voc/2007, voc/2012 or voc/2007+2012, once they are prepared"""
     batch_size: int = 16
     eval_batch_size: int = 100
     image_size: tuple[int, int] = (0, 0)
@@ -80,7 +82,7 @@ class Detection(Task):
     )
 
     def load(self, data_dir: str | None = None) -> Dataset:
-        train, held = (self._split(split) for split in ("train", "test"))
+        train, held = (self._split(split, data_dir) for split in ("train", "test"))
         if self.show_boxes:
             train, held = Shown(train), Shown(held)
         names = max(train.class_names, held.class_names, key=len)
@@ -97,12 +99,17 @@ class Detection(Task):
             f"{len(names)} classes, {train.objects:,} objects",
         )  # fmt: skip
 
-    def _split(self, split: str) -> Boxes | BoxFiles:
+    def _split(self, split: str, data_dir: str | None) -> Boxes | BoxFiles:
         if self.name == OWN:
             return drawn(split, self.examples if split == "train" else self.eval_examples, self.draw_seed)
-        if not Path(self.name).is_dir():
-            raise DataError(f"No detection data set is called {self.name!r}; there is {OWN!r}, or name a folder.")
-        return in_files(str(Path(self.name).resolve()), split, tuple(self.image_size), self.channels, self.objects)
+        shown = tuple(self.image_size), self.channels, self.objects
+        if Path(self.name).is_dir():
+            return in_files(str(Path(self.name).resolve()), split, *shown)
+        if self.name in SETS:
+            return in_records(self.name, split, *shown, data_folder(data_dir))
+        raise DataError(
+            f"No detection data set is called {self.name!r}; there is {OWN!r}, {', '.join(SETS)}, or name a folder."
+        )
 
     def problems(self) -> list[str]:
         least = {"examples": 1, "eval_examples": int(self.name == OWN), "max_detections": 1, "objects": 1}
@@ -281,7 +288,13 @@ class Detection(Task):
         draw_one(inputs["image"][0], found, names, path)
 
     def pictures(self, comparison, folder, load):
-        held = self.load().held
+        draw_errors(comparison["methods"], folder / "errors.png")
+        errors = ("What average precision is lost to", "points by kind of error and method", folder / "errors.png")
+        try:
+            held = self.load().held
+        except DataError as error:  # a folder of data sets that is not the usual one
+            note(f"the report shows no pictures: {error}")
+            return (errors,)
         chosen = held.read(np.arange(min(len(held), SHOWN)))
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
@@ -291,7 +304,6 @@ class Detection(Task):
             output = said[name] = jax.jit(load(place))(chosen["inputs"])
             found[name] = jax.device_get(self.found(output, chosen["inputs"]))
         draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
-        draw_errors(comparison["methods"], folder / "errors.png")
         edges = (
             "How sure they are of edges",
             "distributions of the distance of each edge, of the object that the first is least sure of; the true one dotted",
@@ -304,7 +316,7 @@ class Detection(Task):
                 "pictures with their objects, and what the first seed of each finds",
                 folder / "found.png",
             ),
-            ("What average precision is lost to", "points by kind of error and method", folder / "errors.png"),
+            errors,
         )
 
 
