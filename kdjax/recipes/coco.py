@@ -26,7 +26,7 @@ def coco_gfl(teacher: str, student: str, name: str = "ld_vlr") -> Experiment:
     return Experiment(
         name=f"coco-{teacher}-{student}",
         data=Detection(
-            name="coco", image_size=(800, 1344), batch_size=2 * images, eval_batch_size=16, eval_examples=0,
+            name="coco/2017", image_size=(800, 1344), batch_size=2 * images, eval_batch_size=16, eval_examples=0,
             mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         ),
         phases=(
@@ -37,11 +37,11 @@ def coco_gfl(teacher: str, student: str, name: str = "ld_vlr") -> Experiment:
     )  # fmt: skip
 
 
-def of_method(name: str, images: float) -> Objective:
-    """A method's objective with so many images a device."""
+def of_method(name: str, images: float, loss: GFLLoss = GFLLoss()) -> Objective:
+    """A method's objective with so many images a device, beside what is learned from objects."""
     main, region = 0.25 * LD(images_per_device=images), 0.25 * LD(region="valuable", images_per_device=images)
-    whole = GFLLoss() + main + region + 10.0 * DenseClassKD()
+    whole = loss + main + region + 10.0 * DenseClassKD()
     if images == 2:  # the released config of ResNet-50 imitates features too
         whole += 2.0 * RegionImitation()
-    settings = {"labels": GFLLoss(), "ld": GFLLoss() + main, "ld_vlr": whole}
+    settings = {"labels": loss, "ld": loss + main, "ld_vlr": whole}
     return settings.get(name) or method(name).objective

@@ -128,3 +128,17 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
     again = json.loads((tmp_path / "again/student/result.json").read_text())
     assert again["last"] == result["last"] and again["hash"] == result["hash"]
     capsys.readouterr()
+
+
+@pytest.mark.slow  # two detectors are compiled
+def test_the_protocol_of_voc_goes_through_small(tmp_path, capsys):
+    """On drawn pictures with `--tiny`; a dry run of the whole says what it costs without the data."""
+    folder = tmp_path / "run"
+    assert main(["distill", "voc/gfl_r101_r18", "--method", "ld", "--tiny", "--run", str(folder)]) == 0
+    result = json.loads((folder / "student/result.json").read_text())
+    assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
+    capsys.readouterr()
+    assert main(["distill", "voc/gfl_r101_r18", "--dry-run", "--data-dir", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().out
+    for part in ("16,551", "800", "1344", "FLOPs", "GiB"):
+        assert part in said, said
