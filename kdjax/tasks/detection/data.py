@@ -25,6 +25,7 @@ from kdjax.tasks.detection.judging import Shown, judged, passing_on
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
 from kdjax.tasks.detection.published import is_published, read_published
+from kdjax.tasks.detection.views import drawn_scales, flipped, flipped_boxes, mirrored, moved, resized, scaled_size
 from kdjax.tasks.task import NOT_HERE, Dataset, Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
@@ -57,6 +58,9 @@ class Detection(Task):
     """seed of the pictures that are drawn"""
     flip: bool = True
     """mirror left and right, every other time, boxes with it"""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """how large training pictures are shown, least and most, as share of what fits on the canvas: drawn anew for each in every
+    pass, boxes with it. A shorter side of 480 to 800 pixels on a canvas of 800 x 1344 is 0.6 1"""
     show_boxes: bool = False
     """networks see the boxes of the objects too, for a teacher that classifies crops of them; detectors do not look"""
     mean: tuple[float, ...] = ()
@@ -118,6 +122,10 @@ class Detection(Task):
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] <= 1:
+            wrong.append(
+                f"data.scales={tuple(self.scales)}; use two numbers above 0 and at most 1, the smaller one first."
+            )
         if self.name != OWN and min(self.image_size) < 32:
             size = tuple(self.image_size)
             wrong.append(f"data.image_size={size}; give height and width of at least 32 for a folder's pictures.")
@@ -146,13 +154,12 @@ class Detection(Task):
     def train_views(self, inputs, index, epoch, key, *, names):
         if names != ("main",):
             return super().train_views(inputs, index, epoch, key, names=names)
-        image, width = inputs["image"], inputs["size"][:, 1]
+        image, size = inputs["image"], inputs["size"]
+        if self.scaled:
+            size = scaled_size(inputs["size"], drawn_scales(index, epoch, key, self.scales))
+            image = resized(image, inputs["size"], size)
         if self.flip:
-            # Within the picture's own width: what it lacks to the batch's stays where it is.
-            column = jnp.arange(image.shape[2])[None]
-            other = jnp.where(column < width[:, None], width[:, None] - 1 - column, column)
-            chosen = jnp.where(self._mirrored(index, epoch, key)[:, None], other, column)
-            image = jnp.take_along_axis(image, chosen[:, None, :, None], axis=2)
+            image = flipped(image, size[:, 1], mirrored(index, epoch, key))
         shown = self.evaluation_view({"image": image})
         if not self.show_boxes:
             return shown
@@ -160,19 +167,20 @@ class Detection(Task):
         return shown | {"boxes": moved["boxes"]}
 
     def train_targets(self, targets, index, epoch, key):
-        if not self.flip:
-            return targets
         boxes = targets["boxes"]
-        width = targets["size"][:, 1][:, None] if "size" in targets else jnp.full((1, 1), SIZE)
-        left, top, right, bottom = (boxes[..., i] for i in range(4))
-        other = jnp.stack([width - right, top, width - left, bottom], axis=-1)
-        return targets | {"boxes": jnp.where(self._mirrored(index, epoch, key)[:, None, None], other, boxes)}
+        size = targets["size"] if "size" in targets else jnp.full((len(boxes), 2), SIZE, jnp.int32)
+        if self.scaled:
+            new = scaled_size(size, drawn_scales(index, epoch, key, self.scales))
+            boxes, size = moved(boxes, size, new), new
+            targets = targets | {"boxes": boxes, "size": size}
+        if self.flip:
+            targets = targets | {"boxes": flipped_boxes(boxes, size[:, 1], mirrored(index, epoch, key))}
+        return targets
 
-    def _mirrored(self, index: Array, epoch, key: Array) -> Array:
-        """`[B]` bool, which pictures are shown mirrored in a pass: a function of the seed, the pass and the picture alone."""
-        key = jax.random.fold_in(key, epoch)
-        words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(index)
-        return words % 2 == 1
+    @property
+    def scaled(self) -> bool:
+        """Whether training pictures are shown smaller than they fit."""
+        return tuple(self.scales) != (1.0, 1.0)
 
     def evaluation_view(self, inputs):
         shown = inputs["image"].astype(jnp.float32) / 255
