@@ -23,7 +23,7 @@ class Annotated:
     """One picture.
 
     Attributes:
-      path: of its file.
+      path: of its file; of a picture in another file, what messages call it.
       boxes: `[n, 4]` float64 corners (left, top, right, bottom) in pixels of the upright picture.
       labels: `[n]` int32 classes.
       area: `[n]` by which objects are large or small: COCO's is that of the mask, else width times height.
@@ -45,6 +45,10 @@ class AnnotatedSplit:
 
     pictures: tuple[Annotated, ...]
     class_names: tuple[str, ...]
+
+    def file(self, one: Annotated) -> str | bytes:
+        """A picture's file: its path, or its content."""
+        return one.path
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and annotations."""

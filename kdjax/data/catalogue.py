@@ -51,12 +51,25 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None):
             importlib.import_module(f"tensorflow_datasets.text.{family}")
         return tfds.builder(name, data_dir=folder)
     except ImportError as error:
-        raise DataError(f"{name} cannot be opened without TensorFlow; run `pip install 'kdjax[prepare]'`.") from error
+        if (prepared := _prepared(name, folder)) is not None:
+            return tfds.builder_from_directory(str(prepared))
+        raise DataError(f"{name} is not prepared in {folder}; run `pip install 'kdjax[prepare]'` and `kdjax data prepare {name}`"
+                        ", which needs TensorFlow once.") from error  # fmt: skip
     except Exception as error:  # TFDS raises many kinds
         known = tfds.list_builders(with_community_datasets=False)
         if name.partition("/")[0].partition(":")[0] not in known:
             raise DataError(f"No data set is called {name!r}{_nearest(name, known)}.") from error
         raise DataError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+def _prepared(name: str, folder: str) -> Path | None:
+    """Where a set lies whose builder cannot be made without TensorFlow (that of COCO says its types by it): the folder of its
+    newest version."""
+    family, _, version = name.partition(":")
+    if "://" in folder:
+        return None
+    found = [path for path in Path(folder, family).glob(version or "*.*.*") if (path / "features.json").is_file()]
+    return max(found, key=lambda path: [int(x) if x.isdigit() else 0 for x in path.name.split(".")], default=None)
 
 
 def own_folder(name: str, data_dir: str | os.PathLike | None = None) -> Path:

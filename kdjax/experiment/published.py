@@ -1,4 +1,4 @@
-"""Published accuracies, kept as data in `configs/published.json`: what others obtained, never what kdjax did."""
+"""Published accuracies and average precisions, data of `configs/published.json`: what others obtained, never what kdjax did."""
 
 import functools
 from typing import NamedTuple
@@ -12,13 +12,13 @@ class Published(NamedTuple):
     """One value of a table.
 
     Attributes:
-      top1: accuracy in %.
+      text: accuracy in %, or average precision in points, as it is printed; with AP50 and AP75 where they are known.
       rule: of which epoch ("last epoch", "best epoch"), or "not stated".
       source: paper or code that prints it.
       n: runs that it is the mean of; 0 if that is not said.
     """
 
-    top1: float
+    text: str
     rule: str
     source: str
     n: int = 0
@@ -31,7 +31,11 @@ def _rows() -> tuple[dict, ...]:
 
 
 def _value(row: dict) -> Published:
-    return Published(row["top1"], row["rule"], row["source"], row.get("n", 0))
+    if "top1" in row:
+        text = f"{row['top1']:.2f}"
+    else:
+        text = f"{row['ap']:.1f}" + (f" ({row['ap50']:.1f} / {row['ap75']:.1f})" if "ap50" in row else "")
+    return Published(text, row["rule"], row["source"], row.get("n", 0))
 
 
 def of_pair(data: str, teacher: str, student: str) -> dict[str, Published]:
@@ -62,7 +66,6 @@ def sentence(data: str, teacher: str, student: str) -> str:
     """The published values of a pair, for the head of its config."""
     values = of_pair(data, teacher, student)
     taught = of_network(data, teacher)
-    parts = ([f"teacher {taught.top1:.2f}"] if taught else []) + [
-        f"{name} {value.top1:.2f}" for name, value in values.items()
-    ]
-    return f"Published top-1, not reproduced here: {', '.join(parts)}."
+    parts = ([f"teacher {taught.text}"] if taught else []) + [f"{name} {value.text}" for name, value in values.items()]
+    metric = "AP (AP50 / AP75)" if any("ap" in row for row in _rows() if row["data"] == data) else "top-1"
+    return f"Published {metric}, not reproduced here: {', '.join(parts)}."

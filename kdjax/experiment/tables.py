@@ -32,7 +32,8 @@ def published_text(value: dict[str, Any] | None) -> str:
     if value is None:
         return "–"
     rule = {"last epoch": "", "not stated": " (?)"}.get(value["rule"], f" ({value['rule']})")
-    return f"{value['top1']:.2f}{rule}"
+    text = value["text"] if "text" in value else f"{value['top1']:.2f}"  # of runs from before
+    return f"{text}{rule}"
 
 
 def published_sources(comparison: dict[str, Any]) -> list[str]:

@@ -84,7 +84,8 @@ def test_boxes_are_read_as_they_are(form, tmp_path):
 
 @pytest.mark.parametrize("form", [coco, voc, yolo])
 def test_examples_are_fitted_and_boxes_with_them(form, tmp_path):
-    """Bright pixels are where boxes are, on a canvas of other shape; training leaves out crowds and what has no object."""
+    """Bright pixels are where boxes are, on a canvas of other shape; training leaves out crowds, what is difficult, and pictures
+    without an object."""
     for split in ("train", "val"):
         form(tmp_path, split)
     task = Detection(name=str(tmp_path), image_size=(96, 64), eval_examples=0, objects=3)
@@ -93,7 +94,7 @@ def test_examples_are_fitted_and_boxes_with_them(form, tmp_path):
     read = dataset.train.read(np.array([0]))
     image, box, size = read["inputs"]["image"][0], read["targets"]["boxes"][0], read["inputs"]["size"][0]
     assert image.shape == (96, 64, 3) and list(size) == [43, 64] and not image[43:].any()
-    assert list(read["targets"]["labels"][0]) == ([0, -1, -1] if form is coco else [0, 1, -1])
+    assert list(read["targets"]["labels"][0]) == ([0, 1, -1] if form is yolo else [0, -1, -1])
     scale = np.array([64 / 60, 43 / 40] * 2)
     np.testing.assert_allclose(box[0], np.array(BOXES["a"][0]) * scale, rtol=1e-6)
     bright = image[..., 0] > 200

@@ -16,8 +16,8 @@ class DenseDetector(nnx.Module):
     Attributes:
       kind: of head, by which objects are assigned.
       extra: what the pyramid's further levels are made of.
-      scaled, centred, normed: of the head: whether levels learn a factor of the edges, whether it says centreness, whether the
-        towers have GroupNorm.
+      scaled, centred, normed, biased: of the head: whether levels learn a factor of the edges, whether it says centreness,
+        whether the towers have GroupNorm, whether their convolutions have biases before it.
       offset: of the first location from the image's corner, in strides.
       deviations: of the deltas that boxes are where they are no distributions; empty for distances.
       strides: of the levels.
@@ -29,6 +29,7 @@ class DenseDetector(nnx.Module):
     scaled: ClassVar[bool] = True
     centred: ClassVar[bool] = False
     normed: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
     offset: ClassVar[float] = 0.0
     deviations: ClassVar[tuple[float, ...]] = ()
 
@@ -46,7 +47,8 @@ class DenseDetector(nnx.Module):
         shapes = self.anchor_shapes()
         self.head = DenseHead(
             pyramid_channels, num_classes=num_classes, levels=len(strides), anchors=len(shapes[0]) if shapes else 1, bins=bins,
-            channels=head_channels or pyramid_channels, depth=depth, groups=groups if self.normed else 0, scaled=self.scaled,
+            channels=head_channels or pyramid_channels, depth=depth, groups=groups if self.normed else 0, biased=self.biased,
+            scaled=self.scaled,
             centred=self.centred, deviation=deviation, rngs=rngs,
         )  # fmt: skip
 

@@ -22,12 +22,14 @@ class Priors(NamedTuple):
       sizes: sides of the anchors of each map in pixels, and beyond the last.
       ratios: of each map, beside 1: each, and its inverse.
       image: side of the images that they are for, in pixels; 0 for any.
+      clipped: whether no side of an anchor is longer than the image's.
     """
 
     strides: tuple[int, ...]
     sizes: tuple[float, ...]
     ratios: tuple[tuple[float, ...], ...]
     image: int = 0
+    clipped: bool = False
 
     @property
     def shapes(self) -> Shapes:
@@ -37,13 +39,16 @@ class Priors(NamedTuple):
         for small, large, ratios in zip(self.sizes, self.sizes[1:], self.ratios, strict=False):
             mean = math.sqrt(small * large)
             both = [r for ratio in ratios for r in (1 / ratio, ratio)]
-            shapes.append(((small, small), (mean, mean), *((small / math.sqrt(r), small * math.sqrt(r)) for r in both)))
+            kinds = ((small, small), (mean, mean), *((small / math.sqrt(r), small * math.sqrt(r)) for r in both))
+            most = self.image if self.clipped else math.inf
+            shapes.append(tuple((min(width, most), min(height, most)) for width, height in kinds))
         return tuple(shapes)
 
 
 _RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
 _STRIDES = (8, 16, 32, 64, 100, 300)
 COCO = Priors(_STRIDES, (21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0), _RATIOS, 300)
+TORCHVISION = COCO._replace(clipped=True)
 VOC = Priors(_STRIDES, (30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0), _RATIOS, 300)
 SMALL = Priors((8, 16, 32), (16.0, 32.0, 56.0, 80.0), ((2.0,),) * 3)  # for images of 96 pixels
 

@@ -21,10 +21,10 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class ConvGroupNorm(nnx.Module):
-    """A 3x3 convolution without bias, GroupNorm, ReLU."""
+    """A 3x3 convolution, without bias if none is asked for, GroupNorm, ReLU."""
 
-    def __init__(self, in_channels: int, channels: int, *, groups: int, rngs: nnx.Rngs):
-        self.conv = convolution(in_channels, channels, size=3, rngs=rngs)
+    def __init__(self, in_channels: int, channels: int, *, groups: int, bias: bool = False, rngs: nnx.Rngs):
+        self.conv = convolution(in_channels, channels, size=3, bias=bias, rngs=rngs)
         self.norm = GroupNorm(channels, groups, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -59,8 +59,8 @@ class DenseHead(nnx.Module):
 
     def __init__(
         self, in_channels: int, *, num_classes: int, levels: int, anchors: int = 1, bins: int = 17, channels: int = 256,
-        depth: int = 4, groups: int = 32, scaled: bool = True, centred: bool = False, deviation: float | None = 0.01,
-        rngs: nnx.Rngs,
+        depth: int = 4, groups: int = 32, biased: bool = False, scaled: bool = True, centred: bool = False,
+        deviation: float | None = 0.01, rngs: nnx.Rngs,
     ):  # fmt: skip
         """Makes the head.
 
@@ -72,6 +72,7 @@ class DenseHead(nnx.Module):
           bins: `K` of every edge; 1 for a number instead of a distribution.
           channels, depth: of the towers.
           groups: of GroupNorm; 0 for towers with biases in its place.
+          biased: whether convolutions before GroupNorm have biases too.
           scaled: whether each level learns a factor of the edges.
           centred: whether it says centreness, behind the tower of the edges.
           deviation: of the first weights of the towers; None is Kaiming normal, for a head that is trained shortly.
@@ -79,7 +80,10 @@ class DenseHead(nnx.Module):
         """
         self.bins = bins
         widths = [in_channels] + [channels] * depth
-        layer = lambda a, b: ConvGroupNorm(a, b, groups=groups, rngs=rngs) if groups else ConvBias(a, b, rngs=rngs)
+
+        def layer(a, b):
+            return ConvGroupNorm(a, b, groups=groups, bias=biased, rngs=rngs) if groups else ConvBias(a, b, rngs=rngs)
+
         tower = lambda: nnx.List([layer(a, b) for a, b in itertools.pairwise(widths)])
         self.class_tower, self.edge_tower = tower(), tower()
         self.classes = convolution(widths[-1], anchors * num_classes, size=3, bias=True, rngs=rngs)

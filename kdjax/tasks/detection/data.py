@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.errors import DataError
+from kdjax.data.box_records import SETS
+from kdjax.data.catalogue import data_folder
+from kdjax.data.errors import DataError, note
 from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
 from kdjax.models.detectors import DetectorOutput
@@ -18,11 +20,12 @@ from kdjax.tasks.detection.decoding import Detected, detect
 from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
 from kdjax.tasks.detection.edges import draw_edges
 from kdjax.tasks.detection.errors import split_errors
-from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files
+from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files, in_records
 from kdjax.tasks.detection.judging import Shown, judged, passing_on
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
 from kdjax.tasks.detection.published import is_published, read_published
+from kdjax.tasks.detection.views import drawn_scales, flipped, flipped_boxes, mirrored, moved, resized, scaled_size
 from kdjax.tasks.task import NOT_HERE, Dataset, Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
@@ -38,7 +41,7 @@ class Detection(Task):
 
     name: str = OWN
     """data set: fashion_boxes, drawn from a seed out of the embedded Fashion-MNIST images; or a folder with the files of COCO,
-    of Pascal VOC or of YOLO"""
+    of Pascal VOC or of YOLO; or of TFDS coco/2017, voc/2007, voc/2012 or voc/2007+2012, once they are prepared"""
     batch_size: int = 16
     eval_batch_size: int = 100
     image_size: tuple[int, int] = (0, 0)
@@ -55,6 +58,9 @@ class Detection(Task):
     """seed of the pictures that are drawn"""
     flip: bool = True
     """mirror left and right, every other time, boxes with it"""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """how large training pictures are shown, least and most, as share of what fits on the canvas: drawn anew for each in every
+    pass, boxes with it. A shorter side of 480 to 800 pixels on a canvas of 800 x 1344 is 0.6 1"""
     show_boxes: bool = False
     """networks see the boxes of the objects too, for a teacher that classifies crops of them; detectors do not look"""
     mean: tuple[float, ...] = ()
@@ -80,7 +86,7 @@ class Detection(Task):
     )
 
     def load(self, data_dir: str | None = None) -> Dataset:
-        train, held = (self._split(split) for split in ("train", "test"))
+        train, held = (self._split(split, data_dir) for split in ("train", "test"))
         if self.show_boxes:
             train, held = Shown(train), Shown(held)
         names = max(train.class_names, held.class_names, key=len)
@@ -97,12 +103,17 @@ class Detection(Task):
             f"{len(names)} classes, {train.objects:,} objects",
         )  # fmt: skip
 
-    def _split(self, split: str) -> Boxes | BoxFiles:
+    def _split(self, split: str, data_dir: str | None) -> Boxes | BoxFiles:
         if self.name == OWN:
             return drawn(split, self.examples if split == "train" else self.eval_examples, self.draw_seed)
-        if not Path(self.name).is_dir():
-            raise DataError(f"No detection data set is called {self.name!r}; there is {OWN!r}, or name a folder.")
-        return in_files(str(Path(self.name).resolve()), split, tuple(self.image_size), self.channels, self.objects)
+        shown = tuple(self.image_size), self.channels, self.objects
+        if Path(self.name).is_dir():
+            return in_files(str(Path(self.name).resolve()), split, *shown)
+        if self.name in SETS:
+            return in_records(self.name, split, *shown, data_folder(data_dir))
+        raise DataError(
+            f"No detection data set is called {self.name!r}; there is {OWN!r}, {', '.join(SETS)}, or name a folder."
+        )
 
     def problems(self) -> list[str]:
         least = {"examples": 1, "eval_examples": int(self.name == OWN), "max_detections": 1, "objects": 1}
@@ -111,6 +122,10 @@ class Detection(Task):
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] <= 1:
+            wrong.append(
+                f"data.scales={tuple(self.scales)}; use two numbers above 0 and at most 1, the smaller one first."
+            )
         if self.name != OWN and min(self.image_size) < 32:
             size = tuple(self.image_size)
             wrong.append(f"data.image_size={size}; give height and width of at least 32 for a folder's pictures.")
@@ -139,13 +154,12 @@ class Detection(Task):
     def train_views(self, inputs, index, epoch, key, *, names):
         if names != ("main",):
             return super().train_views(inputs, index, epoch, key, names=names)
-        image, width = inputs["image"], inputs["size"][:, 1]
+        image, size = inputs["image"], inputs["size"]
+        if self.scaled:
+            size = scaled_size(inputs["size"], drawn_scales(index, epoch, key, self.scales))
+            image = resized(image, inputs["size"], size)
         if self.flip:
-            # Within the picture's own width: what it lacks to the batch's stays where it is.
-            column = jnp.arange(image.shape[2])[None]
-            other = jnp.where(column < width[:, None], width[:, None] - 1 - column, column)
-            chosen = jnp.where(self._mirrored(index, epoch, key)[:, None], other, column)
-            image = jnp.take_along_axis(image, chosen[:, None, :, None], axis=2)
+            image = flipped(image, size[:, 1], mirrored(index, epoch, key))
         shown = self.evaluation_view({"image": image})
         if not self.show_boxes:
             return shown
@@ -153,19 +167,20 @@ class Detection(Task):
         return shown | {"boxes": moved["boxes"]}
 
     def train_targets(self, targets, index, epoch, key):
-        if not self.flip:
-            return targets
         boxes = targets["boxes"]
-        width = targets["size"][:, 1][:, None] if "size" in targets else jnp.full((1, 1), SIZE)
-        left, top, right, bottom = (boxes[..., i] for i in range(4))
-        other = jnp.stack([width - right, top, width - left, bottom], axis=-1)
-        return targets | {"boxes": jnp.where(self._mirrored(index, epoch, key)[:, None, None], other, boxes)}
+        size = targets["size"] if "size" in targets else jnp.full((len(boxes), 2), SIZE, jnp.int32)
+        if self.scaled:
+            new = scaled_size(size, drawn_scales(index, epoch, key, self.scales))
+            boxes, size = moved(boxes, size, new), new
+            targets = targets | {"boxes": boxes, "size": size}
+        if self.flip:
+            targets = targets | {"boxes": flipped_boxes(boxes, size[:, 1], mirrored(index, epoch, key))}
+        return targets
 
-    def _mirrored(self, index: Array, epoch, key: Array) -> Array:
-        """`[B]` bool, which pictures are shown mirrored in a pass: a function of the seed, the pass and the picture alone."""
-        key = jax.random.fold_in(key, epoch)
-        words = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(index)
-        return words % 2 == 1
+    @property
+    def scaled(self) -> bool:
+        """Whether training pictures are shown smaller than they fit."""
+        return tuple(self.scales) != (1.0, 1.0)
 
     def evaluation_view(self, inputs):
         shown = inputs["image"].astype(jnp.float32) / 255
@@ -281,7 +296,13 @@ class Detection(Task):
         draw_one(inputs["image"][0], found, names, path)
 
     def pictures(self, comparison, folder, load):
-        held = self.load().held
+        draw_errors(comparison["methods"], folder / "errors.png")
+        errors = ("What average precision is lost to", "points by kind of error and method", folder / "errors.png")
+        try:
+            held = self.load().held
+        except DataError as error:  # a folder of data sets that is not the usual one
+            note(f"the report shows no pictures: {error}")
+            return (errors,)
         chosen = held.read(np.arange(min(len(held), SHOWN)))
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
@@ -291,7 +312,6 @@ class Detection(Task):
             output = said[name] = jax.jit(load(place))(chosen["inputs"])
             found[name] = jax.device_get(self.found(output, chosen["inputs"]))
         draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
-        draw_errors(comparison["methods"], folder / "errors.png")
         edges = (
             "How sure they are of edges",
             "distributions of the distance of each edge, of the object that the first is least sure of; the true one dotted",
@@ -304,7 +324,7 @@ class Detection(Task):
                 "pictures with their objects, and what the first seed of each finds",
                 folder / "found.png",
             ),
-            ("What average precision is lost to", "points by kind of error and method", folder / "errors.png"),
+            errors,
         )
 
 

@@ -11,13 +11,17 @@ import numpy as np
 
 from kdjax.data import fashion_boxes
 from kdjax.data.annotated import Annotated, AnnotatedSplit, open_annotated
+from kdjax.data.box_records import open_box_records
 from kdjax.data.errors import DataError, note
 from kdjax.data.pictures import Unreadable, fitted
 
 OWN = "fashion_boxes"
 THREADS = 8
 # Pictures to train on (those with objects) and to evaluate, and classes, so that a dry run knows them before they are there.
-COUNTS = {"coco": (117_266, 5_000, 80), "voc": (16_551, 4_952, 20)}
+COUNTS = {
+    "coco": (117_266, 5_000, 80), "voc": (16_551, 4_952, 20), "coco/2017": (117_266, 5_000, 80), "voc/2007": (5_011, 4_952, 20),
+    "voc/2012": (5_717, 5_823, 20), "voc/2007+2012": (16_551, 4_952, 20),
+}  # fmt: skip
 
 
 class Boxes:
@@ -108,7 +112,7 @@ class BoxFiles:
     """One split in files, decoded as they are read, onto a canvas.
 
     Targets beside boxes and labels: "size" of each picture on the canvas, and what evaluation needs: "scale", "area", "crowd",
-    "difficult". Training leaves out crowds and boxes without area.
+    "difficult". Training leaves out crowds, objects that need not be found, and boxes without area.
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class BoxFiles:
 
     def _one(self, one: Annotated) -> dict[str, np.ndarray]:
         try:
-            made = fitted(one.path, self.canvas, self.channels)
+            made = fitted(self.found.file(one), self.canvas, self.channels)
         except Unreadable as error:
             raise DataError(f"{one.path} {error}.") from error
         count = min(len(one.boxes), self.most)
@@ -173,8 +177,8 @@ class BoxFiles:
 
 
 def _trained_on(one: Annotated) -> Annotated:
-    """A picture without crowds and boxes that are not a pixel wide and high."""
-    kept = ~one.crowd & (one.area > 0) & ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(axis=1)
+    """A picture without crowds, difficult objects, and boxes that are not a pixel wide and high."""
+    kept = ~one.crowd & ~one.difficult & (one.area > 0) & ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(axis=1)
     fields = ("boxes", "labels", "area", "crowd", "difficult")
     return dataclasses.replace(one, **{name: getattr(one, name)[kept] for name in fields})
 
@@ -184,3 +188,12 @@ def in_files(root: str, split: str, canvas: tuple[int, int], channels: int, obje
     """A split of a folder; see `kdjax.data.annotated.open_annotated`."""
     found = open_annotated(Path(root), split)
     return BoxFiles(root, split, found, canvas, channels, objects, split == "train")
+
+
+@functools.lru_cache(maxsize=4)
+def in_records(
+    name: str, split: str, canvas: tuple[int, int], channels: int, objects: int, data_dir: str | None
+) -> BoxFiles:
+    """A split of a set of TFDS; see `kdjax.data.box_records.open_box_records`."""
+    found = open_box_records(name, split, data_dir)
+    return BoxFiles(name, split, found, canvas, channels, objects, split == "train")

@@ -15,6 +15,7 @@ from kdjax.models.detectors.dense import DenseDetector
 from kdjax.models.detectors.fcos import FCOS
 from kdjax.models.detectors.gfl import GFL
 from kdjax.models.detectors.retinanet import RetinaNet
+from kdjax.models.detectors.torchvision import TorchvisionFCOS, TorchvisionRetinaNet
 from kdjax.models.detectors.vgg import VGGBackbone
 from kdjax.models.weights.beginning import begun
 from kdjax.models.zoo.cifar import CIFAR
@@ -24,16 +25,18 @@ from kdjax.types import Network
 
 HEADS: dict[str, tuple[type[DenseDetector], bool]] = {  # whether its edges are distributions
     "gfl": (GFL, True), "retinanet": (RetinaNet, False), "atss": (ATSS, False), "fcos": (FCOS, False),
+    "retinanet_torchvision": (TorchvisionRetinaNet, False), "fcos_torchvision": (TorchvisionFCOS, False),
     "retinanet_edges": (RetinaNet, True), "atss_edges": (ATSS, True), "fcos_edges": (FCOS, True),
 }  # fmt: skip
 SSDS = {  # anchors, and whether the classes are a softmax with background
     "ssd300": (ssd.COCO, True), "ssd300_voc": (ssd.VOC, True), "ssd300_sigmoid": (ssd.COCO, False),
+    "ssd300_torchvision": (ssd.TORCHVISION, True),
     "ssd_small": (ssd.SMALL, True), "ssd_small_sigmoid": (ssd.SMALL, False),
 }  # fmt: skip
 DEPTHS = {f"_r{depth}": depth for depth in (18, 34, 50, 101)}
 SMALL = "_small"
 CROPS = "crops_"
-DENSE = {head + end: head for head in HEADS for end in (SMALL, *DEPTHS)}
+DENSE = {head + end: head for head in HEADS for end in (SMALL, *DEPTHS) if not (end == SMALL and "torchvision" in head)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,10 @@ class Detector(Model):
     name: str = "gfl_small"
     """head and backbone: gfl, retinanet, atss or fcos; retinanet_edges, atss_edges or fcos_edges, whose edges are distributions
     as localization distillation needs them; with _small, for images of some hundred pixels, or _r18, _r34, _r50, _r101 for a
-    ResNet of ImageNet. Or ssd300 (with COCO's anchors), ssd300_voc, ssd300_sigmoid, whose classes are sigmoids without
-    background, and ssd_small, ssd_small_sigmoid. Or crops_NAME, with a network of the zoo that classifies crops of the objects,
-    such as crops_resnet8, to teach a detector with data.show_boxes"""
+    ResNet of ImageNet. Or retinanet_torchvision_r50, fcos_torchvision_r50, ssd300_torchvision, as torchvision has them. Or ssd300
+    (with COCO's anchors), ssd300_voc, ssd300_sigmoid, whose classes are sigmoids without background, and ssd_small,
+    ssd_small_sigmoid. Or crops_NAME, with a network of the zoo that classifies crops of the objects, such as crops_resnet8, to
+    teach a detector with data.show_boxes"""
     width: int = 0
     """channels of the stem; 0 for the network's own (16 and 64)"""
     channels: int = 0
@@ -134,7 +138,7 @@ def _dense(model: Detector, num_classes: int, in_channels: int) -> Callable[[nnx
         backbone = lambda rngs: ResNetBackbone(
             depth, width=width, in_channels=in_channels, frozen_stages=model.frozen_stages, rngs=rngs
         )
-    if kind is RetinaNet:
+    if issubclass(kind, RetinaNet):
         options["anchor_scale"] /= 2  # of its smallest size
 
     def make(rngs):

@@ -15,6 +15,7 @@ from kdjax.models import output_shapes
 from kdjax.tasks.detection import Detection, Detector
 from kdjax.tasks.detection.data import found_and_true
 from kdjax.tasks.detection.examples import Boxes
+from kdjax.tasks.detection.views import drawn_scales, mirrored
 from kdjax.training.evaluation import PerExample, evaluate
 from kdjax.types import Batch
 
@@ -59,6 +60,50 @@ def test_boxes_are_mirrored_with_their_pictures():
     assert still.train_targets({"boxes": boxes}, index, 2, key)["boxes"] is boxes
     with pytest.raises(ValueError, match="pictures have one, 'main'"):
         task.train_views(inputs(images), index, 0, key, names=("main", "strong"))
+
+
+def test_boxes_shrink_with_their_pictures_alike_on_any_number_of_devices():
+    """As Pillow shrinks, each by its own draw; what is beyond the picture is black and takes no part."""
+    images, boxes, labels = rectangles(8)
+    images[..., 0] = np.maximum(images[..., 0], 40)
+    sizes = np.stack([np.arange(8) + 60, 90 - np.arange(8)], axis=1).astype(np.int32)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[height:], image[:, width:] = 0, 0
+    task, key, index = Detection(scales=(0.4, 0.9)), jax.random.key(3), jnp.arange(8)
+
+    @jax.jit
+    def show(images, boxes, size, index):
+        shown = task.train_views({"image": images, "size": size}, index, 2, key, names=("main",))
+        return shown, task.train_targets({"boxes": boxes, "labels": labels, "size": size}, index, 2, key)
+
+    shown, targets = show(images, boxes, sizes, index)
+    plain, _ = jax.jit(lambda: (mirrored(index, 2, key), drawn_scales(index, 2, key, task.scales)))()
+    new = np.asarray(targets["size"])
+    share = new / sizes
+    assert share.min() > 0.35 and share.max() < 0.95 and share[:, 0].std() > 0.05
+    for i in range(8):
+        height, width = new[i]
+        source = Image.fromarray(images[i, : sizes[i, 0], : sizes[i, 1], 0])
+        wanted = np.asarray(source.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        found = np.asarray(shown[i, :, :, 0]) * 255
+        np.testing.assert_allclose(found[:height, :width], wanted[:, ::-1] if plain[i] else wanted, atol=1.01)
+        assert not found[height:].any() and not found[:, width:].any()
+        left, right = boxes[i, 0, [0, 2]] * share[i, 1]
+        edges = (width - right, width - left) if plain[i] else (left, right)
+        np.testing.assert_allclose(targets["boxes"][i, 0, [0, 2]], edges, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(targets["boxes"][i, 0, [1, 3]], boxes[i, 0, [1, 3]] * share[i, 0], rtol=1e-5)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
+    spread = jax.device_put(
+        (images, boxes, sizes, index), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    )
+    again = jax.jit(
+        lambda images, size, index: task.train_views({"image": images, "size": size}, index, 2, key, names=("main",))
+    )(spread[0], spread[2], spread[3])
+    np.testing.assert_allclose(again, shown, atol=1e-6)
+    assert Detection(scales=(0.5, 1.2)).problems() == [
+        "data.scales=(0.5, 1.2); use two numbers above 0 and at most 1, the smaller one first."
+    ]
+    assert Detection(scales=(1.0, 1.0)).scaled is False
 
 
 def test_every_picture_is_evaluated_once_in_whatever_order():
@@ -128,3 +173,22 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
     again = json.loads((tmp_path / "again/student/result.json").read_text())
     assert again["last"] == result["last"] and again["hash"] == result["hash"]
     capsys.readouterr()
+
+
+@pytest.mark.slow  # two detectors are compiled
+def test_the_protocol_of_voc_goes_through_small(tmp_path, capsys):
+    """On drawn pictures with `--tiny`; a dry run of the whole says what it costs without the data."""
+    folder = tmp_path / "run"
+    assert (
+        main(
+            ["distill", "voc/gfl_r101_r18", "--method", "ld", "--tiny", "--data.batch_size", "8", "--run", str(folder)]
+        )
+        == 0
+    )
+    result = json.loads((folder / "student/result.json").read_text())
+    assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
+    capsys.readouterr()
+    assert main(["distill", "voc/gfl_r101_r18", "--dry-run", "--data-dir", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().out
+    for part in ("16,551", "800", "1344", "FLOPs", "GiB"):
+        assert part in said, said

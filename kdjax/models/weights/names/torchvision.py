@@ -91,3 +91,49 @@ def _lists(design: Design, blocks: Sequence[str], last: int, linear: str) -> Tab
         ("hidden", "classifier.0"),
         ("classifier", linear),
     )
+
+
+def dense_detector(*, centred: bool, old: bool) -> Table:
+    """The table of RetinaNet, or with `centred` of FCOS; `old` as files from before torchvision 0.13 have it, which those that it
+    downloads may still be."""
+    after, classes, boxes = "" if old else ".0", "head.classification_head", "head.regression_head"
+    table = [("backbone", "backbone.body"), *(names for names in RESNET if names[0] != "classifier")]
+    for i in range(3):
+        table.append((f"pyramid/laterals/{i}", f"backbone.fpn.inner_blocks.{i}{after}"))
+        table.append((f"pyramid/outputs/{i}", f"backbone.fpn.layer_blocks.{i}{after}"))
+    table += [(f"pyramid/outputs/{i}", f"backbone.fpn.extra_blocks.p{i + 3}") for i in (3, 4)]
+    for ours, theirs in (("class_tower", classes), ("edge_tower", boxes)):
+        for i in range(4):
+            place = (
+                3 * i if centred else 2 * i if old else f"{i}.0"
+            )  # a list of layers, with GroupNorm and ReLU among them
+            table.append((f"head/{ours}/{i}/conv", f"{theirs}.conv.{place}"))
+            if centred:
+                table.append((f"head/{ours}/{i}/norm", f"{theirs}.conv.{3 * i + 1}"))
+    table += [("head/classes", f"{classes}.cls_logits"), ("head/edges", f"{boxes}.bbox_reg")]
+    return (*table, *((("head/centreness", f"{boxes}.bbox_ctrness"),) if centred else ()))
+
+
+RETINANET = tuple(dense_detector(centred=False, old=old) for old in (False, True))
+FCOS = tuple(dense_detector(centred=True, old=old) for old in (False, True))
+
+_VGG = (
+    (0, 2),
+    (5, 7),
+    (10, 12, 14),
+    (17, 19, 21),
+)  # places of VGG-16's convolutions, by stage; the last stage is in `extra`
+SSD = (
+    *(
+        (f"backbone/stages/{i}/{j}", f"backbone.features.{at}")
+        for i, places in enumerate(_VGG)
+        for j, at in enumerate(places)
+    ),
+    *((f"backbone/stages/4/{j}", f"backbone.extra.0.{2 * j + 1}") for j in range(3)),
+    ("backbone/dilated", "backbone.extra.0.7.1"),
+    ("backbone/linear", "backbone.extra.0.7.3"),
+    *((f"backbone/further/{i}", f"backbone.extra.{i // 2 + 1}.{2 * (i % 2)}") for i in range(8)),
+    ("backbone/normalised/scale", "backbone.scale_weight"),
+    ("head/classes", "head.classification_head.module_list"),
+    ("head/boxes", "head.regression_head.module_list"),
+)
