@@ -137,7 +137,7 @@ def test_what_cannot_be_taken_is_said(texts, words, folder, tmp_path):
 
 @pytest.mark.slow
 def test_compared_by_seeds_apart_and_together(distilled, folder, tmp_path):
-    taught, place, _, results = distilled
+    _, place, _, results = distilled
     again = evaluate_run(place)
     for phase, means in results.items():
         assert again[phase]["nll"] == pytest.approx(means["last"]["student"]["nll"], rel=1e-5)
