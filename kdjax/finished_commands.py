@@ -31,20 +31,24 @@ def export(argv):
     parser.add_argument("run", help="run folder")
     parser.add_argument("--phase", default="", help="whose network; the student's if not given")
     parser.add_argument(
-        "--format", default="stablehlo", choices=("stablehlo", "safetensors", "npz"),
-        help="the whole function for jax.export, or the weights alone (default: stablehlo)",
+        "--format", default="stablehlo", choices=("stablehlo", "safetensors", "npz", "huggingface"),
+        help="the whole function for jax.export, the weights alone, or a folder that transformers loads (default: stablehlo)",
     )  # fmt: skip
-    parser.add_argument("--to", default="", help="file; NETWORK.FORMAT in the run folder if not given")
+    parser.add_argument("--to", default="", help="file or folder; NETWORK.FORMAT in the run folder if not given")
     options = parser.parse_args(argv)
     configure_jax()
-    from kdjax.experiment.export import export
+    from kdjax.experiment.export import export, export_folder
     from kdjax.experiment.folder import run_place
     from kdjax.experiment.spec import ExperimentError
     from kdjax.experiment.trained import load_trained
 
-    trained = load_trained(options.run, options.phase or None)
     name = f"{options.phase or 'student'}.{options.format}"
     place = local(options.to, ExperimentError, "The file") if options.to else run_place(options.run) / name
+    if options.format == "huggingface":
+        trained = export_folder(options.run, options.phase or None, place)
+        make_console().print(f"{trained.network.name} is in {place}.", soft_wrap=True)
+        return 0
+    trained = load_trained(options.run, options.phase or None)
     export(trained, options.format, place)
     make_console().print(f"{trained.network.name} is in {place}, {place.stat().st_size:,} bytes.", soft_wrap=True)
     return 0

@@ -1,6 +1,7 @@
 """Text as numbers: tokenizers that need nothing, and those of a `tokenizer.json`, which need the package tokenizers."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -208,6 +209,42 @@ def tokenizer_of(name: str) -> Tokenizer:
             f"There is no tokenizer {name!r}; use bytes, words, or the path of a tokenizer.json or of its folder."
         )
     return FromFiles(path)
+
+
+def tokenizer_files(name: str) -> Path | None:
+    """The file or folder of a tokenizer by name; None for one that has none."""
+    made = tokenizer_of(name)
+    return Path(made.name) if isinstance(made, FromFiles) else None
+
+
+@functools.lru_cache(maxsize=4)  # a program asks several times
+def check_numbers(name: str, folder: str) -> None:
+    """Refuses a tokenizer that has other numbers for its tokens than the one that lies beside a network's weights, as far as
+    there is one.
+
+    Args:
+      name: of the tokenizer, as in `tokenizer_of`.
+      folder: of the network.
+
+    Raises:
+      ValueError: a token has another number there, or none.
+    """
+    if not any((Path(folder) / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        return
+    made, theirs = tokenizer_of(name), FromFiles(Path(folder))
+    if not isinstance(made, FromFiles):
+        raise ValueError(
+            f"The network in {folder} knows the tokens of the tokenizer beside it, and data.tokenizer is {made.name}; make it "
+            "that folder."
+        )
+    there = theirs._made.get_vocab(with_added_tokens=True)
+    ours = made._made.get_vocab(with_added_tokens=True)
+    other = min((token for token, number in ours.items() if there.get(token) != number), key=ours.get, default=None)
+    if other is not None:
+        raise ValueError(
+            f"Number {ours[other]} of data.tokenizer {made.name} is {other!r}, which the tokenizer beside the network in "
+            f"{folder} has as {there.get(other, 'nothing')}; use the tokens of one for both."
+        )
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from kdjax.json_files import write_json
 from kdjax.models import join_members
 from kdjax.models.weights.files import SUFFIXES as WEIGHTS
 from kdjax.places import cache_folder
+from kdjax.tasks import Model
 from kdjax.tasks.facts import facts_of
+from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables, count_parameters
 from kdjax.training.checkpoints import load_network, save_network
 from kdjax.training.processes import by_first
@@ -91,9 +93,9 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
 
 
 def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finished]) -> Finished:
-    """Takes a network that was handed over with its weights as a phase's result, and evaluates it."""
-    network = program.networks.student
-    variables = program.compiled.runner.place(Variables(*network.init(jax.random.key(0))))
+    """Takes a network that has its weights already, one that was handed over or of a folder, as a phase's result, and evaluates
+    it."""
+    network, variables = program.networks.student, has_already(program)
     teaching = teacher_of(phase, finished)
     teacher = None if teaching is None else teaching.network
     result = {
@@ -104,8 +106,13 @@ def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finish
         "hash": content_hash(*jax.device_get((variables.params, variables.state))),
     }
     found = Finished(variables, result)
-    record(place, found, f"The network {network.name!r} that was handed over")
+    record(place, found, f"The network {network.name!r} that is taken as it is")
     return found
+
+
+def has_already(program: Program) -> Variables:
+    """The variables of a network that brings them."""
+    return program.compiled.runner.place(Variables(*program.networks.student.init(jax.random.key(0))))
 
 
 def record(place: Path, found: Finished, what: str) -> None:
@@ -156,7 +163,7 @@ def load_phase(program: Program, place: Path) -> Finished:
 
 def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experiment:
     """An experiment with its student's teacher taken from the folder of a finished run or phase: the network that it is, seeing
-    images as it was trained to and knowing the classes that it knows.
+    images as it was trained to and knowing the classes that it knows; or from a file of weights, or a folder of Hugging Face.
 
     Raises:
       ExperimentError: there is none, or the student has no teacher.
@@ -166,6 +173,8 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
         raise ExperimentError("--teacher was given, but the student of this config has no teacher phase.")
     if folder.suffix in SUFFIXES:
         return taught_by_file(experiment, folder)
+    if (model := taken_as_it_is(experiment, name, folder)) is not None:
+        return experiment.replace_phase(name, network=model, weights="", start="", teacher="")
     if folder.suffix in WEIGHTS and not folder.is_dir():
         folder = converted(folder, experiment.phase(name).network)
     source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
@@ -179,6 +188,23 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
                 model, saved.data, classes, builder.dataset(experiment.data)
             )
     return experiment.replace_phase(name, **changes)
+
+
+def taken_as_it_is(experiment: Experiment, name: str, folder: Path) -> Model | None:
+    """The network of a folder of Hugging Face, for the phase of that name; or the one that a run has from such a folder; or
+    None."""
+    run = folder if (folder / EXPERIMENT).exists() else folder.parent
+    if run != folder and (folder / "config.json").exists():
+        try:
+            return experiment.data.taken(experiment.phase(name).network, folder)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+    if (run / EXPERIMENT).exists():
+        saved, wanted = serialization.load(run / EXPERIMENT), name if run == folder else folder.name
+        for phase in saved.phases if type(saved.data) is type(experiment.data) else ():
+            if phase.name == wanted and phase.network.trained and not isinstance(phase.network, GivenNetwork):
+                return phase.network
+    return None
 
 
 def converted(path: Path, model: Any) -> Path:
@@ -293,7 +319,10 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         if not phase.weights and read_result(place) is None:
             continue
         program = builder.program(experiment, phase)
-        networks[phase.name], _ = stored_network(program, network_folder(phase, place))
+        if phase.network.trained and not phase.weights:
+            networks[phase.name] = has_already(program)
+        else:
+            networks[phase.name], _ = stored_network(program, network_folder(phase, place))
         teachers = [networks[name] for name in phase.teachers if name in networks]
         together = join_networks(teachers) if len(teachers) == len(phase.teachers) else None
         means = program.evaluate(networks[phase.name], together)["student"]

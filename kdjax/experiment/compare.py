@@ -85,7 +85,10 @@ def compare(
             ones, places = [], [folder / name / f"seed{seed}" for seed in seeds]
             for seed in seeds:
                 # From the run's own folder, NAME/seedN, so that a comparison can be moved as a whole.
-                phases = tuple(dataclasses.replace(p, weights=f"../../teacher/{p.name}") for p in earlier)
+                phases = tuple(
+                    p if p.network.trained else dataclasses.replace(p, weights=f"../../teacher/{p.name}")
+                    for p in earlier
+                )
                 one = dataclasses.replace(
                     experiment, name=f"{first.name}-{name}-seed{seed}", seed=seed, data_seed=seeds[0] if together else seed,
                     phases=(*phases, *experiment.lineage),

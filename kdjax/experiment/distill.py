@@ -45,8 +45,8 @@ def distill(
     Args:
       student: an NNX module or its constructor `rngs -> module`, a Linen module, or a `kdjax.types.Network`.
       teacher: the same, with its trained weights (a Linen module by `from_linen(module, inputs, variables=...)`); or what
-        `load_trained` gives, which then sees what the student sees; or the folder of a finished run. None for objectives that
-        read no teacher.
+        `load_trained` gives, which then sees what the student sees; or the folder of a finished run, or one of Hugging Face.
+        None for objectives that read no teacher.
       data: `((inputs, labels), (test_inputs, test_labels))`, pytrees of arrays and integer classes, labels None where there are
         none: a student is then evaluated by its agreement with the teacher; or a `kdjax.tasks.Task`,
         such as `Classification(name="fashion_mnist")`, which says its own batch sizes.
@@ -83,6 +83,9 @@ def distill(
     phases = ()
     if isinstance(teacher, str | Path):
         stored = local(teacher, ExperimentError, "A teacher").absolute()
+        if (stored / "config.json").exists() and not (stored / "experiment.json").exists():
+            teacher = _taken(task, student, stored)
+    if isinstance(teacher, str | Path):
         phases = (Phase(name="teacher", network=_stored(stored), weights=str(stored)),)
     elif teacher is not None:
         phases = (Phase(name="teacher", network=_model(teacher, "teacher", trained=True)),)
@@ -139,6 +142,13 @@ def _model(network: Any, role: str, *, trained: bool = False) -> Model:
     if isinstance(network, Trained):
         network = network.as_network()
     return GivenNetwork(name=named(network, role), trained=trained, network=network)
+
+
+def _taken(task: Task, student: Any, folder: Path) -> Model:
+    try:
+        return task.taken(student if isinstance(student, Model) else Model(), folder)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
 
 
 def _stored(folder: Path) -> Model:

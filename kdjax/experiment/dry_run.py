@@ -169,6 +169,8 @@ def show(reports: list[PhaseReport], console: Any) -> int:
         console.rule(visible(f"{phase.name}: {phase.network.name}{taught}"))
         if phase.weights:
             console.print(f"weights are taken from {Path(phase.weights)}")
+        elif phase.network.trained:
+            console.print("it is taken as it is, and not trained")
         console.print(f"objective: {written(phase.objective)}", highlight=False)
         if report.shapes:
             table = Table("output", "student", "teacher", box=None, pad_edge=False)

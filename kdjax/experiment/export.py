@@ -1,14 +1,18 @@
-"""A finished network for other programs: its function as StableHLO, or its weights as safetensors or npz."""
+"""A finished network for other programs: its function as StableHLO, its weights as safetensors or npz, or a folder of Hugging
+Face."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from kdjax.experiment.artifacts import saved_experiment
+from kdjax.experiment.folder import run_place
 from kdjax.experiment.spec import ExperimentError
-from kdjax.experiment.trained import Trained
+from kdjax.experiment.trained import Trained, load_trained
 from kdjax.json_files import write_json
 
 Format = Literal["stablehlo", "safetensors", "npz"]
@@ -38,6 +42,41 @@ def export(trained: Trained, form: Format, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(written)
     temporary.rename(path)
+
+
+def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
+    """Writes a finished network as a folder of Hugging Face, which transformers loads, with the files of its tokenizer.
+
+    Args:
+      run: folder of the run.
+      phase: which network; the student if not given.
+      folder: to be made.
+
+    Returns:
+      The network.
+
+    Raises:
+      ExperimentError: the folder is there, or there are no such folders for networks of this kind.
+    """
+    if folder.exists():
+        raise ExperimentError(f"{folder} exists; name another folder with --to.")
+    trained, experiment = load_trained(run, phase), saved_experiment(run_place(run))
+    chosen = experiment.phase(phase) if phase else experiment.student
+    if any(part.deploys for part in chosen.objective.parts):
+        raise ExperimentError(
+            f"The network of {chosen.name!r} is used with a part of its objective behind it, which such folders do not have; "
+            "export stablehlo."
+        )
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        experiment.data.write_network(
+            chosen.network, jax.device_get(trained.variables.params), trained.classes, temporary
+        )
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    temporary.rename(folder)
+    return trained
 
 
 def facts(trained: Trained) -> dict[str, Any]:

@@ -240,7 +240,9 @@ def _taught(experiment: Experiment) -> Experiment:
     """The experiment with the teachers that were trained for the grid, named from where the runs lie: the task they were
     trained on differs in what is evaluated alone."""
     phases = tuple(
-        p if p in experiment.lineage or p.weights else dataclasses.replace(p, weights=f"../../{TUNED}/teacher/{p.name}")
+        p
+        if p in experiment.lineage or p.weights or p.network.trained
+        else dataclasses.replace(p, weights=f"../../{TUNED}/teacher/{p.name}")
         for p in experiment.phases
     )
     return dataclasses.replace(experiment, phases=phases)

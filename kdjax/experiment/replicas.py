@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from kdjax.experiment.artifacts import Finished, adopt, load_phase
+from kdjax.experiment.artifacts import take as take_network
 from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.lock import locked
 from kdjax.experiment.phase import (
@@ -80,6 +81,8 @@ def run_together(
                 ended = [
                     adopt(program, phase, place, builder, own) for place, own in zip(places, finished, strict=True)
                 ]
+            elif phase.network.trained:
+                ended = [take_network(program, phase, place, own) for place, own in zip(places, finished, strict=True)]
             elif all(read_result(place) is not None for place in places):
                 ended = [load_phase(program, place) for place in places]
             else:

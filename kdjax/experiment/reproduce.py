@@ -133,7 +133,7 @@ def _shared(experiment: Experiment) -> Phase | None:
     """The teacher of an experiment, where it is one phase that needs no other: several pairs may have it."""
     earlier = [phase for phase in experiment.phases if phase not in experiment.lineage]
     plain = len(earlier) == 1 and earlier[0].name == experiment.student.teacher and not earlier[0].taught
-    return earlier[0] if plain and not (earlier[0].weights or earlier[0].start) else None
+    return earlier[0] if plain and not (earlier[0].weights or earlier[0].start or earlier[0].network.trained) else None
 
 
 def _train_teacher(

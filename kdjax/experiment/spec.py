@@ -162,7 +162,8 @@ class Experiment:
                     f"Phase {phase.name!r} has teacher_outputs, which are instead of a teacher; leave teacher, teacher_cache and "
                     "teacher_precision empty."
                 )
-            if phase.taught and not (phase.teacher or phase.teacher_outputs or phase.weights):
+            given = phase.weights or phase.network.trained
+            if phase.taught and not (phase.teacher or phase.teacher_outputs or given):
                 reading = [n for n, part in part_names(phase.objective).items() if reads_teacher([part])]
                 found.append(
                     f"Phase {phase.name!r} has no teacher, but its objective {reading[0]!r} reads one; set teacher."

@@ -88,10 +88,11 @@ def load_trained(
 def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str | None = None) -> Trained:
     """The finished network of a phase of an experiment that was run in a folder; raises as `load_trained`."""
     chosen = experiment.phase(phase)
-    place = network_folder(chosen, folder / phase)
-    if not (place / NETWORK).exists():
+    brings = chosen.network.trained and not chosen.weights  # its weights, and has no file of them here
+    place = folder / phase if brings else network_folder(chosen, folder / phase)
+    if not (place / NETWORK).exists() and not brings:
         raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
-    facts = read_network(place).get("data")
+    facts = None if brings else read_network(place).get("data")
     try:
         dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
         if any(
@@ -102,12 +103,13 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
             network = make_network(experiment.data, chosen.network, dataset)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+    said = experiment.data.evaluation_view, dataset.shapes(1)["inputs"], dataset.info.class_names
+    if brings:
+        return Trained(network, Variables(*network.init(jax.random.key(0))), *said)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         Variables(*jax.eval_shape(network.init, jax.random.key(0))),
     )
     variables, _ = load_network(place, template)
-    return Trained(
-        network, variables, experiment.data.evaluation_view, dataset.shapes(1)["inputs"], dataset.info.class_names
-    )
+    return Trained(network, variables, *said)

@@ -275,6 +275,34 @@ class Task:
         """
         raise TypeError(f"{cls.__name__} reads no published weights; define read_published.")
 
+    def taken(self, model: Model, folder: Path) -> Model:
+        """The network of a folder of Hugging Face as it is, with the weights and the classes or tokens that it has: for
+        `--teacher FOLDER`.
+
+        Args:
+          model: the network in whose place it comes, which says what of it is read.
+          folder: with `config.json` and `model.safetensors`.
+
+        Raises:
+          ValueError: networks of this task do not come in such folders.
+        """
+        raise ValueError(f"{folder} is a folder of Hugging Face, from which networks for {self.noun} are not taken; give the "
+                         "folder of a finished run, or a file of weights.")  # fmt: skip
+
+    def write_network(self, model: Model, params: Tree, classes: Sequence[str], folder: Path) -> None:
+        """Writes a finished network as a folder of Hugging Face: for `kdjax export`.
+
+        Args:
+          model, params: the network.
+          classes: names of those that it knows.
+          folder: to be made.
+
+        Raises:
+          ValueError: networks of this task do not come in such folders.
+        """
+        raise ValueError(f"Networks for {self.noun} are not written as folders of Hugging Face; export stablehlo, safetensors "
+                         "or npz.")  # fmt: skip
+
     def numbered_views(self) -> NumberedViews:
         """The training views by number.
 

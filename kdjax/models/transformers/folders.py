@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def read_folder(folder: str | Path, head: Head | None = None, *, layers: Sequenc
 
 def write_folder(
     folder: str | Path, architecture: Architecture, head: Head, params: Mapping[str, Any], *,
-    class_names: Sequence[str] = (), tokenizer: str | Path | None = None,
+    class_names: Sequence[str] = (), tokenizer: str | Path | None = None, settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Writes a network as transformers reads it.
 
@@ -108,12 +109,13 @@ def write_folder(
       architecture, head, params: of the network, as `Pretrained` has them.
       class_names: one a class, for `id2label`.
       tokenizer: a folder, or a tokenizer.json, whose tokenizer is copied beside.
+      settings: what `config.json` says besides, such as the number of the token that ends a text.
 
     Raises:
       ValueError: files of this family do not have such a switch.
     """
     folder = Path(folder)
-    config = config_of(architecture, head, class_names)
+    config = config_of(architecture, head, class_names) | dict(settings)
     arrays = laid_out(keys(architecture, head, parameter_shapes(architecture, head)), flat(dict(params)))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

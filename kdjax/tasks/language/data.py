@@ -14,10 +14,12 @@ from kdjax.data.documents import FILES, TOPICS, load_documents
 from kdjax.data.packing import Packed
 from kdjax.data.splits import make_splits
 from kdjax.data.text_files import read_text
+from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
+from kdjax.models.transformers import write_folder
 from kdjax.models.transformers.sampling import Sampling
 from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
-from kdjax.tasks.language.networks import LanguageNetwork, make_decoder, problems_of
+from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
 from kdjax.tasks.language.scores import language_means, language_sums
 from kdjax.tasks.language.writing import rewritten
@@ -183,14 +185,25 @@ class Language(Task):
     # --- networks ---
 
     def network(self, model: LanguageNetwork, dataset: Dataset, *, remat: bool = False) -> Network:
+        if model.trained and not problems_of(model):
+            check_numbers(self.tokenizer, model.weights)
         length = dataset.shapes(1)["inputs"]["input_ids"].shape[1]
         return make_decoder(model, vocabulary=self.vocabulary.size, length=length, remat=remat)
+
+    def taken(self, model: Any, folder: Path) -> LanguageNetwork:
+        return LanguageNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()))
+
+    def write_network(self, model: LanguageNetwork, params: Any, classes: Sequence[str], folder: Path) -> None:
+        vocabulary = self.vocabulary
+        a, _, _ = decoder_of(model, vocabulary.size)
+        ends = {"bos_token_id": vocabulary.start, "eos_token_id": vocabulary.end}
+        write_folder(folder, a, HEAD, params, tokenizer=tokenizer_files(self.tokenizer), settings=ends)
 
     def shrunk_network(self, model: LanguageNetwork) -> LanguageNetwork:
         if problems_of(model):
             return model
         return dataclasses.replace(
-            model, name="", weights="", layers=(), width=32, depth=1, heads=0, kv_heads=0, hidden=0
+            model, name="", weights="", trained=False, layers=(), width=32, depth=1, heads=0, kv_heads=0, hidden=0
         )  # fmt: skip
 
     def written(self, network: Network, params: Any, state: Any, batch: Batch, key: Any) -> Batch:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from typing import Any
 
 from kdjax.data.errors import note
 from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, Rope, read_folder, transformer
@@ -24,6 +25,8 @@ class LanguageNetwork(Model):
     the fields below"""
     weights: str = ""
     """folder that it begins from, with config.json, and model.safetensors or its pieces; it must be of that shape"""
+    trained: bool = False
+    """whether the network of that folder is taken as it is, as a teacher, instead of being trained"""
     layers: tuple[int, ...] = ()
     """numbers of the blocks of the folder to take, for a shallower network; empty for all"""
     width: int = 0
@@ -65,6 +68,10 @@ def problems_of(model: LanguageNetwork) -> list[str]:
         wrong.append(
             "network.layers chooses blocks of a folder, and network.weights names none; give it, or depth instead."
         )
+    if model.trained and (not model.weights or model.layers):
+        said = "some of its blocks alone" if model.weights else "no folder"
+        wrong.append(f"network.trained takes the network of a folder as it is, and there is {said}; leave trained out, or "
+                     "name a whole folder by network.weights.")  # fmt: skip
     if model.dropout != -1 and not 0 <= model.dropout < 1:
         wrong.append(f"network.dropout={model.dropout}; use 0 to 1, or -1 for the network's own.")
     wrong += [f"network.keep names {name!r}; use {', '.join(KEPT)}." for name in model.keep if name not in KEPT][:1]
@@ -83,6 +90,20 @@ def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat:
     Raises:
       ValueError: there is no such network, it is not in its folder, or it is not made for such tokens.
     """
+    a, params, name = decoder_of(model, vocabulary)
+    if a.rope is None and length > a.length:
+        raise ValueError(
+            f"Rows have {length} tokens, and {name} has positions for {a.length}; make data.length {a.length} or less."
+        )
+    return transformer(a, HEAD, weights=params, keep=model.keep, remat=remat, name=name)
+
+
+def decoder_of(model: LanguageNetwork, vocabulary: int) -> tuple[Architecture, dict[str, Any] | None, str]:
+    """What a network is, the parameters that it begins with (None for fresh ones), and its name.
+
+    Raises:
+      ValueError: as `make_decoder`, but for the length of rows.
+    """
     if wrong := problems_of(model):
         raise ValueError(wrong[0])
     params = None
@@ -93,6 +114,11 @@ def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat:
             raise ValueError(
                 f"{model.name} is {wanted}, and {model.weights} holds {there}; name that, or another folder."
             )
+        if model.trained and found.fresh:
+            raise ValueError(
+                f"{model.weights} has no {found.fresh[0].partition('/')[0]}, so it cannot be taken as it is; leave "
+                "network.trained out, and it is trained."
+            )
         if vocabulary > a.vocabulary:
             raise ValueError(f"The tokenizer has {vocabulary:,} kinds of tokens, and {model.weights} knows {a.vocabulary:,}; "
                              "name its own tokenizer by data.tokenizer.")  # fmt: skip
@@ -100,13 +126,9 @@ def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat:
         a = resized(SIZES[model.name], width=model.width, depth=model.depth) if model.name else like_llama(model)
         a = dataclasses.replace(a, vocabulary=vocabulary, padding=-1)
         name = f"{model.name or 'llama'} {a.depth}x{a.width}" if sized(model) else model.name
-    if a.rope is None and length > a.length:
-        raise ValueError(
-            f"Rows have {length} tokens, and {name} has positions for {a.length}; make data.length {a.length} or less."
-        )
     if model.dropout != -1:
         a = dataclasses.replace(a, dropout=model.dropout, attention_dropout=model.dropout)
-    return transformer(a, HEAD, weights=params, keep=model.keep, remat=remat, name=name)
+    return a, params, name
 
 
 def sized(model: LanguageNetwork) -> bool:

@@ -15,10 +15,12 @@ from kdjax.data.python_docs import NAME as PYTHON_DOCS
 from kdjax.data.text_files import FILES, read_text
 from kdjax.data.text_records import COUNTS
 from kdjax.data.texts import Texts, load_texts
+from kdjax.data.tokenizers import check_numbers, tokenizer_files
+from kdjax.models.transformers import write_folder
 from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
 from kdjax.tasks.text.drawing import draw_answers
 from kdjax.tasks.text.examples import TextExamples, encoded, one, tokenizer_called
-from kdjax.tasks.text.networks import TextNetwork, make_text_network, problems_of
+from kdjax.tasks.text.networks import TextNetwork, classifier_of, make_text_network, problems_of
 from kdjax.tasks.text.scores import text_means, text_sums
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
@@ -156,17 +158,29 @@ class Text(Task):
 
     def network(self, model: TextNetwork, dataset: Dataset, *, remat: bool = False) -> Network:
         tokenizer = tokenizer_called(self.tokenizer)
+        if model.trained and not problems_of(model):
+            check_numbers(self.tokenizer, model.weights)
         length = dataset.shapes(1)["inputs"]["input_ids"].shape[1]
         return make_text_network(
             model, vocabulary=tokenizer.size, padding=tokenizer.padding, length=length, classes=dataset.info.num_classes,
-            remat=remat,
+            names=dataset.info.class_names, remat=remat,
         )  # fmt: skip
+
+    def taken(self, model: Any, folder: Path) -> TextNetwork:
+        return TextNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()))
+
+    def write_network(self, model: TextNetwork, params: Any, classes: Sequence[str], folder: Path) -> None:
+        tokenizer = tokenizer_called(self.tokenizer)
+        a, head, _, _ = classifier_of(
+            model, vocabulary=tokenizer.size, padding=tokenizer.padding, classes=len(classes), names=classes
+        )
+        write_folder(folder, a, head, params, class_names=classes, tokenizer=tokenizer_files(self.tokenizer))
 
     def shrunk_network(self, model: TextNetwork) -> TextNetwork:
         if problems_of(model):
             return model
         named = model.name if not model.weights else "bert_tiny"
-        return dataclasses.replace(model, name=named, weights="", layers=(), width=min(model.width or 32, 32),
+        return dataclasses.replace(model, name=named, weights="", trained=False, layers=(), width=min(model.width or 32, 32),
                                    depth=min(model.depth or 2, 2), length=0)  # fmt: skip
 
     # --- metrics ---

@@ -13,10 +13,13 @@ from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.trained import load_trained
+from kdjax.models.transformers import Head, read_folder
+from kdjax.models.weights.beginning import flat
 from kdjax.objectives import KD, CrossEntropy
 from kdjax.objectives.features.stages import AT
 from kdjax.schedules import steps
 from kdjax.tasks import kinds
+from kdjax.tasks.task import Task
 from kdjax.tasks.text import Text, TextNetwork
 from kdjax.tasks.text.networks import make_text_network
 from kdjax.training.optimizers import AdamW
@@ -144,3 +147,34 @@ def test_an_unprepared_set_is_known_to_a_dry_run(tmp_path, capsys):
     assert main(["distill", "configs/text/glue.py", "--dry-run", "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "glue/sst2" in shown and "67,349" in shown and "109,483,778" in shown
+
+
+def test_a_fine_tuned_folder_is_taken_as_it_is(table, tmp_path):
+    """With the classes of the data in their order, or it is refused."""
+    base, folder = experiment(table), FOLDER / "hf" / "distilbert_cls"
+    data = dataclasses.replace(base.data, tokenizer="words:64")
+    dataset = data.load()
+    model = data.taken(base.phase("teacher").network, folder)
+    assert model.trained and model.weights == str(folder)
+    found = read_folder(folder)
+    assert found.head == Head(kind="classes", classes=2)
+    params, _ = data.network(model, dataset).init(jax.random.key(0))
+    for path, array in flat(found.params).items():
+        np.testing.assert_array_equal(flat(params)[path], array)
+    data.write_network(model, params, ("animal", "plant"), tmp_path / "out")
+    assert read_folder(tmp_path / "out").class_names == ("animal", "plant")
+    data.network(dataclasses.replace(model, weights=str(tmp_path / "out")), dataset)
+    data.write_network(model, params, ("Plant", "Animal"), tmp_path / "turned")
+    refused = {
+        "knows the classes in another order: number 0 is 'Plant'": tmp_path / "turned",
+        "knows 3 classes, and the data have 2": FOLDER / "hf" / "bert_cls",
+        "has no classifier, so it cannot be taken": FOLDER / "hf" / "distilbert_mlm",
+    }
+    for said, place in refused.items():
+        with pytest.raises(ValueError, match=said):
+            data.network(dataclasses.replace(model, weights=str(place)), dataset)
+    with pytest.raises(ValueError, match="some of its blocks alone"):
+        data.network(dataclasses.replace(model, layers=(0,)), dataset)
+    assert not data.shrunk_network(model).trained
+    with pytest.raises(ValueError, match="from which networks for examples are not taken"):
+        Task().taken(model, folder)
