@@ -1,5 +1,6 @@
 """Classifiers of texts and of pictures that learn from labels, smoothed labels or a teacher: all by one program."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import optax
 
 from kdjax import losses
 from kdjax.data import make_splits
+from kdjax.experiment.config import load_config
 from kdjax.studies.sources_training import images_of, make_network
-from kdjax.tasks.text import Text, TextNetwork
 from kdjax.types import Array, ModelOutput, Network
 
 SMALL, LARGE = "small", "large"
@@ -173,18 +174,18 @@ def linear(params: Mapping[str, Array], x: Array) -> Array:
 def texts(few: int | None = None, *, transformers: bool = False) -> Domain:
     """Docstrings of Python's standard library and their kind of module; bags of words, or transformers. `few` leaves so many of
     each split."""
-    task = Text(tokenizer=f"words:{VOCABULARY}", length=LENGTH, validation=HELD)
+    made = load_config("text/docstrings")("kd")
+    task = dataclasses.replace(made.data, tokenizer=f"words:{VOCABULARY}", length=LENGTH, validation=HELD, labelled=0)
     data = task.load()
     splits = make_splits(data.info.labels, validation=HELD, split_seed=task.split_seed)
     spaced = lambda rows: rows[np.linspace(0, len(rows) - 1, few or len(rows)).round().astype(int)]
     of = lambda examples, rows: Task(*map(_on_device, examples.read(spaced(rows)).values()))
     classes = data.info.num_classes
     if transformers:
-        shapes = {
-            SMALL: TextNetwork(width=32, depth=1, length=LENGTH),
-            LARGE: TextNetwork(width=64, depth=2, length=LENGTH),
+        shapes = {SMALL: made.student.network, LARGE: dataclasses.replace(made.phase("teacher").network, dropout=0.0)}
+        networks = {
+            size: task.network(dataclasses.replace(shape, length=LENGTH), data) for size, shape in shapes.items()
         }
-        networks = {size: task.network(shape, data) for size, shape in shapes.items()}
     else:
         size = int(max(data.train.inputs["input_ids"].max(), data.held.inputs["input_ids"].max())) + 1
         networks = {

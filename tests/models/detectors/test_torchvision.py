@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kdjax.models.detectors.beginning import adapted, names_in
+from kdjax.models.detectors.beginning import adapted, names_in, weights_of
 from kdjax.models.functional import functionalise
 from kdjax.models.weights.torch import entries, from_torch
 from kdjax.tasks.detection.networks import Detector, maker
+from kdjax.tasks.detection.published import is_published, read_published
 from tests.golden_cases import FOLDER, nhwc
 from tests.losses.computing import computing_in
+from tests.models.detectors.test_gfl import saved
 
 GOLDEN = np.load(FOLDER / "torchvision_detectors.npz")
 MANIFEST = json.loads((FOLDER / "manifest_torchvision.json").read_text())
@@ -82,3 +84,24 @@ def test_entries_of_the_released_sizes(name):
         for i in range(4):
             old = {entry.replace(f".conv.{i}.0.", f".conv.{2 * i}.") for entry in old}
     assert {entry.name for entry in entries(whole, names_in(old, whole))} == old
+
+
+@pytest.mark.parametrize("name", ["fcos_torchvision_r18", "ssd300_torchvision"])
+def test_a_checkpoint_is_read(name, tmp_path):
+    """Classes are those of the file; SSD's background, its first there, is the last."""
+    shape = nnx.eval_shape(lambda: maker(Detector(name=name, width=4), 7, 3)(nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    table = names_in({"backbone.fpn.inner_blocks.0.0.bias"}, shape)
+    held = {entry.name: rng.uniform(0.1, 1, entry.shape).astype(np.float32) for entry in entries(shape, table)}
+    file = saved(tmp_path / "x.safetensors", held)
+    assert is_published(name)
+    found, model, canvas = read_published(file, name, width=4, image_size=0, mean=(), std=())
+    ssd = name.startswith("ssd")
+    assert (found.num_classes, model.name, canvas) == (7, name, (300, 300) if ssd else (800, 1344))
+    params = weights_of(file, shape)
+    if ssd:
+        theirs = held["head.classification_head.module_list.2.bias"].reshape(6, 8)
+        ours = np.reshape(params["params/head/classes/2/bias"], (6, 8))
+        np.testing.assert_array_equal(ours, np.concatenate([theirs[:, 1:], theirs[:, :1]], axis=1))
+    else:
+        np.testing.assert_array_equal(params["params/head/edges/bias"], held["head.regression_head.bbox_reg.bias"])
