@@ -23,37 +23,32 @@ def shifted(case, real):
     return student, teacher[:, :-1], labels, labels != IGNORED, wrote
 
 
+@functools.partial(jax.jit, static_argnames="most")
+@functools.partial(jax.value_and_grad, has_aux=True)
+def published(student, teacher, labels, kept, wrote, gaps, beta, most):
+    """The loss, and what each row comes to by either rule, as if the teacher or the student had written it."""
+    student, shares = student[:, :-1], []
+    for side, gap in enumerate(gaps):
+        by = jnp.full(len(labels), bool(side))
+        alpha = most if gap is None else distillm2_alpha(student, teacher, labels, by, kept, gap=gap, alpha=most)
+        shares.append(jnp.broadcast_to(alpha, (len(labels),)))
+    values = distillm2(student, teacher, wrote, kept, alpha=jnp.where(wrote, shares[1], shares[0]), beta=beta)
+    sides = [distillm2(student, teacher, jnp.full(len(labels), side), kept, alpha=shares[side]) for side in (0, 1)]
+    return 2 * jnp.mean(values), sides
+
+
 @PRECISIONS
 @pytest.mark.parametrize("case", [c for c in cases("distillm2") if c.hyper["loss_type"] == "distillm_v2"], ids=repr)
 def test_distillm2_golden(case, precision):
     """Either gap is given or none, and the weight grows in the first half of the training."""
     with computing_in(precision) as real:
-        student, teacher, labels, kept, wrote = shifted(case, real)
-        hyper, most = case.hyper, case.hyper["base_alpha"]
+        hyper = case.hyper
         beta = 1 + 0.5 * min(1, 2 * hyper["step"] / hyper["max_steps"])
-
-        @functools.partial(jax.value_and_grad, has_aux=True)
-        def loss(student):
-            student, shares = student[:, :-1], {}
-            for side, gap in ((False, hyper["logp_logq"]), (True, hyper["logq_logp"])):
-                by = jnp.full(len(labels), side)
-                alpha = (
-                    most if gap is None else distillm2_alpha(student, teacher, labels, by, kept, gap=gap, alpha=most)
-                )
-                shares[side] = jnp.broadcast_to(alpha, (len(labels),))
-            values = distillm2(
-                student, teacher, wrote, kept, alpha=jnp.where(wrote, shares[True], shares[False]), beta=beta
-            )
-            # As if the other had written each: what the reference gives beside the loss.
-            sides = [
-                distillm2(student, teacher, jnp.full(len(labels), side), kept, alpha=shares[side]) for side in shares
-            ]
-            return 2 * jnp.mean(values), sides
-
-        (value, (forward, reverse)), gradient = jax.jit(loss)(student)
+        gaps = tuple(None if hyper[name] is None else real(hyper[name]) for name in ("logp_logq", "logq_logp"))
+        (value, sides), gradient = published(*shifted(case, real), gaps, real(beta), most=hyper["base_alpha"])
         case.check(value, "out", "loss", precision)
-        case.check(forward, "out", "forward", precision)
-        case.check(reverse, "out", "reverse", precision)
+        for name, values in zip(("forward", "reverse"), sides, strict=True):
+            case.check(values, "out", name, precision)
         case.check(gradient, "grad", "student", precision)
 
 
