@@ -106,7 +106,8 @@ def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finish
         "hash": content_hash(*jax.device_get((variables.params, variables.state))),
     }
     found = Finished(variables, result)
-    record(place, found, f"The network {network.name!r} that is taken as it is")
+    how = "was handed over" if isinstance(phase.network, GivenNetwork) else "is taken as it is"
+    record(place, found, f"The network {network.name!r} that {how}")
     return found
 
 

@@ -51,6 +51,7 @@ from kdjax.losses.tokens.fused_linear import *
 from kdjax.losses.tokens.sequence import *
 from kdjax.losses.tokens.states import *
 from kdjax.losses.tokens.topk import *
+from kdjax.losses.tokens.written import *
 
 # Names by which a loss is looked for, and what has it here.
 _CALLED = {

@@ -217,7 +217,12 @@ def skew_fkl(
 
 
 def skew_rkl(
-    student_logits: ArrayLike, teacher_logits: ArrayLike, *, alpha: ArrayLike = 0.1, temperature: ArrayLike = 1.0
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.1,
+    temperature: ArrayLike = 1.0,
+    fixed_mixture: bool = False,
 ) -> Array:
     r"""Skew reverse KL: pulls like the reverse KL, but never harder than a little of the student mixed in allows.
 
@@ -229,6 +234,7 @@ def skew_rkl(
       alpha: share of the student in the mixture, 0 (the reverse KL) to 1 (nothing); a number, a traced scalar or one a
         token. The gradient goes through the student's part of the mixture too.
       temperature: likewise, above 0.
+      fixed_mixture: send no gradient through that part, as the released code of DistiLLM-2 (arXiv 2503.07067) does not.
 
     Returns:
       `[...]` in nats, at most `-log(alpha)`. The published loss is their mean over the tokens that count: `lm_kd`.
@@ -246,7 +252,9 @@ def skew_rkl(
     """
     log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
     alpha = checks.per_example(alpha, log_s, "alpha", above=0, below=1)[..., None]
-    return -_sum(jnp.exp(log_s) * _log_mixture(log_t - log_s, alpha, 1 - alpha), kept)
+    within = lax.stop_gradient(log_s) if fixed_mixture else log_s
+    gap = _log_mixture(log_t - within, alpha, 1 - alpha)  # log m - log p_s
+    return -_sum(jnp.exp(log_s) * (gap + (within - log_s)), kept)
 
 
 def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
