@@ -43,8 +43,7 @@ class DistillOptions(RunOptions):
     for_: str = ""
     """with --dry-run: accelerators that are not here to compile for, such as v5e:16x16 or h100:8"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, or of Hugging Face; or a file of weights (.pth), or of its outputs (.npz,
-    .jsonl)"""
+    """folder of a finished run that teaches, or of Hugging Face; or a file of weights (.pth) or of outputs (.npz, .jsonl)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,7 @@ class CompareOptions(RunOptions):
     together: bool = False
     """train the seeds of a method as one program with one pass of the teacher; they then share order and views of the data"""
     teacher: str = ""
-    """folder of a finished run whose network teaches, or of Hugging Face; or a file of weights (.pth), or of its outputs (.npz,
-    .jsonl)"""
+    """folder of a finished run that teaches, or of Hugging Face; or a file of weights (.pth) or of outputs (.npz, .jsonl)"""
 
 
 @dataclasses.dataclass(frozen=True)
