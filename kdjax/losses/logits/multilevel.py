@@ -93,7 +93,8 @@ def mlld(
         by_view += [(strong, temperatures[:met], unmasked), (weak, temperatures[met:], unmasked)]
     terms = [_summed(view, kept, several, weights) for view, several, weights in by_view if several]
     return {
-        level: sum(term[level] for term in (terms[:1] if official and level != "kd" else terms)) for level in terms[0]
+        level: sum(term[level] for term in (terms[:1] if official and level != "kd" else terms))
+        for level in ("kd", "cc", "bc")
     }
 
 

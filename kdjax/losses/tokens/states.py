@@ -24,6 +24,16 @@ def hidden_cosine(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> Array
 
     Args:
       student_hidden, teacher_hidden: `[..., D]`.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      TypeError: states are not floating point.
+      ValueError: the shapes differ.
+
+    >>> print(hidden_cosine(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 2.0], [3.0, 3.0]])).round(3))
+    [1. 0.]
     """
     student, teacher = _alike(student_hidden, teacher_hidden)
     return 1 - jnp.sum(_unit(student) * _unit(teacher), axis=-1)
@@ -37,6 +47,16 @@ def hidden_mse(student_hidden: ArrayLike, teacher_hidden: ArrayLike) -> Array:
 
     Args:
       student_hidden, teacher_hidden: `[..., D]`.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      TypeError: states are not floating point.
+      ValueError: the shapes differ.
+
+    >>> print(hidden_mse(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 2.0], [1.0, 1.0]])))
+    [2.5 0. ]
     """
     student, teacher = _alike(student_hidden, teacher_hidden)
     return jnp.mean(jnp.square(student - teacher), axis=-1)
@@ -50,6 +70,16 @@ def patience(student_states: ArrayLike, teacher_states: ArrayLike, *, normalized
     Args:
       student_states, teacher_states: `[B, blocks, D]`.
       normalized: whether each state is brought to length 1 before.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      TypeError: states are not floating point.
+      ValueError: the shapes differ, or are not `[B, blocks, D]`.
+
+    >>> print(patience(jnp.array([[[3.0, 0.0], [0.0, 1.0]]]), jnp.array([[[1.0, 0.0], [1.0, 0.0]]])))
+    [0.5]
     """
     student, teacher = _alike(student_states, teacher_states)
     if student.ndim != 3:
@@ -67,6 +97,17 @@ def attention_scores(student_scores: ArrayLike, teacher_scores: ArrayLike, *, ma
     Args:
       student_scores, teacher_scores: `[B, heads, L, L]`, of as many heads each.
       mask: `[B, L]`.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      TypeError: scores are not floating point.
+      ValueError: the shapes differ, or are not `[B, heads, L, L]`; or the mask has another shape.
+
+    >>> student, teacher = jnp.array([[[[1.0, 5.0], [5.0, 5.0]]]]), jnp.zeros((1, 1, 2, 2))
+    >>> print(attention_scores(student, teacher), attention_scores(student, teacher, mask=jnp.array([[1, 0]])))
+    [19.] [1.]
     """
     student, teacher = _alike(student_scores, teacher_scores)
     if student.ndim != 4:
@@ -99,8 +140,16 @@ def attention_relations(
       heads: parts that the vectors are cut into.
       mask: `[B, L]`.
 
+    Returns:
+      `[B]` in nats.
+
     Raises:
-      ValueError: a width that `heads` does not divide.
+      TypeError: vectors are not floating point.
+      ValueError: a width that `heads` does not divide, or the mask has another shape.
+
+    >>> student, teacher = jnp.array([[[1.0, 0.0], [0.0, 1.0]]]), jnp.array([[[2.0, 0.0], [0.0, 0.0]]])
+    >>> print(attention_relations((student, student), (teacher, teacher), heads=1).round(3))
+    [0.143]
     """
     ours = [checks.floating(x, "student") for x in student]
     theirs = [jax.lax.stop_gradient(checks.floating(x, "teacher")) for x in teacher]
