@@ -176,7 +176,8 @@ class AttentionRelations(OfTokens):
         return None
 
     def terms(self, module, ctx):
-        mask = tokens_that_count(ctx, next(iter(ctx.student.taps.values()))[:, 0])
+        first = self.relations[0].split("-")[0]  # of all that is kept: [B, blocks, L, ...], which scores are not
+        mask = tokens_that_count(ctx, ctx.student.taps[first][:, self.student_block])
         flat = lambda output, name, block: jnp.reshape(x := output.taps[name][:, block], (*x.shape[:2], -1))
         total = 0.0
         for relation in self.relations:
