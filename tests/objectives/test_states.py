@@ -168,3 +168,16 @@ def test_methods_of_texts_are_made_of_what_is_tested_here(said):
             ]
             assert {type(part) for part in parts} <= {CrossEntropy, KD, *map(type, OBJECTIVES.values())}
             bind(Sum(objectives=tuple(parts)), *shapes, DataInfo(3))
+
+
+def test_what_else_is_kept_of_attention_does_not_matter(said):
+    """Nor what was kept first: scores have heads where tokens are."""
+    networks, outputs = said
+    objective = OBJECTIVES["v1"]
+
+    @jax.jit
+    def other(outputs):
+        student = dataclasses.replace(outputs[0], taps={name: outputs[0].taps[name] for name in reversed(KEEP)})
+        return loss_of(objective, outputs, batch_of(), networks)(student)
+
+    np.testing.assert_allclose(other(outputs), value_of(objective, outputs, networks), rtol=1e-6)
