@@ -98,3 +98,17 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); mend or delete it.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 (byte {error.start:,}); save it as UTF-8, or delete it.") from error
+
+
+def text_of(file: Any) -> str:
+    """A text that is given as such, or that of a file.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    if isinstance(file, str):
+        return file
+    try:
+        return read_text(Path(file))
+    except DataError as error:
+        raise ValueError(str(error)) from error

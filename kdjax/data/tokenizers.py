@@ -148,7 +148,7 @@ class FromFiles:
             raise DataError(f"{path} is read by the package tokenizers; run pip install 'kdjax[text]'.") from error
         folder = path if path.is_dir() else path.parent
         there = lambda name: (folder / name).exists()
-        settings = _settings(folder / "tokenizer_config.json")
+        settings = settings_in(folder / "tokenizer_config.json")
         try:
             if not path.is_dir() or there("tokenizer.json"):
                 self.files = [path / "tokenizer.json" if path.is_dir() else path]
@@ -247,7 +247,8 @@ def check_numbers(name: str, folder: str) -> None:
         )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings_in(path: Path) -> dict[str, Any]:
+    """What a JSON file beside a tokenizer says; nothing where it cannot be read."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

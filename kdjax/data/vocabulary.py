@@ -1,14 +1,12 @@
 """Tokenizers as language models need them: a text to numbers with nothing around it, and back."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from kdjax.data.errors import DataError
-from kdjax.data.tokenizers import END, SPECIAL, START, Bytes, FromFiles, tokenizer_of
+from kdjax.data.tokenizers import END, SPECIAL, START, Bytes, FromFiles, settings_in, tokenizer_of
 
 STARTS, ENDS = ("<s>", "<|startoftext|>", "<|begin_of_text|>"), ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
@@ -77,14 +75,14 @@ class FileVocabulary:
         """
         self._files, self._made = tokenizer, tokenizer._made
         self.name, self.size, self.padding = tokenizer.name, tokenizer.size, tokenizer.padding
-        said = _json(tokenizer.files[0].parent / "tokenizer_config.json")
+        said = settings_in(tokenizer.files[0].parent / "tokenizer_config.json")
         self.start = self._number(said.get("bos_token"), STARTS)
         end = self._number(said.get("eos_token"), ENDS)
         if end is None:
             raise DataError(f"{tokenizer.name} has no token that ends a text; name it as eos_token in a tokenizer_config.json "
                             "beside it.")  # fmt: skip
         self.end = end
-        kind = _json(tokenizer.files[0]).get("decoder") or {}
+        kind = settings_in(tokenizer.files[0]).get("decoder") or {}
         parts = [kind, *kind.get("decoders", ())]
         self._of_bytes = (
             any(part.get("type") == "ByteLevel" for part in parts) or tokenizer.files[0].name == "vocab.json"
@@ -134,11 +132,3 @@ def vocabulary_of(name: str) -> Vocabulary:
     raise DataError(
         f"Texts cannot be had back from the tokens of {made.name}; use bytes, or the path of a tokenizer.json."
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}

@@ -13,7 +13,7 @@ from kdjax.data import DataError
 from kdjax.data.documents import FILES, TOPICS, load_documents
 from kdjax.data.packing import Packed
 from kdjax.data.splits import make_splits
-from kdjax.data.text_files import read_text
+from kdjax.data.text_files import text_of
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers import write_folder
@@ -156,7 +156,7 @@ class Language(Task):
     def decoded(self, file: Any, inputs: Any) -> Any:
         """The text of a file, or a text itself: its last tokens, as many as a row has."""
         length, vocabulary = inputs["input_ids"].shape[1], self.vocabulary
-        (numbers,) = vocabulary.numbers([written_text(file)])
+        (numbers,) = vocabulary.numbers([text_of(file)])
         numbers = [*([] if vocabulary.start is None else [vocabulary.start]), *numbers][-length:]
         if not numbers:
             raise ValueError("There is no text to go on with; give some.")
@@ -233,17 +233,3 @@ class Language(Task):
             {name: one for name, one in networks.items() if "begin" in one.network.parts}, held, folder,
             prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary,
         )  # fmt: skip
-
-
-def written_text(file: Any) -> str:
-    """A text that is given as such, or that of a file.
-
-    Raises:
-      ValueError: it cannot be read.
-    """
-    if isinstance(file, str):
-        return file
-    try:
-        return read_text(Path(file))
-    except DataError as error:
-        raise ValueError(str(error)) from error

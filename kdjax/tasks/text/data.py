@@ -12,7 +12,7 @@ import numpy as np
 from kdjax.data import DataError, make_splits
 from kdjax.data.columns import Columns
 from kdjax.data.python_docs import NAME as PYTHON_DOCS
-from kdjax.data.text_files import FILES, read_text
+from kdjax.data.text_files import FILES, text_of
 from kdjax.data.text_records import COUNTS
 from kdjax.data.texts import Texts, load_texts
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
@@ -148,7 +148,7 @@ class Text(Task):
 
     def decoded(self, file: Any, inputs: Any) -> Any:
         """The text of a file, or a text itself; two texts in one line with a tab between them are a pair."""
-        return one(read(file), tokenizer_called(self.tokenizer), inputs["input_ids"].shape[1])
+        return one(text_of(file), tokenizer_called(self.tokenizer), inputs["input_ids"].shape[1])
 
     def unlike(self, other: Task, model: Any) -> str:
         theirs = getattr(other, "tokenizer", self.tokenizer)
@@ -213,17 +213,3 @@ class Text(Task):
                 folder / "answers.png",
             ),
         )
-
-
-def read(file: Any) -> str:
-    """A text that is given as such, or that of a file.
-
-    Raises:
-      ValueError: it cannot be read.
-    """
-    if isinstance(file, str):
-        return file
-    try:
-        return read_text(Path(file))
-    except DataError as error:
-        raise ValueError(str(error)) from error
