@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kdjax.models import kernel_gradients
 from kdjax.types import Array, Axis, Tree
 
 
@@ -68,6 +69,8 @@ class FunctionalModule:
         elif not as_built:
             nnx.Module.train(module)
         _set_batchnorm_axis(module, axis)
+        if train:
+            kernel_gradients.prepare(module)
         result = function(module)
         if not train:
             return result, state

@@ -7,12 +7,14 @@ per example.
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from kdjax.models.kernel_gradients import as_products
 from kdjax.objectives.relations import banks
 from kdjax.training.state import TrainState
 from kdjax.types import Axis, Batch, Tree
@@ -106,9 +108,11 @@ class Runner:
                 devices=list(self.mesh.devices.flat),
             )  # fmt: skip
 
+        alone = [device.platform for device in self.mesh.devices.flat] == ["cpu"]
+
         @functools.wraps(function)
         def in_mesh(*arguments):
-            with use_abstract_mesh(self.mesh.abstract_mesh):
+            with use_abstract_mesh(self.mesh.abstract_mesh), as_products() if alone else nullcontext():
                 return function(*arguments)
 
         any_placed = None if self.fsdp else self.replicated  # None: as they come
