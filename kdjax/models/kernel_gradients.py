@@ -18,8 +18,10 @@ from jax import lax
 from kdjax.types import Array
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Values of all patches that are put together at a time; a convolution with fewer in all is left to XLA.
+# Values of the patches that are put together at a time.
 PATCHES = 3 * 2**19
+# With fewer in all a convolution is left to XLA, which is as fast; of single pixels, which need not be put together, a 16th.
+GAINS_FROM = 2**22
 
 _IN_USE = contextvars.ContextVar("kernel_gradients_as_products", default=False)
 
@@ -113,8 +115,10 @@ class _Convolution:
         return same and here and self.is_large(lhs, rhs)
 
     def is_large(self, lhs: Array, rhs: Array) -> bool:
-        """Whether its patches are more than are put together at a time."""
-        return math.prod(lhs.shape) * math.prod(rhs.shape[:2]) // math.prod(self.strides) >= PATCHES
+        """Whether its patches have so many values that matrix products are the faster way."""
+        window = math.prod(rhs.shape[:2])
+        values = math.prod(lhs.shape) * window // math.prod(self.strides)
+        return values >= (GAINS_FROM if window > 1 else GAINS_FROM // 16)
 
     def kernel_gradient(self, lhs: Array, gradient: Array, rhs: Array) -> Array:
         """Gradients of the output `[B, H', W', D]` to those of the kernel `[h, w, C, D]`, summed in float32 at least."""

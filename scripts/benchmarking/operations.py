@@ -1,4 +1,5 @@
-"""Where a step goes on a CPU: every convolution and normalisation of the pair by itself, in XLA and in PyTorch, in turns."""
+"""Where a step goes on a CPU: every convolution and normalisation of the pair by itself, as kdjax computes it and in PyTorch, in
+turns; kernels' gradients also as XLA itself would."""
 
 import collections
 from collections.abc import Callable
@@ -14,10 +15,9 @@ from jax import lax
 from benchmarking import timing
 from benchmarking.pair import Pair
 from benchmarking.torch_peer import copied
+from kdjax.models import kernel_gradients
 from kdjax.models.functional import functionalise
 from kdjax.models.zoo.normalization import BatchNorm
-
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Convolution(NamedTuple):
@@ -65,12 +65,13 @@ def parts_of(network: torch.nn.Module, size: int) -> list[Convolution | Normaliz
 
 
 def convolution(part: Convolution, rows: int, what: str) -> tuple[timing.Subject, timing.Subject]:
-    """One of "forward", "input gradient", "kernel gradient" in both frameworks, each in its own layout."""
+    """One of "forward", "input gradient", "kernel gradient" in both, each in its own layout; or "kernel gradient by XLA"."""
     pad, draw = part.kernel // 2, np.random.default_rng(0).standard_normal
     x = draw((rows, part.size, part.size, part.before), dtype=np.float32)
     kernel = draw((part.kernel, part.kernel, part.before, part.after), dtype=np.float32)
-    run = lambda x, kernel: lax.conv_general_dilated(
-        x, kernel, (part.stride,) * 2, [(pad, pad)] * 2, dimension_numbers=LAYOUT
+    convolve = lax.conv_general_dilated if what.endswith("XLA") else kernel_gradients.conv_general_dilated
+    run = lambda x, kernel: convolve(
+        x, kernel, (part.stride,) * 2, [(pad, pad)] * 2, dimension_numbers=kernel_gradients.LAYOUT
     )
     out = jax.eval_shape(run, x, kernel)
     g = draw(out.shape, dtype=np.float32)
@@ -79,14 +80,15 @@ def convolution(part: Convolution, rows: int, what: str) -> tuple[timing.Subject
         "input gradient": lambda x, kernel, g: jax.vjp(lambda x: run(x, kernel), x)[1](g),
         "kernel gradient": lambda x, kernel, g: jax.vjp(lambda k: run(x, k), kernel)[1](g),
     }
-    ours = jax.jit(programs[what])
+    kind = what.removesuffix(" by XLA")
+    ours = jax.jit(programs[kind])
     given = tuple(map(jnp.asarray, (x, kernel, g)))
     tx, tg = (torch.from_numpy(v.transpose(0, 3, 1, 2).copy()) for v in (x, g))
     tk = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
     stride, padding, wanted = (
         (part.stride,) * 2,
         (pad,) * 2,
-        [what == "input gradient", what == "kernel gradient", False],
+        [kind == "input gradient", kind == "kernel gradient", False],
     )
 
     def theirs():
@@ -127,7 +129,7 @@ def normalization(part: Normalization, rows: int, what: str) -> tuple[timing.Sub
 
 
 def _pair(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[timing.Subject, timing.Subject]:
-    return timing.Subject("XLA", ours), timing.Subject("PyTorch", theirs, wait=lambda _: None)
+    return timing.Subject("kdjax", ours), timing.Subject("PyTorch", theirs, wait=lambda _: None)
 
 
 def rows_of(pair: Pair, rounds: int, show: Callable[[str], Any]) -> dict[str, dict[str, float]]:
@@ -147,19 +149,23 @@ def rows_of(pair: Pair, rounds: int, show: Callable[[str], Any]) -> dict[str, di
         if isinstance(part, Normalization):
             wanted["student's normalisations", part, "both ways"] += 1
             continue
-        for what in ("forward", "input gradient", "kernel gradient"):
+        for what in ("forward", "input gradient", "kernel gradient", "kernel gradient by XLA"):
             if number or what != "input gradient":
                 wanted[f"student's convolutions, {what}", part, what] += 1
     total: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
-    show("| operation | times a step | XLA, ms | PyTorch, ms | PyTorch ÷ XLA |\n| --- | ---: | ---: | ---: | ---: |")
+    show(
+        "| operation | times a step | kdjax, ms | PyTorch, ms | PyTorch ÷ kdjax |\n| --- | ---: | ---: | ---: | ---: |"
+    )
     for (kind, part, what), times in sorted(wanted.items(), key=lambda item: item[0][0]):
         make = convolution if isinstance(part, Convolution) else normalization
         seconds = timing.turns(list(make(part, rows, what)), rounds)
         ms = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
         for name, value in ms.items():
             total[kind][name] += times * value
-        show(f"| {part}, {what} | {times} | {ms['XLA']:.2f} | {ms['PyTorch']:.2f} | {ms['PyTorch'] / ms['XLA']:.2f} |")
-    show("\n| of a step | XLA, ms | PyTorch, ms | PyTorch ÷ XLA |\n| --- | ---: | ---: | ---: |")
+        show(
+            f"| {part}, {what} | {times} | {ms['kdjax']:.2f} | {ms['PyTorch']:.2f} | {ms['PyTorch'] / ms['kdjax']:.2f} |"
+        )
+    show("\n| of a step | kdjax, ms | PyTorch, ms | PyTorch ÷ kdjax |\n| --- | ---: | ---: | ---: |")
     for kind, ms in total.items():
-        show(f"| {kind} | {ms['XLA']:.1f} | {ms['PyTorch']:.1f} | {ms['PyTorch'] / ms['XLA']:.2f} |")
+        show(f"| {kind} | {ms['kdjax']:.1f} | {ms['PyTorch']:.1f} | {ms['PyTorch'] / ms['kdjax']:.2f} |")
     return total

@@ -80,6 +80,7 @@ class Net(nnx.Module):
 
 def test_a_step_for_one_cpu_device_takes_them_and_others_do_not(monkeypatch):
     monkeypatch.setattr(kernel_gradients, "PATCHES", 2000)
+    monkeypatch.setattr(kernel_gradients, "GAINS_FROM", 2000)
     network = from_nnx(Net)
     params, state = network.init(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
@@ -102,6 +103,7 @@ def test_a_step_for_one_cpu_device_takes_them_and_others_do_not(monkeypatch):
 
 def test_only_training_within_is_changed(monkeypatch):
     monkeypatch.setattr(kernel_gradients, "PATCHES", 2000)
+    monkeypatch.setattr(kernel_gradients, "GAINS_FROM", 2000)
     network, images = from_nnx(Net), jnp.ones((8, 16, 16, 3))
     given = network.init(jax.random.key(0))
 
