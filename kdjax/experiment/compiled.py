@@ -13,6 +13,7 @@ from kdjax.data.errors import note
 from kdjax.experiment.networks import Networks
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import float32_products, in_microbatches, in_precision
+from kdjax.models.weights.beginning import begun
 from kdjax.objectives import Bound
 from kdjax.tasks import Dataset
 from kdjax.training import Runner, TrainState, Variables, count_parameters, init_state, make_step, optimizers
@@ -56,14 +57,16 @@ class Compiled:
     ) -> TrainState:
         """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
         given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
-        return self._fresh((np.int64(seed), np.int64(data_seed)), *given)
+        return self._fresh((np.int64(seed), np.int64(data_seed)), *given, self.networks.student.given)
 
     @functools.cached_property
     def _fresh(self) -> Any:
-        """Seeds are arguments: one program makes the states of all of them."""
+        """Seeds are arguments: one program makes the states of all of them. So are weights that the student begins with."""
 
-        def make(seeds, start, statistics):
-            return make_state(self.networks, self.optimizer, self.phase, seeds, start, statistics)
+        def make(seeds, start, statistics, weights):
+            student = begun(self.networks.student, weights) if weights else self.networks.student
+            networks = dataclasses.replace(self.networks, student=student)
+            return make_state(networks, self.optimizer, self.phase, seeds, start, statistics)
 
         place = jax.tree.map(lambda x: x.sharding, self.state_template())
         return jax.jit(make, out_shardings=place, compiler_options=compiled_once())

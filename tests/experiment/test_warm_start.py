@@ -1,6 +1,7 @@
 """Phases that go before: what an objective trained is taken on, and a method of two phases has the budget of one."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import jax
@@ -13,6 +14,7 @@ from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment.compare import check_alike, compare
 from kdjax.experiment.schemes import student_phases, with_method
 from kdjax.experiment.warm_start import warm_start
+from kdjax.models.weights.beginning import begun, flat
 from kdjax.objectives import METHODS, CrossEntropy, FitNet, Method, Objective, bind
 from kdjax.reduction import per_example
 from kdjax.schedules import epochs, steps
@@ -134,3 +136,24 @@ def test_an_earlier_phase_that_does_not_fit_is_refused_before_anything_is_traine
     with pytest.raises(ExperimentError, match="stage"):
         compare({"staged": staged}, (0,), tmp_path / "run", builder=builder)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_a_file_are_an_argument_of_the_program_that_makes_the_state(builder):
+    """As its constants they would be written into it, and some 2 GB of them cannot be compiled."""
+    compiled = builder.program(small(), small().student).compiled
+    student = compiled.networks.student
+    path, shape = next(
+        (p, x) for p, x in flat(jax.eval_shape(student.init, jax.random.key(0))[0]).items() if x.ndim == 4
+    )
+    weights = {f"params/{path}": np.random.default_rng(3).normal(size=shape.shape).astype(np.float32)}
+    networks = dataclasses.replace(compiled.networks, student=begun(student, weights))
+    begins = dataclasses.replace(compiled, networks=networks)
+    made = begins.fresh_state(0, 0).params["student"]
+    np.testing.assert_array_equal(flat(made)[path], weights[f"params/{path}"])
+    constant = rf"constant dense<.*tensor<{'x'.join(map(str, shape.shape))}xf32>"
+    as_argument, as_constant = (
+        begins._fresh.lower((np.int64(0), np.int64(0)), None, None, given).as_text() for given in (weights, {})
+    )
+    assert re.search(constant, as_constant) and not re.search(constant, as_argument)
+    other = flat(compiled.fresh_state(0, 0).params["student"])
+    assert all(np.array_equal(value, other[name]) for name, value in flat(made).items() if name != path)

@@ -147,6 +147,9 @@ def test_what_does_not_fit_is_said(said):
         (AttentionRelations(heads=3), shapes[0], "heads=3 do not divide"), (HiddenStates(), maps, "use one of text"),
         (AttentionRelations(heads=2, student_block=2), shapes[0], "the student has 2 blocks"),
         (HiddenStates(pairs=((0, 9),)), shapes[0], "pairs name"),
+        (AttentionRelations(heads=2, relations=("queries",)), shapes[0], "relations='queries' is not what is related to"),
+        (AttentionRelations(heads=2, relations=("scores-keys",)), shapes[0], "write queries-keys, say"),
+        (AttentionRelations(heads=2, relations=()), shapes[0], "relations names nothing"),
     ):  # fmt: skip
         bound = lambda objective=objective, student=student: bind(
             CrossEntropy() + objective, student, shapes[1], DataInfo(3)

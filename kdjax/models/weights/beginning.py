@@ -10,7 +10,11 @@ from kdjax.types import Network
 
 
 def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
-    """The network, whose fresh weights are these as far as there are some, by path: `params/classifier/kernel`."""
+    """The network, whose fresh weights are these as far as there are some, by path: `params/classifier/kernel`.
+
+    They would be constants of a program that calls `init`, and large ones do not compile: such a program takes them as an
+    argument, and calls `begun(network, network.given).init`.
+    """
 
     def init(key):
         made = dict(zip(("params", "state"), network.init(key), strict=True))
@@ -20,7 +24,7 @@ def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
         )
         return filled["params"], filled["state"]
 
-    return network._replace(init=init)
+    return network._replace(init=init, given=weights)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

@@ -165,6 +165,14 @@ class AttentionRelations(OfTokens):
     )  # fmt: skip
 
     def build(self, student, teacher, data, rngs):
+        for relation in self.relations:
+            names = relation.split("-")
+            if len(names) != 2 or not set(names) <= {"queries", "keys", "values"}:
+                raise ValueError(
+                    f"relations={relation!r} is not what is related to what; write queries-keys, say, of queries, keys, values."
+                )
+        if not self.relations:
+            raise ValueError("relations names nothing to compare; write queries-queries keys-keys values-values, say.")
         for output, role, block in ((student, "student", self.student_block), (teacher, "teacher", self.teacher_block)):
             for name in {name for relation in self.relations for name in relation.split("-")}:
                 shape = kept(output, name, role).shape

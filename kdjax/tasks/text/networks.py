@@ -1,71 +1,30 @@
 """Networks that classify texts."""
 
 import dataclasses
-import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from kdjax.data.errors import note
-from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, read_folder, transformer
-from kdjax.models.transformers.block import KEPT
+from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, transformer
 from kdjax.models.transformers.sizes import resized
-from kdjax.tasks.task import Model
+from kdjax.tasks import pretrained
+from kdjax.tasks.pretrained import TransformerModel, begun_with, check_length, with_dropout
 from kdjax.types import Network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextNetwork(Model):
+class TextNetwork(TransformerModel):
     """A transformer with a head of classes: by name and fresh, or from a folder of Hugging Face."""
 
     name: str = ""
     """shape by name, such as bert_base, distilbert, minilm_l6, gpt2; empty for that of weights, or without these bert_tiny"""
-    weights: str = ""
-    """folder that it begins from, with config.json, and model.safetensors or its pieces; it must be of that shape"""
-    trained: bool = False
-    """whether the network of that folder is taken as it is, as a teacher, instead of being trained"""
-    layers: tuple[int, ...] = ()
-    """numbers of the blocks of the folder to take, for a shallower network: 0 2 4 6 8 10 as DistilBERT begins; empty for all"""
-    width: int = 0
-    """of every token, of a fresh network; 0 for its own"""
-    depth: int = 0
-    """blocks of a fresh network; 0 for its own"""
     length: int = 0
     """tokens that a fresh network has positions for; 0 for its own"""
-    dropout: float = -1.0
-    """of embeddings, attention and classifier; -1 for the network's own"""
-    keep: tuple[str, ...] = ()
-    """what of the attention objectives compare: queries, keys, values, scores"""
-
-    def __post_init__(self):
-        if self.weights:
-            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))  # read from anywhere
 
 
 def problems_of(model: TextNetwork) -> list[str]:
     """What is wrong with the fields, a sentence each."""
-    wrong = []
-    if model.name and model.name not in SIZES:
-        wrong.append(f"There is no text network {model.name!r}; there are {', '.join(SIZES)}.")
-    sized = [name for name in ("width", "depth", "length") if model.weights and getattr(model, name)]
-    if sized:
-        wrong.append(
-            f"network.weights names a folder, whose shape it is, and network.{sized[0]} another; leave one out."
-        )
-    if model.layers and not model.weights:
-        wrong.append(
-            "network.layers chooses blocks of a folder, and network.weights names none; give it, or depth instead."
-        )
-    if model.trained and (not model.weights or model.layers):
-        said = "some of its blocks alone" if model.weights else "no folder"
-        wrong.append(f"network.trained takes the network of a folder as it is, and there is {said}; leave trained out, or "
-                     "name a whole folder by network.weights.")  # fmt: skip
-    if model.dropout != -1 and not 0 <= model.dropout < 1:
-        wrong.append(f"network.dropout={model.dropout}; use 0 to 1, or -1 for the network's own.")
-    unknown = [name for name in model.keep if name not in KEPT]
-    if unknown:
-        wrong.append(f"network.keep names {unknown[0]!r}; use {', '.join(KEPT)}.")
-    return wrong
+    return pretrained.problems_of(model, "text network", SIZES, ("width", "depth", "length"))
 
 
 def make_text_network(
@@ -91,11 +50,7 @@ def make_text_network(
       ValueError: there is no such network, it is not in its folder, or it is not made for such tokens or classes.
     """
     a, head, params, name = classifier_of(model, vocabulary=vocabulary, padding=padding, classes=classes, names=names)
-    room = a.length - a.first_position
-    if a.rope is None and length > room:
-        raise ValueError(
-            f"Rows have {length} tokens, and {name} has positions for {room}; make data.length {room} or less."
-        )
+    check_length(a, length, name)
     return transformer(a, head, weights=params, keep=model.keep, remat=remat, name=name)
 
 
@@ -111,30 +66,16 @@ def classifier_of(
         raise ValueError(wrong[0])
     head = Head(kind="classes", classes=classes)
     if model.weights:
-        found = _begun(model.weights, model.layers, None if model.trained else head)
+        found, name = begun_with(model, None if model.trained else head, "a classifier", vocabulary)
         if model.trained:
             check_classes(model.weights, found, classes, names)
-        a, params, name = found.architecture, found.params, model.name or os.path.basename(model.weights)
-        if model.name and (wanted := shape(SIZES[model.name])) != (there := shape(a)):
-            raise ValueError(
-                f"{model.name} is {wanted}, and {model.weights} holds {there}; name that, or another folder."
-            )
-        if vocabulary > a.vocabulary:
-            raise ValueError(f"The tokenizer has {vocabulary:,} kinds of tokens, and {model.weights} knows {a.vocabulary:,}; "
-                             "name its own tokenizer by data.tokenizer.")  # fmt: skip
+        a, params = found.architecture, found.params
     else:
         named, params = SIZES[model.name or "bert_tiny"], None
         a = fresh(named, vocabulary, padding, width=model.width, depth=model.depth, length=model.length)
-        name = (
-            f"{model.name or 'bert_tiny'} {a.depth}x{a.width}"
-            if model.width or model.depth
-            else model.name or "bert_tiny"
-        )
-    if model.dropout != -1:
-        a = dataclasses.replace(
-            a, dropout=model.dropout, attention_dropout=model.dropout, classifier_dropout=model.dropout
-        )
-    return a, head, params, name
+        name = model.name or "bert_tiny"
+        name = f"{name} {a.depth}x{a.width}" if model.resized() else name
+    return with_dropout(a, model), head, params, name
 
 
 def check_classes(weights: str, found: Pretrained, classes: int, names: Sequence[str]) -> None:
@@ -162,11 +103,6 @@ def check_classes(weights: str, found: Pretrained, classes: int, names: Sequence
         note(f"{weights} calls its classes {', '.join(found.class_names[:5])}, taken for {', '.join(names[:5])}")
 
 
-def shape(a: Architecture) -> str:
-    """What tells shapes apart, in words."""
-    return f"{a.family} of {a.depth} blocks, {a.width} wide with {a.heads} heads"
-
-
 def fresh(
     a: Architecture, vocabulary: int, padding: int, *, width: int = 0, depth: int = 0, length: int = 0
 ) -> Architecture:
@@ -175,14 +111,3 @@ def fresh(
     if a.first_position:  # RoBERTa's, which keeps its positions behind that of the padding
         a = dataclasses.replace(a, first_position=padding + 1, length=a.length - a.first_position + padding + 1)
     return dataclasses.replace(a, length=length + a.first_position) if length else a
-
-
-@functools.lru_cache(maxsize=4)  # a program asks for a network several times
-def _begun(weights: str, layers: tuple[int, ...], head: Head | None) -> Pretrained:
-    found = read_folder(weights, head, layers=layers)
-    if found.fresh:
-        note(f"{weights} has no {', '.join(sorted({path.split('/')[0] for path in found.fresh}))}, which begins fresh")
-    if found.unused:
-        more = f" and {len(found.unused) - 3} more" if len(found.unused) > 3 else ""
-        note(f"{weights} has {', '.join(found.unused[:3])}{more}, which a classifier has no use for")
-    return found

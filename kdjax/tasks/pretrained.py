@@ -1,0 +1,127 @@
+"""What networks of texts have in common: a transformer by name and fresh, or from a folder of Hugging Face."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Collection, Sequence
+
+from kdjax.data.errors import note
+from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, read_folder
+from kdjax.models.transformers.block import KEPT
+from kdjax.tasks.task import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerModel(Model):
+    """A transformer: by name and fresh, or from a folder of Hugging Face."""
+
+    name: str = ""
+    """shape by name; empty for that of weights"""
+    weights: str = ""
+    """folder that it begins from, with config.json, and model.safetensors or its pieces; it must be of that shape"""
+    trained: bool = False
+    """whether the network of that folder is taken as it is, as a teacher, instead of being trained"""
+    layers: tuple[int, ...] = ()
+    """numbers of the blocks of the folder to take, for a shallower network: 0 2 4 6 8 10 as DistilBERT begins; empty for all"""
+    width: int = 0
+    """of every token, of a fresh network; 0 for its own"""
+    depth: int = 0
+    """blocks of a fresh network; 0 for its own"""
+    dropout: float = -1.0
+    """of embeddings, attention and branches; -1 for the network's own"""
+    keep: tuple[str, ...] = ()
+    """what of the attention objectives compare: queries, keys, values, scores"""
+
+    def __post_init__(self):
+        if self.weights:
+            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))  # read from anywhere
+
+    def resized(self) -> bool:
+        """Whether a fresh one is not of the shape of its name."""
+        return bool(self.width or self.depth)
+
+
+def problems_of(model: TransformerModel, kind: str, names: Collection[str], sizes: Sequence[str]) -> list[str]:
+    """What is wrong with the fields, a sentence each.
+
+    Args:
+      model: whose fields.
+      kind: what its task calls such a network.
+      names: of the shapes there are.
+      sizes: fields that say the shape of a fresh network.
+    """
+    wrong = []
+    if model.name and model.name not in names:
+        wrong.append(f"There is no {kind} {model.name!r}; there are {', '.join(names)}.")
+    sized = [name for name in sizes if model.weights and getattr(model, name)]
+    if sized:
+        wrong.append(
+            f"network.weights names a folder, whose shape it is, and network.{sized[0]} another; leave one out."
+        )
+    if model.layers and not model.weights:
+        wrong.append(
+            "network.layers chooses blocks of a folder, and network.weights names none; give it, or depth instead."
+        )
+    if model.trained and (not model.weights or model.layers):
+        said = "some of its blocks alone" if model.weights else "no folder"
+        wrong.append(f"network.trained takes the network of a folder as it is, and there is {said}; leave trained out, or "
+                     "name a whole folder by network.weights.")  # fmt: skip
+    if model.dropout != -1 and not 0 <= model.dropout < 1:
+        wrong.append(f"network.dropout={model.dropout}; use 0 to 1, or -1 for the network's own.")
+    wrong += [f"network.keep names {name!r}; use {', '.join(KEPT)}." for name in model.keep if name not in KEPT][:1]
+    return wrong
+
+
+def begun_with(model: TransformerModel, head: Head | None, purpose: str, vocabulary: int) -> tuple[Pretrained, str]:
+    """What the folder of a model holds, and what the network is called.
+
+    Args:
+      model: names the folder.
+      head: that it is to have; None for its own.
+      purpose: what it is to be, for what is said of entries that are not used: "a decoder".
+      vocabulary: of the tokenizer.
+
+    Raises:
+      ValueError: it is not there, not of the shape that is named, or made for fewer tokens.
+    """
+    found = _read(model.weights, model.layers, head, purpose)
+    if model.name and (wanted := shape(SIZES[model.name])) != (there := shape(found.architecture)):
+        raise ValueError(f"{model.name} is {wanted}, and {model.weights} holds {there}; name that, or another folder.")
+    if vocabulary > found.architecture.vocabulary:
+        raise ValueError(f"The tokenizer has {vocabulary:,} kinds of tokens, and {model.weights} knows "
+                         f"{found.architecture.vocabulary:,}; name its own tokenizer by data.tokenizer.")  # fmt: skip
+    return found, model.name or os.path.basename(model.weights)
+
+
+def with_dropout(a: Architecture, model: TransformerModel) -> Architecture:
+    """The architecture with the model's dropout, where it names one."""
+    if model.dropout == -1:
+        return a
+    return dataclasses.replace(
+        a, **dict.fromkeys(("dropout", "attention_dropout", "classifier_dropout"), model.dropout)
+    )
+
+
+def check_length(a: Architecture, length: int, name: str) -> None:
+    """Raises ValueError if rows have more tokens than the network has positions for."""
+    room = a.length - a.first_position
+    if a.rope is None and length > room:
+        raise ValueError(
+            f"Rows have {length} tokens, and {name} has positions for {room}; make data.length {room} or less."
+        )
+
+
+def shape(a: Architecture) -> str:
+    """What tells shapes apart, in words."""
+    return f"{a.family} of {a.depth} blocks, {a.width} wide with {a.heads} heads"
+
+
+@functools.lru_cache(maxsize=4)  # a program asks for a network several times
+def _read(weights: str, layers: tuple[int, ...], head: Head | None, purpose: str) -> Pretrained:
+    found = read_folder(weights, head, layers=layers)
+    if found.fresh:
+        note(f"{weights} has no {', '.join(sorted({path.split('/')[0] for path in found.fresh}))}, which begins fresh")
+    if found.unused:
+        more = f" and {len(found.unused) - 3} more" if len(found.unused) > 3 else ""
+        note(f"{weights} has {', '.join(found.unused[:3])}{more}, which {purpose} has no use for")
+    return found
