@@ -206,7 +206,7 @@ def with_teacher(experiment, teacher: str, builder):
     """The experiment with its student's teacher taken from a finished run, whatever network and normalisation that has."""
     if not teacher:
         return experiment
-    from kdjax.experiment.artifacts import taught_by
+    from kdjax.experiment.given_teacher import taught_by
     from kdjax.experiment.spec import ExperimentError
 
     return taught_by(experiment, local(teacher, ExperimentError, "A teacher").absolute(), builder)

@@ -10,10 +10,10 @@ One phase on its way from config to result, in the order to read it:
     phase.py       the training: first state (warm_start.py), loop, result
     artifacts.py   what is kept of it, found again, and used
 
-Around it: config.py and serialization.py read experiments, schemes.py writes lists of phases, folder.py keeps run folders;
-run.py runs the phases of one, replicas.py several seeds as one program, compare.py several methods; dry_run.py and
-accounting.py say what a phase costs, ahead/ what its step costs on devices that are not here, tables.py, plots.py and report.py
-what it came to.
+Around it: config.py and serialization.py read experiments, schemes.py writes lists of phases, given_teacher.py takes
+a teacher from elsewhere, folder.py keeps run folders; run.py runs the phases of one, replicas.py several seeds as one
+program, compare.py several methods; dry_run.py and accounting.py say what a phase costs, ahead/ what its step costs
+on devices that are not here, tables.py, plots.py and report.py what it came to.
 """
 
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase

@@ -10,9 +10,9 @@ from typing import Any
 
 from kdjax import __version__
 from kdjax.experiment import serialization
-from kdjax.experiment.artifacts import WEIGHTS, taught_by
 from kdjax.experiment.compare import check_alike, compare
 from kdjax.experiment.folder import COMPARISON, EXPERIMENT, check_place
+from kdjax.experiment.given_teacher import WEIGHTS, taught_by
 from kdjax.experiment.lock import locked
 from kdjax.experiment.program import Builder
 from kdjax.experiment.report import write_report

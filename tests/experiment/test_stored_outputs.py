@@ -45,7 +45,7 @@ def live(builder, tmp_path_factory):
 
 
 def test_it_is_the_live_run_and_resumes_bit_for_bit(live, builder, tmp_path):
-    from kdjax.experiment.artifacts import taught_by
+    from kdjax.experiment.given_teacher import taught_by
 
     folder, experiment = live
     stored = taught_by(experiment, folder / "said.npz", builder)

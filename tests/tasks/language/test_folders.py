@@ -10,8 +10,9 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.experiment import Experiment, ExperimentError, Phase
-from kdjax.experiment.artifacts import evaluate_run, taught_by
+from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.export import export_folder
+from kdjax.experiment.given_teacher import taught_by
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.trained import load_trained
