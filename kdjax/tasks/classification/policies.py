@@ -86,7 +86,7 @@ class Policy:
     def draws(self, key: Array, height: int, width: int) -> Array:
         """Rows of the table, `[slots]` int32, for one example."""
         words = jax.random.bits(key, (1 + 2 * self.slots,), jnp.uint32)
-        place = {row: i for i, row in enumerate(zip(*map(_tuples, self.table(height, width)), strict=True))}
+        place = {values: i for i, values in enumerate(zip(*map(_tuples, self.table(height, width)), strict=True))}
         found = np.int32([place[row(*each, height, width)] for each in self._choices()])
         if not self.name.startswith("autoaugment"):
             return jnp.asarray(found)[(words[1 : 1 + self.slots] % np.uint32(len(found))).astype(jnp.int32)]
