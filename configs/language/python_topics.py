@@ -24,6 +24,7 @@ OBJECTIVES = {
     "reverse_kl": ReverseKL(),
     "jsd": JSD(beta=0.5),
     "top_k": TopK(k=8),
+    # gkd, minillm and distillm2 are as `kdjax methods` has them.
 }
 
 

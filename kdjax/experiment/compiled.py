@@ -142,7 +142,10 @@ def compile_phase(
     if phase.on_policy:
         if objective.needs_peer:
             raise ExperimentError(f"Phase {phase.name!r} trains two networks, and on_policy is of one; set it to 0.")
-        step = on_policy(step, networks.student, task.written, phase.on_policy, clock)
+        step = on_policy(
+            step, networks.student, task.written, phase.on_policy, clock,
+            teacher=networks.step_teacher if networks.teacher_runs else None, teacher_writes=phase.teacher_writes,
+        )  # fmt: skip
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:

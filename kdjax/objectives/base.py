@@ -138,6 +138,8 @@ class Method:
       setting: where the weights come from.
       paper: where the method comes from, if not from its first objective's.
       before: what the student (or something beside it) is trained by in a phase of its own, before; None for most.
+      on_policy, teacher_writes: of language models, the share of the steps whose examples the student writes itself, and the
+        teacher's share in what it draws from; fields of the same names of the phase. 0 for most.
     """
 
     objective: Objective
@@ -146,6 +148,8 @@ class Method:
     setting: str = ""
     paper: Paper | None = None
     before: Objective | None = None
+    on_policy: float | Schedule = 0.0
+    teacher_writes: float = 0.0
 
 
 # Where weights come from, most often; and the warm-up that some of them have.
@@ -212,7 +216,8 @@ def snake_case(name: str) -> str:
 
 # Names whose parts are not words of their own.
 SPELLINGS = {
-    "FitNet": "fitnet", "LoCa": "loca", "ReviewKD": "reviewkd", "SemCKD": "semckd", "SimKD": "simkd",
+    "DistiLLM2": "distillm2", "FitNet": "fitnet", "LoCa": "loca", "MiniLLM": "minillm", "ReviewKD": "reviewkd",
+    "SemCKD": "semckd", "SimKD": "simkd",
 }  # fmt: skip
 
 

@@ -322,7 +322,9 @@ class Task:
         """A narrow copy, for `--tiny`."""
         return model
 
-    def written(self, network: Network, params: Tree, state: Tree, batch: Batch, key: Array) -> Batch:
+    def written(
+        self, network: Network, params: Tree, state: Tree, batch: Batch, key: Array, beside: Any = None
+    ) -> Batch:
         """A batch of the same shapes with what a network writes itself in place of the data, for phases with `on_policy`. What it
         wrote is no label: `labelled` is False.
 
@@ -330,6 +332,7 @@ class Task:
           network, params, state: which network, and its variables.
           batch: of the data.
           key: of the draws, of this step; rows are told apart by their `index`.
+          beside: a teacher that has a share in what is drawn, `kdjax.models.transformers.sampling.Beside`; or None.
 
         Raises:
           ValueError: the network does not write.

@@ -17,7 +17,7 @@ from kdjax.data.text_files import text_of
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers import write_folder
-from kdjax.models.transformers.sampling import Sampling
+from kdjax.models.transformers.sampling import Beside, Sampling
 from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
 from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
@@ -112,7 +112,7 @@ class Language(Task):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
         kind = "documents" if train.responses is None else "pairs"
         said = f"{len(train):,} {kind}, rows of {self.length} tokens of {vocabulary.size:,} kinds"
-        info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins"))
+        info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins", "written", "drawn"))
         everything = np.ones(len(learned), bool)
         return Dataset(
             learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said
@@ -206,10 +206,13 @@ class Language(Task):
             model, name="", weights="", trained=False, layers=(), width=32, depth=1, heads=0, kv_heads=0, hidden=0
         )  # fmt: skip
 
-    def written(self, network: Network, params: Any, state: Any, batch: Batch, key: Any) -> Batch:
+    def written(
+        self, network: Network, params: Any, state: Any, batch: Batch, key: Any, beside: Beside | None = None
+    ) -> Batch:
         """The prompts of the rows, and what the network writes behind them; of that all is learned, and nothing is a label."""
         return rewritten(
-            network, params, state, batch, key, prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary
+            network, params, state, batch, key, prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary,
+            beside=beside,
         )  # fmt: skip
 
     # --- metrics ---

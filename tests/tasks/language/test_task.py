@@ -133,6 +133,9 @@ def test_what_is_written_is_a_batch_like_the_others(pairs):
     made = jax.jit(lambda b: data.written(network, params, state, b, jax.random.key(1)))(batch)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), made, batch)
     assert all(jax.tree.leaves(same)) and not made.labelled.any()
+    assert made.target("written").all() and not batch.target("written").any()
+    chances = np.where(made.elements, made.target("drawn"), -1)
+    assert np.all(chances < 0) and not np.any(np.where(made.elements, 0, made.target("drawn")))
     ids, labels, learned = (np.asarray(x) for x in (made.inputs["input_ids"], made.target("labels"), made.elements))
     assert np.array_equal(ids[:, 1:], labels[:, :-1])
     assert not learned[:, :5].any() and learned[:, 5].all()
@@ -160,6 +163,10 @@ def test_its_fields_are_said_to_be_wrong(pairs):
     assert "no teacher was asked before" in wrong.problems()[0]
     wrong = experiment(pairs).replace_phase("student", on_policy=1.5)
     assert "it is a share, 0 to 1" in wrong.problems()[0]
+    wrong = experiment(pairs).replace_phase("student", teacher_writes=2.0)
+    assert "teacher_writes=2.0; it is a share" in wrong.problems()[0]
+    wrong = experiment(pairs).replace_phase("student", on_policy=0.0, teacher_writes=0.2)
+    assert "no teacher is asked while it writes" in wrong.problems()[0]
 
 
 @pytest.mark.slow
