@@ -136,6 +136,7 @@ def compile_phase(
         objective, optimizer, clock=clock, views=views, moved=task.train_targets, fit=task.fit,
         mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
         axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached, skip=experiment.on_nan == "skip",
+        in_chunks=networks.in_chunks,
     )  # fmt: skip
     if phase.precision != "float32":
         tell_slow_products(in_step[0], networks.inputs, phase)

@@ -105,6 +105,11 @@ class Objective:
         return False
 
     @property
+    def in_chunks(self) -> bool:
+        """Whether its terms can be had without logits `[B, L, V]` that are there at once, see `Context.student_call`."""
+        return False
+
+    @property
     def per_element(self) -> bool:
         """Whether rows may have elements (tokens, pixels), `[B, L, ...]`, each of which then counts by itself. Else it takes
         logits `[B, C]` and embeddings `[B, D]`, and features where no element of a row is masked: it would count those."""
