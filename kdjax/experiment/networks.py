@@ -11,6 +11,7 @@ from kdjax.experiment.spec import Experiment, Phase
 from kdjax.models import Freezer, FreezeReport, ensemble, module_paths, output_shapes
 from kdjax.objectives import Bound, bind
 from kdjax.objectives.tokens import chunked
+from kdjax.schedules import Adaptive
 from kdjax.tasks import Dataset, Model, Task
 from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables
@@ -32,6 +33,7 @@ class Networks:
       cached: whether batches bring what the teacher says, so that it does not run in the step.
       outputs: what a teacher that is not there said of every training example, `[N, ..., C]`, from a file; or None.
       in_chunks: whether the step makes logits of tokens a few at a time, because the vocabulary is large.
+      rows: shapes of what is read of the data, where the phase keeps what its student writes; else None.
       whole: where it is large and they are made whole all the same, why.
     """
 
@@ -45,6 +47,7 @@ class Networks:
     outputs: np.ndarray | None = None
     in_chunks: bool = False
     whole: str = ""
+    rows: Tree | None = None
 
     @property
     def step_teacher(self) -> Network | None:
@@ -104,7 +107,7 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     whole = why_whole(objective, [(student, said[0]), *taught], cached) if large else ""
     return Networks(
         student, teacher, freezer, objective, deploy(student, teacher, objective, inputs), inputs, cached, outputs,
-        in_chunks=large and not whole, whole=whole,
+        in_chunks=large and not whole, whole=whole, rows=dataset.shapes(1) if isinstance(phase.on_policy, Adaptive) else None,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax.schedules import Schedule, WarmUp, epochs, multiply, value_at
+from kdjax.schedules import Adaptive, Schedule, WarmUp, epochs, multiply, value_at
 from kdjax.types import Array, Context, DataInfo, ModelOutput, Progress, Term, Terms, Tree
 
 
@@ -153,7 +153,7 @@ class Method:
     setting: str = ""
     paper: Paper | None = None
     before: Objective | None = None
-    on_policy: float | Schedule = 0.0
+    on_policy: float | Schedule | Adaptive = 0.0
     teacher_writes: float = 0.0
 
 

@@ -55,6 +55,7 @@ class Dataset:
       info: what objectives may know; its labels are those of all of `train`, or None.
       arrays: the inputs of all of `train`, arrays `[N, ...]`, where they are in memory; else None.
       description: what there is to say of the data beyond counts, such as "10 classes".
+      validation: examples that were held out of training for what a phase goes by as it runs, where a task has any.
     """
 
     train: Examples
@@ -66,6 +67,7 @@ class Dataset:
     info: DataInfo
     arrays: Tree | None = None
     description: str = ""
+    validation: Examples | None = None
 
     def usable(self, labels: str) -> np.ndarray:
         """`[len(train)]` bool, whose targets a network may use: "all", or those of "labelled" examples."""

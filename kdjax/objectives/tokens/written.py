@@ -14,9 +14,9 @@ from jax import lax
 
 from kdjax import losses
 from kdjax.objectives.base import RELEASED, Method, Objective, Paper
-from kdjax.objectives.tokens.divergences import JSD, ReverseKL
+from kdjax.objectives.tokens.divergences import JSD, ReverseKL, SkewKL
 from kdjax.reduction import gather_rows, per_example, sum_over_devices
-from kdjax.schedules import Linear, Schedule, percent
+from kdjax.schedules import Adaptive, Linear, Schedule, percent
 from kdjax.types import Array, Context
 
 __all__ = ["DistiLLM2", "MiniLLM"]
@@ -169,6 +169,10 @@ METHODS = {
     "gkd": Method(
         JSD(beta=0.5, temperature=0.9), "text", "half of what is learned from the student writes itself",
         "TRL's defaults", on_policy=0.5,
+    ),
+    "distillm": Method(
+        SkewKL(alpha=0.1), "text", "a bounded KL, on more of what the student wrote, now or before, when validation gets worse",
+        RELEASED, on_policy=Adaptive(),
     ),
     "minillm": Method(
         MiniLLM(), "text", "the teacher rewards what the student writes, in half of the steps; the data in the others",

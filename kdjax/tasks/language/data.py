@@ -94,19 +94,18 @@ class Language(Task):
             raise DataError(found[0])
         train, vocabulary = load_documents(self.name, split="train", split_seed=self.split_seed), self.vocabulary
         splits = make_splits(np.zeros(len(train), np.int32), validation=self.validation, split_seed=self.split_seed)
-        test = (
-            train.take(splits.validation)
-            if self.evaluate_on == "validation"
-            else load_documents(self.name, split="test", split_seed=self.split_seed)
-        )
+        kept = train.take(splits.validation) if self.validation else None
+        test = kept if self.evaluate_on == "validation" else load_documents(
+            self.name, split="test", split_seed=self.split_seed
+        )  # fmt: skip
         train = train.take(splits.train)
         if (train.responses is None) != (test.responses is None):
             raise DataError(
                 f"{self.name} has prompts with responses in one split and documents in the other; give them alike."
             )
-        learned, held = (
-            rows_of(part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole) for part in (train, test)
-        )
+        made = lambda part: rows_of(part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole)
+        learned, held = made(train), made(test)
+        aside = None if kept is None else held if kept is test else made(kept)
         rows = np.arange(len(held))
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
@@ -115,7 +114,8 @@ class Language(Task):
         info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins", "written", "drawn"))
         everything = np.ones(len(learned), bool)
         return Dataset(
-            learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said
+            learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said,
+            validation=aside,
         )  # fmt: skip
 
     def problems(self) -> list[str]:

@@ -11,11 +11,14 @@ import pytest
 from kdjax.cli import main
 from kdjax.data import DataError
 from kdjax.experiment import Experiment, Phase
+from kdjax.experiment.compare import check_alike
+from kdjax.experiment.config import by_method, load_config
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.experiment.serialization import from_data, to_data
 from kdjax.experiment.trained import load_trained
 from kdjax.objectives import CrossEntropy, ForwardKL
-from kdjax.schedules import steps
+from kdjax.schedules import Adaptive, steps
 from kdjax.tasks import kinds
 from kdjax.tasks.language import Language, LanguageNetwork, Sampling, write_responses
 from kdjax.tasks.language.writing import prompts_of
@@ -169,9 +172,28 @@ def test_its_fields_are_said_to_be_wrong(pairs):
     assert "no teacher is asked while it writes" in wrong.problems()[0]
 
 
+def test_a_method_has_the_student_write_and_may_be_compared():
+    topics = load_config("configs/language/python_topics.py")
+    minillm, labels = topics("minillm"), topics("labels")
+    assert (minillm.student.on_policy, minillm.student.teacher_writes) == (0.5, 0.2) and not minillm.problems()
+    assert not labels.student.on_policy
+    check_alike({"labels": labels, "minillm": minillm})
+    distillm = by_method(labels, "distillm")
+    assert distillm.student.on_policy == Adaptive() and from_data(to_data(distillm)) == distillm
+
+
 @pytest.mark.slow
 def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
-    arguments = ["compare", "configs/language/python_topics.py", "--methods", "labels", "jsd", "--tiny"]
+    arguments = [
+        "compare",
+        "configs/language/python_topics.py",
+        "--methods",
+        "labels",
+        "jsd",
+        "minillm",
+        "distillm2",
+        "--tiny",
+    ]
     assert main([*arguments, "--run", str(tmp_path / "c")]) == 0
     assert "rows/s" in capsys.readouterr().out
     table = (tmp_path / "c" / "table.md").read_text(encoding="utf-8")
@@ -179,8 +201,6 @@ def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
     page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
     assert "What was written" in page and "distinct pairs" in page and "64 test rows" in page
     kept = json.loads((tmp_path / "c" / "written.json").read_text())
-    assert (
-        set(kept["written"]) == {"teacher", "labels", "jsd"}
-        and len(kept["written"]["jsd"]) == len(kept["prompts"]) == 32
-    )
+    assert set(kept["written"]) == {"teacher", "labels", "jsd", "minillm", "distillm2"}
+    assert len(kept["written"]["jsd"]) == len(kept["prompts"]) == 32
     assert (tmp_path / "c" / "written.png").read_bytes().startswith(b"\x89PNG")
