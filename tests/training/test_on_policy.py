@@ -1,20 +1,30 @@
 """A share of written steps that adapts: it grows by what is held out, and what was written is learned from again."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.experiment import Experiment, ExperimentError, Phase
+from kdjax.experiment.program import Builder
+from kdjax.experiment.run import run
+from kdjax.objectives import METHODS
 from kdjax.schedules import Adaptive, percent, steps
-from kdjax.training import TrainState
+from kdjax.tasks.language import Language, LanguageNetwork
+from kdjax.training import TrainState, Variables
+from kdjax.training.loop import Stopped
 from kdjax.training.on_policy import WRITING, grown, on_policy, writing_state
+from kdjax.training.optimizers import SGD
 from kdjax.types import Batch, Clock
+from tests.experiment.test_resume import StopAt, outcome
 
 ROWS, LENGTH, TOTAL = 4, 3, 60
 LOSSES = np.array([2.0, 1.5, 2.05, 2.15, 2.2, 2.26, 1.0, 3.0])  # what is held out, each time
 
 
-def run(share, rows=ROWS):
+def steps_of(share, rows=ROWS):
     """Metrics of every step, and the first column of the inputs that it saw: the data's are -1, what is written its step."""
     clock = Clock(total_steps=TOTAL, steps_per_epoch=10)
 
@@ -47,7 +57,7 @@ def run(share, rows=ROWS):
 
 
 def test_the_share_grows_where_what_is_held_out_gets_no_better():
-    found, writing = run(Adaptive(start=0.2, every=percent(10), replay=10))
+    found, writing = steps_of(Adaptive(start=0.2, every=percent(10), replay=10))
     # The first loss, 2.0, is what it goes by, until 2.15 is 0.1 above; then 2.26, then 3.0, which it stays at.
     wanted = np.repeat([0.2, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5], 6)
     np.testing.assert_allclose(found["on_policy_share"][0], wanted, rtol=1e-6)
@@ -58,7 +68,7 @@ def test_the_share_grows_where_what_is_held_out_gets_no_better():
 
 def test_what_was_written_is_learned_from_again_and_the_more_the_later():
     share = Adaptive(start=1.0, every=steps(100), replay=10)
-    found, writing = run(share)
+    found, writing = steps_of(share)
     inputs, labels, labelled = found["seen"]
     now = np.arange(TOTAL)[:, None]
     assert np.all(found["on_policy"][0] == 1) and not labelled.any()  # the first step has nothing to take again
@@ -75,28 +85,27 @@ def test_what_was_written_is_learned_from_again_and_the_more_the_later():
 
 
 def test_without_a_share_all_is_of_the_data():
-    found, writing = run(Adaptive(grows=0.0))
+    found, writing = steps_of(Adaptive(grows=0.0))
     assert np.all(found["seen"][0] == -1) and found["seen"][2].all()
     assert not np.any(found["on_policy"][0]) and writing["count"] == 0
+
+
+def decoders(count, **changes):
+    """An experiment whose student is a small decoder of DistiLLM, for so many steps."""
+    small = LanguageNetwork(width=8, depth=1, heads=2, hidden=8)
+    optimizer = SGD(learning_rate=0.5)
+    student = Phase(network=small, teacher="teacher", duration=steps(count), objective=METHODS["distillm"].objective,
+                    on_policy=Adaptive(start=1.0, replay=24), optimizer=optimizer)  # fmt: skip
+    teacher = Phase(name="teacher", network=small, duration=steps(2), optimizer=optimizer)
+    data = Language(length=10, batch_size=8, eval_batch_size=8, validation=2, eval_examples=8)
+    return Experiment(name="spread", data=data, phases=(teacher, student), **changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_a_decoder_does_so_alike_on_any_devices(kind):
-    import dataclasses
-
-    from kdjax.experiment import Experiment, ExperimentError, Phase
-    from kdjax.experiment.program import Builder
-    from kdjax.objectives import METHODS
-    from kdjax.tasks.language import Language, LanguageNetwork
-    from kdjax.training import Variables
-    from kdjax.training.optimizers import SGD
-
-    small = LanguageNetwork(width=8, depth=1, heads=2, hidden=8)
-    student = Phase(network=small, teacher="teacher", duration=steps(8), objective=METHODS["distillm"].objective,
-                    on_policy=Adaptive(start=1.0, replay=24), optimizer=SGD(learning_rate=0.5))  # fmt: skip
-    experiment = Experiment(name="spread", data=Language(length=10, batch_size=8, eval_batch_size=8, validation=2),
-                            phases=(Phase(name="teacher", network=small), student))  # fmt: skip
+    experiment = decoders(8)
+    student = experiment.student
     found = []
     for devices, runner in ((1, "jit"), (4, kind)):
         builder = Builder(devices=jax.devices()[:devices])
@@ -117,3 +126,14 @@ def test_a_decoder_does_so_alike_on_any_devices(kind):
     without = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, validation=0))
     with pytest.raises(ExperimentError, match="and there are none; set data"):
         builder.program(without, student)
+
+
+@pytest.mark.slow
+def test_what_was_written_is_there_when_a_run_resumes(tmp_path):
+    every = {"evaluate_every": steps(4), "checkpoint_every": steps(4), "log_every": 1}
+    experiment, builder = decoders(10, **every), Builder(devices=jax.devices()[:1])
+    run(experiment, tmp_path / "whole", builder=builder)
+    with pytest.raises(Stopped):
+        run(experiment, tmp_path / "parts", builder=builder, progress=StopAt(6))
+    run(experiment, tmp_path / "parts", builder=builder, resume=True)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
