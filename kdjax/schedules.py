@@ -195,6 +195,26 @@ class Product(Schedule):
         return f"({self.first}) × {self.second}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+    """A share that grows whenever a loss on held-out examples is no better: DistiLLM's of steps with what the student wrote. It
+    is no function of progress, and so no `Schedule`; `kdjax.training.on_policy` carries it."""
+
+    start: float = 0.0
+    """share at first"""
+    grows: float = 0.1
+    """how much larger it is each time, up to 1"""
+    tolerance: float = 0.1
+    """how much above the loss that it last grew at (at first, that before training) the loss must be"""
+    every: Duration = Duration(5.0, "percent")
+    """how often that is looked at; once in each of 20 epochs in the published setting"""
+    replay: int = 1000
+    """how many written examples are kept, to be learned from again"""
+
+    def __str__(self):
+        return f"from {self.start:g} by {self.grows:g}"
+
+
 def value_at(value: float | Schedule, progress: Progress) -> Array | float:
     """A hyperparameter now: a schedule's value, or the number itself."""
     return value(progress) if isinstance(value, Schedule) else value
@@ -233,6 +253,6 @@ def _reached(progress: Progress, unit: Unit, boundary: float) -> Array:
 
 
 __all__ = [
-    "Constant", "Cosine", "Duration", "Linear", "Product", "Schedule", "Steps", "Unit", "WarmUp",
+    "Adaptive", "Constant", "Cosine", "Duration", "Linear", "Product", "Schedule", "Steps", "Unit", "WarmUp",
     "epochs", "examples", "multiply", "percent", "position", "steps", "value_at",
 ]  # fmt: skip

@@ -355,6 +355,8 @@ class Context:
       axis: name of the mapped axis under pmap and shard_map, else None.
       train: False while evaluating.
       teacher_call: `(part, *arrays) -> Any`: a named part of the frozen teacher, differentiable in its inputs.
+      student_call: the same of the student, differentiable in its parameters too, in a step whose logits `[B, L, V]` are never
+        to be there at once: objectives make them of the last features and the part "token_weights". Else None.
     """
 
     student: ModelOutput
@@ -367,3 +369,4 @@ class Context:
     axis: Axis = None
     train: bool = True
     teacher_call: Callable[..., Any] | None = None
+    student_call: Callable[..., Any] | None = None

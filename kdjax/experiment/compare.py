@@ -121,7 +121,7 @@ def compare(
 def check_alike(experiments: dict[str, Experiment]) -> None:
     """Refuses to compare methods whose budgets or teachers differ.
 
-    A method may train the student in more than one phase; their lengths must add up to the same.
+    A method may train the student in more than one phase; their lengths must add up to the same. It may have the student write.
     """
     if not experiments:
         raise ExperimentError("There is nothing to compare; name at least one method.")
@@ -130,6 +130,7 @@ def check_alike(experiments: dict[str, Experiment]) -> None:
         alike = [
             (
                 {dataclasses.replace(p, name="", objective=first.student.objective, start="", duration=Duration(),
+                                     on_policy=0.0, teacher_writes=0.0,  # who writes the examples is a method's own
                                      teacher_cache=p.teacher_cache.removeprefix("float32"))  # kept whole: no difference
                  for p in e.lineage},
                 {p.duration.unit for p in e.lineage},

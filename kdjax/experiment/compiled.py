@@ -15,14 +15,17 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import float32_products, in_microbatches, in_precision
 from kdjax.models.weights.beginning import begun
 from kdjax.objectives import Bound
+from kdjax.schedules import Adaptive
 from kdjax.tasks import Dataset
 from kdjax.training import Runner, TrainState, Variables, count_parameters, init_state, make_step, optimizers
 from kdjax.training.evaluation import make_evaluation
 from kdjax.training.feed import from_resident, scanned
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
-from kdjax.training.on_policy import on_policy
+from kdjax.training.on_policy import WRITING, judge_by, on_policy, writing_state
 from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Batch, Clock, Network, Tree
+
+JUDGED = 64  # validation examples at most that an adaptive share goes by
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,13 +142,22 @@ def compile_phase(
         objective, optimizer, clock=clock, views=views, moved=task.train_targets, fit=task.fit,
         mix=phase.mix * task.mixup, cut=phase.mix * task.cutmix,
         axis=runner.axis, ema_decay=phase.ema_decay or None, cached=networks.cached, skip=experiment.on_nan == "skip",
+        in_chunks=networks.in_chunks,
     )  # fmt: skip
     if phase.precision != "float32":
         tell_slow_products(in_step[0], networks.inputs, phase)
     if phase.on_policy:
         if objective.needs_peer:
             raise ExperimentError(f"Phase {phase.name!r} trains two networks, and on_policy is of one; set it to 0.")
-        step = on_policy(step, networks.student, task.written, phase.on_policy, clock)
+        teacher = networks.step_teacher if networks.teacher_runs else None
+        judge = None
+        if isinstance(phase.on_policy, Adaptive):
+            held = held_out(dataset, phase)
+            judge = judge_by(networks.student, teacher, objective, held, task.evaluation_view, clock)
+        step = on_policy(
+            step, networks.student, task.written, phase.on_policy, clock, teacher=teacher,
+            teacher_writes=phase.teacher_writes, judge=judge,
+        )  # fmt: skip
     if objective.needs_peer:
         step = make_mutual_step(step, objective.peer_order)
     if dataset.resident:
@@ -182,6 +194,21 @@ def make_clock(experiment: Experiment, phase: Phase, examples: int, visited: int
     return Clock(total, per_epoch, size, -(-visited // size))
 
 
+def held_out(dataset: Dataset, phase: Phase) -> Batch:
+    """Some of the validation examples, evenly spaced, that an adaptive share goes by.
+
+    Raises:
+      ExperimentError: there are none.
+    """
+    rows = dataset.validation
+    if rows is None:
+        raise ExperimentError(f"Phase {phase.name!r} has its student write the more often, the worse it does on validation "
+                              "documents, and there are none; set data.validation, such as --data.validation 8.")  # fmt: skip
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).round().astype(np.int32))
+    everything = np.ones(len(chosen), bool)
+    return Batch(**rows.read(chosen), index=chosen, where=everything, labelled=everything)
+
+
 def make_state(
     networks: Networks,
     optimizer: Any,
@@ -199,6 +226,10 @@ def make_state(
         networks.student, bound, optimizer, seed=seed, data_seed=data_seed, ema=phase.ema_decay > 0, start=start,
         teacher_state=teacher_state,
     )  # fmt: skip
+    if networks.rows is not None:
+        state = dataclasses.replace(
+            state, state={**state.state, WRITING: writing_state(phase.on_policy, networks.rows)}
+        )
     if not bound.needs_peer:
         return state
     return join(state, init_state(networks.student, bound, optimizer, seed=seed + PEER_SEED, data_seed=data_seed))

@@ -8,7 +8,14 @@ import jax
 
 from kdjax.data import DataError
 from kdjax.experiment.accounting import costs, readable, size, step_arguments
-from kdjax.experiment.networks import make_network, make_teacher, network_inputs, stored_outputs, teacher_shapes
+from kdjax.experiment.networks import (
+    Networks,
+    make_network,
+    make_teacher,
+    network_inputs,
+    stored_outputs,
+    teacher_shapes,
+)
 from kdjax.experiment.program import Builder, Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
@@ -95,6 +102,7 @@ def measure(program: Program, report: PhaseReport, described: str = "") -> None:
     report.parameters["trained beside it"] = compiled.extra_parameters()
     report.trained = module_table(state.params["objective"])
     report.numbers["steps"] = f"{compiled.clock.total_steps:,} of {program.experiment.data.batch_size} examples"
+    report.numbers |= of_large_vocabulary(program.networks)
     if described:
         if program.phase == program.experiment.student:
             measure_ahead(program, report, described)
@@ -116,6 +124,13 @@ def measure(program: Program, report: PhaseReport, described: str = "") -> None:
     if memory is not None:
         held["temporaries"] = memory.temp_size_in_bytes
     report.numbers["memory of a step"] = ", ".join(f"{name} {readable(n)}" for name, n in held.items() if n)
+
+
+def of_large_vocabulary(networks: Networks) -> dict[str, str]:
+    """How the step makes logits of tokens, where there are many kinds."""
+    if networks.in_chunks:
+        return {"logits": "of a few tokens at a time, by fused_linear_kd, since the vocabulary is large"}
+    return {"logits": f"whole, though the vocabulary is large: {networks.whole}"} if networks.whole else {}
 
 
 def measure_ahead(program: Program, report: PhaseReport, described: str) -> None:

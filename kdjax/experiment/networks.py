@@ -10,6 +10,8 @@ from kdjax.data.outputs import check_covered, read_outputs
 from kdjax.experiment.spec import Experiment, Phase
 from kdjax.models import Freezer, FreezeReport, ensemble, module_paths, output_shapes
 from kdjax.objectives import Bound, bind
+from kdjax.objectives.tokens import chunked
+from kdjax.schedules import Adaptive
 from kdjax.tasks import Dataset, Model, Task
 from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables
@@ -30,6 +32,9 @@ class Networks:
       inputs: shapes of what they see of a training batch.
       cached: whether batches bring what the teacher says, so that it does not run in the step.
       outputs: what a teacher that is not there said of every training example, `[N, ..., C]`, from a file; or None.
+      in_chunks: whether the step makes logits of tokens a few at a time, because the vocabulary is large.
+      rows: shapes of what is read of the data, where the phase keeps what its student writes; else None.
+      whole: where it is large and they are made whole all the same, why.
     """
 
     student: Network
@@ -40,6 +45,9 @@ class Networks:
     inputs: Tree
     cached: bool
     outputs: np.ndarray | None = None
+    in_chunks: bool = False
+    whole: str = ""
+    rows: Tree | None = None
 
     @property
     def step_teacher(self) -> Network | None:
@@ -80,20 +88,42 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     info = dataset.info_for(phase.labels)
     if phase.weights or phase.network.trained:  # it learns nothing, so its objective finds whatever it reads
         info = dataclasses.replace(info, targets=info.targets or ("labels",))
+    said = output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs)
     try:
-        objective = bind(
-            phase.objective, output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs), info,
-        )  # fmt: skip
+        objective = bind(phase.objective, *said, info)
     except ValueError as error:
         raise ValueError(with_paths(str(error), student, inputs)) from error
     cached = (bool(phase.teacher_cache) or outputs is not None) and objective.needs_teacher
     if cached and outputs is None:
         Storage(phase.teacher_cache)
         task.numbered_views()
+    freezer = make_freezer(phase, teacher, objective, inputs)
+    large = (
+        (getattr(said[0], "logits", None) is not None)
+        and said[0].logits.ndim == 3
+        and said[0].logits.shape[-1] > chunked.MANY
+    )
+    taught = [(freezer.network if freezer else teacher, said[1])] if objective.needs_teacher and teacher else []
+    whole = why_whole(objective, [(student, said[0]), *taught], cached) if large else ""
     return Networks(
-        student, teacher, make_freezer(phase, teacher, objective, inputs), objective,
-        deploy(student, teacher, objective, inputs), inputs, cached, outputs,
+        student, teacher, freezer, objective, deploy(student, teacher, objective, inputs), inputs, cached, outputs,
+        in_chunks=large and not whole, whole=whole, rows=dataset.shapes(1) if isinstance(phase.on_policy, Adaptive) else None,
     )  # fmt: skip
+
+
+def why_whole(objective: Bound, networks: list[tuple[Network, Any]], cached: bool) -> str:
+    """What keeps logits of tokens from being made a few at a time; "" if nothing does.
+
+    Args:
+      objective: of the phase.
+      networks: those that the step runs, each with the shapes of what it says.
+      cached: whether the batch brings what the teacher says.
+    """
+    if cached:
+        return "the teacher's are kept"
+    wants = [name for name, part in objective.parts.items() if not part.in_chunks]
+    lacks = [network.name for network, said in networks if not chunked.gives_states(network, said)]
+    return f"{wants[0]} takes them so" if wants else f"{lacks[0]} does not give its head" if lacks else ""
 
 
 def stored_outputs(task: Task, phase: Phase, dataset: Dataset) -> np.ndarray | None:

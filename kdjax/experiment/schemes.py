@@ -24,6 +24,8 @@ def student_phases(
     """
     entry = method(name)
     last = dataclasses.replace(student, objective=objective or entry.objective)
+    if entry.on_policy:
+        last = dataclasses.replace(last, on_policy=entry.on_policy, teacher_writes=entry.teacher_writes)
     if entry.before is None:
         return (last,)
     length = student.duration

@@ -21,6 +21,7 @@ KINDS: dict[str, type] = {
     for cls in (
         Experiment, Phase, Sum, schedules.Duration, optimizers.SGD, optimizers.AdamW, optimizers.DOT,
         schedules.Constant, schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Steps, schedules.Product,
+        schedules.Adaptive,
         *(cls for cls in vars(objectives).values()
           if isinstance(cls, type) and issubclass(cls, Objective) and cls is not Objective),
     )

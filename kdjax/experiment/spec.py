@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher, unmixed
-from kdjax.schedules import Duration, Schedule, epochs
+from kdjax.schedules import Adaptive, Duration, Schedule, epochs
 from kdjax.tasks import Model, Task
 from kdjax.training.finite import OnNan
 from kdjax.training.optimizers import SGD, Optimizer
@@ -51,8 +51,10 @@ class Phase:
     such as top16; empty to run it at every step"""
     teacher_outputs: str = ""
     """file of what a teacher said of each training example, .npz or .jsonl, instead of a teacher; the same for every view"""
-    on_policy: float | Schedule = 0.0
+    on_policy: float | Schedule | Adaptive = 0.0
     """share of the steps whose examples the student writes itself, behind prompts of the data; for decoders"""
+    teacher_writes: float = 0.0
+    """where it writes, the teacher's share in the mixture of both that tokens are drawn from, 0 to 1"""
     start: str = ""
     """earlier phase whose weights this network begins with; empty for fresh ones"""
     weights: str = ""
@@ -173,8 +175,15 @@ class Experiment:
                     f"Phase {phase.name!r} has on_policy, and what the student will write no teacher was asked before; leave "
                     "teacher_cache and teacher_outputs empty."
                 )
-            if not isinstance(phase.on_policy, Schedule) and not 0 <= phase.on_policy <= 1:
+            if not isinstance(phase.on_policy, Schedule | Adaptive) and not 0 <= phase.on_policy <= 1:
                 found.append(f"Phase {phase.name!r} has on_policy={phase.on_policy}; it is a share, 0 to 1.")
+            if not 0 <= phase.teacher_writes <= 1:
+                found.append(f"Phase {phase.name!r} has teacher_writes={phase.teacher_writes}; it is a share, 0 to 1.")
+            elif phase.teacher_writes and not (phase.on_policy and phase.taught):
+                found.append(
+                    f"Phase {phase.name!r} has teacher_writes={phase.teacher_writes}, and no teacher is asked while it writes; "
+                    "set on_policy and an objective that reads a teacher, or teacher_writes to 0."
+                )
             if phase.on_policy and type(self.data).written is Task.written:
                 found.append(
                     f"Phase {phase.name!r} has on_policy, and networks do not write {self.data.noun} themselves; set it to 0."

@@ -53,9 +53,10 @@ from kdjax.objectives.methods import METHODS, method
 from kdjax.objectives.relations import contrastive, relational
 from kdjax.objectives.relations.contrastive import *
 from kdjax.objectives.relations.relational import *
-from kdjax.objectives.tokens import divergences, states
+from kdjax.objectives.tokens import divergences, states, written
 from kdjax.objectives.tokens.divergences import *
 from kdjax.objectives.tokens.states import *
+from kdjax.objectives.tokens.written import *
 
 __all__ = [
     "METHODS",
@@ -104,3 +105,4 @@ __all__ += contrastive.__all__
 __all__ += relational.__all__
 __all__ += divergences.__all__
 __all__ += states.__all__
+__all__ += written.__all__

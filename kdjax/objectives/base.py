@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax.schedules import Schedule, WarmUp, epochs, multiply, value_at
+from kdjax.schedules import Adaptive, Schedule, WarmUp, epochs, multiply, value_at
 from kdjax.types import Array, Context, DataInfo, ModelOutput, Progress, Term, Terms, Tree
 
 
@@ -105,6 +105,11 @@ class Objective:
         return False
 
     @property
+    def in_chunks(self) -> bool:
+        """Whether its terms can be had without logits `[B, L, V]` that are there at once, see `Context.student_call`."""
+        return False
+
+    @property
     def per_element(self) -> bool:
         """Whether rows may have elements (tokens, pixels), `[B, L, ...]`, each of which then counts by itself. Else it takes
         logits `[B, C]` and embeddings `[B, D]`, and features where no element of a row is masked: it would count those."""
@@ -138,6 +143,8 @@ class Method:
       setting: where the weights come from.
       paper: where the method comes from, if not from its first objective's.
       before: what the student (or something beside it) is trained by in a phase of its own, before; None for most.
+      on_policy, teacher_writes: of language models, the share of the steps whose examples the student writes itself, and the
+        teacher's share in what it draws from; fields of the same names of the phase. 0 for most.
     """
 
     objective: Objective
@@ -146,6 +153,8 @@ class Method:
     setting: str = ""
     paper: Paper | None = None
     before: Objective | None = None
+    on_policy: float | Schedule | Adaptive = 0.0
+    teacher_writes: float = 0.0
 
 
 # Where weights come from, most often; and the warm-up that some of them have.
@@ -212,7 +221,8 @@ def snake_case(name: str) -> str:
 
 # Names whose parts are not words of their own.
 SPELLINGS = {
-    "FitNet": "fitnet", "LoCa": "loca", "ReviewKD": "reviewkd", "SemCKD": "semckd", "SimKD": "simkd",
+    "DistiLLM2": "distillm2", "FitNet": "fitnet", "LoCa": "loca", "MiniLLM": "minillm", "ReviewKD": "reviewkd",
+    "SemCKD": "semckd", "SimKD": "simkd",
 }  # fmt: skip
 
 

@@ -102,6 +102,11 @@ class Bound:
         return unmixed(self.parts)
 
     @property
+    def in_chunks(self) -> bool:
+        """Whether no part wants logits of tokens whole."""
+        return all(part.in_chunks for part in self.parts.values())
+
+    @property
     def teacher_mode(self) -> str:
         """ "train" if a part wants the teacher to normalise by the batch and to keep updating its statistics."""
         return "train" if any(part.teacher_mode == "train" for part in self.parts.values()) else "eval"

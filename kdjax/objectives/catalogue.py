@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from kdjax.models.detectors import DetectorOutput
-from kdjax.objectives.base import Objective, part_names
+from kdjax.objectives.base import Objective, part_names, snake_case
 from kdjax.objectives.binding import bind
 from kdjax.objectives.logits.logit import KD
 from kdjax.objectives.methods import METHODS, Method, method
@@ -115,6 +115,9 @@ def show_method(name: str, console: Any) -> None:
     console.print(Text.assemble((name, "bold"), f": {entry.summary}"), soft_wrap=True)
     line(written(entry.objective))
     line(f"weights from: {entry.setting or 'no published setting; see the objective'}")
+    if entry.on_policy:
+        mixed = f", drawn from a mixture with {entry.teacher_writes} of the teacher" if entry.teacher_writes else ""
+        line(f"share of the steps whose examples the student writes: {entry.on_policy}{mixed}")
     if any(part.trains for part in entry.objective.parts):
         line(f"trains beside the student: {trains(entry.objective)}")
     for part_name, part in part_names(entry.objective).items():
@@ -148,14 +151,14 @@ def written(objective: Objective) -> str:
     Fields that have their usual value are left out, but for numbers, which are the method's hyperparameters.
     """
     texts = []
-    for name, part in part_names(objective).items():
+    for part in part_names(objective).values():
         arguments = []
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if field.name == "weight" or (value == field.default and isinstance(value, str | bool | tuple | None)):
                 continue
             arguments.append(f"{field.name}={written(value) if isinstance(value, Objective) else value}")
-        stem = name.rstrip("0123456789").rstrip("_")
+        stem = snake_case(type(part).__name__)
         weight = f"({part.weight}) * " if isinstance(part.weight, Schedule) else f"{part.weight} * "
         weight = "" if part.weight == 1.0 else weight
         texts.append(f"{weight}{stem}({', '.join(arguments)})" if arguments else f"{weight}{stem}")
@@ -196,7 +199,7 @@ def extra_parameters(objective: Objective) -> int:
     shape = lambda *sizes: jax.ShapeDtypeStruct((64, *sizes), np.float32)
     stages = (shape(32, 32, 32), shape(32, 32, 64), shape(16, 16, 128), shape(8, 8, 256))
     output: Any = ModelOutput(logits=shape(100), features=stages, preactivations=stages, embedding=shape(256))
-    targets: tuple[str, ...] = ("labels", "multi_hot")
+    targets: tuple[str, ...] = ("labels", "multi_hot", "written", "drawn")
     if any("boxes" in part.reads for part in objective.parts):
         sizes, targets = ((8, 8), (4, 4)), ("labels", "boxes")
         pyramid = tuple(shape(*size, 256) for size in sizes)

@@ -20,13 +20,13 @@ from kdjax.objectives.logits import (
     wrappers,
 )
 from kdjax.objectives.relations import contrastive, relational
-from kdjax.objectives.tokens import divergences, states
+from kdjax.objectives.tokens import divergences, states, written
 from kdjax.references import is_reference, load_reference
 
 FILES = (
     supervised, teacher_free, multi_label, logit, decoupled, correction, wrappers, own, control_variate, multi_teacher, heads,
     correlation, divergences, stages, fsp, factor, projection, relational, contrastive, ofd, review, semckd, classifier_reuse,
-    gfl, retinanet, centred, ssd, crops, localization, imitation, states,
+    gfl, retinanet, centred, ssd, crops, localization, imitation, states, written,
 )  # fmt: skip
 
 FAMILIES = (

@@ -55,6 +55,7 @@ class Dataset:
       info: what objectives may know; its labels are those of all of `train`, or None.
       arrays: the inputs of all of `train`, arrays `[N, ...]`, where they are in memory; else None.
       description: what there is to say of the data beyond counts, such as "10 classes".
+      validation: examples that were held out of training for what a phase goes by as it runs, where a task has any.
     """
 
     train: Examples
@@ -66,6 +67,7 @@ class Dataset:
     info: DataInfo
     arrays: Tree | None = None
     description: str = ""
+    validation: Examples | None = None
 
     def usable(self, labels: str) -> np.ndarray:
         """`[len(train)]` bool, whose targets a network may use: "all", or those of "labelled" examples."""
@@ -322,7 +324,9 @@ class Task:
         """A narrow copy, for `--tiny`."""
         return model
 
-    def written(self, network: Network, params: Tree, state: Tree, batch: Batch, key: Array) -> Batch:
+    def written(
+        self, network: Network, params: Tree, state: Tree, batch: Batch, key: Array, beside: Any = None
+    ) -> Batch:
         """A batch of the same shapes with what a network writes itself in place of the data, for phases with `on_policy`. What it
         wrote is no label: `labelled` is False.
 
@@ -330,6 +334,7 @@ class Task:
           network, params, state: which network, and its variables.
           batch: of the data.
           key: of the draws, of this step; rows are told apart by their `index`.
+          beside: a teacher that has a share in what is drawn, `kdjax.models.transformers.sampling.Beside`; or None.
 
         Raises:
           ValueError: the network does not write.

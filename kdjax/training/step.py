@@ -58,6 +58,7 @@ def make_step(
     ema_decay: float | None = None,
     cached: bool = False,
     skip: bool = False,
+    in_chunks: bool = False,
 ) -> Step:
     """Builds the step.
 
@@ -79,6 +80,8 @@ def make_step(
       ema_decay: decay of the moving average of the student, if the state has one.
       cached: whether batches bring what the teacher says, `Batch.teacher`, so that it need not run: for objectives that read
         its logits alone.
+      in_chunks: make logits of tokens a few at a time, where both networks have the part "token_weights" and all of the objective
+        is `in_chunks`; nothing is then measured beside the loss.
       skip: leave everything but the count of steps as it was where the loss, the gradient or what the step makes is not
         finite.
 
@@ -103,7 +106,7 @@ def make_step(
                          "another optimizer.")  # fmt: skip
     if correct:
         same_architecture(student, teacher)
-    losses_of = make_losses(student, objective, clock, axis)
+    losses_of = make_losses(student, objective, clock, axis, in_chunks)
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
         shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut, moved)
@@ -143,7 +146,9 @@ def make_step(
             updates, opt_state = optimizer.update(update, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         logged = term_metrics(terms, axis)
-        if objective.deployed is None:  # else the student's own logits are not what it is used for
+        if (
+            objective.deployed is None and not in_chunks
+        ):  # else the student's own logits are not what is used, or not there
             measured = fit(output, said.get("main"), batch)
             logged |= sum_over_devices({name: (term.sum, term.count) for name, term in measured.items()}, axis)
         logged["gradient_norm"] = (optax.tree.norm(total), jnp.ones(()))
@@ -189,7 +194,7 @@ def make_teacher_gradient(
     return gradient
 
 
-def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
+def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis, in_chunks: bool = False):
     """The forward pass of student and objective: `(params, state, inputs, train state) -> (share of each group's loss,
     (new state, terms, the student's output on the main view))`."""
 
@@ -203,6 +208,7 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
                 outputs[name], student_state = student.apply(
                     params["student"], student_state, view, train=True, rngs=rngs, axis=axis
                 )
+        call = lambda part, *arrays: student.parts[part](params["student"], student_state, *arrays)
         ctx = Context(
             student=outputs["main"],
             teacher=whole_teacher(inputs.teacher.get("main"), outputs["main"]),
@@ -212,6 +218,7 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis):
             key=objective_key,
             axis=axis,
             teacher_call=inputs.teacher_call,
+            student_call=call if in_chunks else None,
         )
         others = {
             name: dataclasses.replace(ctx, student=output, teacher=inputs.teacher.get(name), peer=inputs.peer.get(name))

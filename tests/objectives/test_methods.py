@@ -159,7 +159,7 @@ def test_every_objective_is_explained_and_is_data(cls):
             role, _, field = read.partition(".")
             said = {f.name for kind in (ModelOutput, DetectorOutput) for f in dataclasses.fields(kind)}
             known = role in ("student", "teacher", "peer") and field in said
-            assert known or read in ("labels", "multi_hot", "boxes", "teacher.gradient")
+            assert known or read in ("labels", "multi_hot", "boxes", "written", "drawn", "teacher.gradient")
 
 
 def test_every_objective_is_in_the_catalogue():

@@ -23,6 +23,7 @@ from kdjax.objectives import (
     Sum,
     bind,
 )  # fmt: skip
+from kdjax.objectives.tokens import states
 from kdjax.reduction import group_losses
 from kdjax.types import Batch, Clock, Context, DataInfo
 
@@ -162,9 +163,8 @@ def test_what_does_not_fit_is_said(said):
 def test_methods_of_texts_are_made_of_what_is_tested_here(said):
     networks, _ = said
     shapes = [output_shapes(network, INPUTS) for network in networks]
-    entries = {name: entry for name, entry in METHODS.items() if entry.family == "text"}
-    assert {"distilbert", "tinybert", "bert_pkd", "minilm"} <= set(entries)
-    for entry in entries.values():
+    assert {"distilbert", "tinybert", "bert_pkd", "minilm"} <= set(states.METHODS) <= set(METHODS)
+    for entry in states.METHODS.values():
         for objective in filter(None, (entry.objective, entry.before)):
             parts = [
                 dataclasses.replace(p, heads=4) if isinstance(p, AttentionRelations) else p for p in objective.parts

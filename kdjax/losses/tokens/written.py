@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from kdjax.losses import checks
 from kdjax.losses.tokens.divergences import skew_fkl, skew_rkl
 
-__all__ = ["distillm2", "distillm2_alpha", "minillm_advantages", "minillm_policy"]
+__all__ = ["distillm2", "distillm2_alpha", "distillm2_gap", "minillm_advantages", "minillm_policy"]
 
 Array = jax.Array
 LEAST_ALPHA, GAP_EPSILON = 0.01, 1e-5  # of the released code of DistiLLM-2
@@ -106,14 +106,38 @@ def distillm2_alpha(
     """
     if not LEAST_ALPHA < alpha <= 1:
         raise ValueError(f"alpha is {alpha}; it must be above {LEAST_ALPHA} and at most 1.")
-    student, teacher, weights = _counted(student_logits, teacher_logits, mask)
-    labels = jnp.where(weights != 0, checks.class_indices(jnp.where(weights != 0, labels, 0), student), 0)
-    likely = [jnp.exp(_mean(_log_probability(logits, labels), weights)) for logits in (student, teacher)]
-    difference = jnp.where(jnp.asarray(student_wrote, bool), likely[0] - likely[1], likely[1] - likely[0]) + GAP_EPSILON
+    difference = distillm2_gap(student_logits, teacher_logits, labels, student_wrote, mask) + GAP_EPSILON
     difference = jnp.where(difference == 0, GAP_EPSILON, difference)
     gap = checks.per_example(gap, difference[:, None], "gap")
     found = jnp.clip(1 - (1 - alpha) * gap / difference, LEAST_ALPHA, alpha)
     return lax.stop_gradient(found) if stop_gradient else found
+
+
+def distillm2_gap(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, labels: ArrayLike, student_wrote: ArrayLike,
+    mask: ArrayLike | None = None,
+) -> Array:  # fmt: skip
+    r"""How much likelier a response is to who wrote it than to the other, $\bar p_1 - \bar p_2$ in `distillm2_alpha`.
+
+    Args:
+      student_logits, teacher_logits, labels, student_wrote, mask: as of `distillm2_alpha`.
+
+    Returns:
+      `[B]`, -1 to 1; 0 for a row without tokens. Its mean over the rows of a kind is the `gap` of `distillm2_alpha`.
+
+    Raises:
+      TypeError, ValueError: as of `distillm2`.
+
+    Paper: see `distillm2`.
+
+    >>> logits, labels = jnp.array([[[2.0, 0.0]], [[0.0, 0.0]]]), jnp.zeros((2, 1), int)
+    >>> print(*(f"{gap:.4f}" for gap in distillm2_gap(jnp.zeros((2, 1, 2)), logits, labels, jnp.array([False, True]))))
+    0.3808 0.0000
+    """
+    student, teacher, weights = _counted(student_logits, teacher_logits, mask)
+    labels = jnp.where(weights != 0, checks.class_indices(jnp.where(weights != 0, labels, 0), student), 0)
+    likely = [jnp.exp(_mean(_log_probability(logits, labels), weights)) for logits in (student, teacher)]
+    return jnp.where(jnp.asarray(student_wrote, bool), likely[0] - likely[1], likely[1] - likely[0])
 
 
 def minillm_advantages(

@@ -37,6 +37,7 @@ def transformer(
         return module
 
     a = architecture
-    parts = {"classes": ("classify",), "tokens": ("token_logits",) + ("begin", "advance") * a.causal}.get(head.kind, ())
+    of_tokens = ("token_logits", *(("token_weights", "begin", "advance") if a.causal else ()))
+    parts = {"classes": ("classify",), "tokens": of_tokens}.get(head.kind, ())
     network = from_nnx(make, parts=parts, name=name or f"{a.family} {a.depth}x{a.width}")
     return network if weights is None else begun(network, flat({"params": weights}))

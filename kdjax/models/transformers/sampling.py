@@ -1,6 +1,7 @@
 """Texts that a decoder writes: one loop of fixed length over kept keys and values."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -75,10 +76,24 @@ class Written(NamedTuple):
     drawn_log_probs: Array
 
 
+class Beside(NamedTuple):
+    """A second decoder of the same tokens, usually the teacher, that has a share in what is drawn.
+
+    Attributes:
+      network, params, state: which, and its variables.
+      share: of its probabilities in the mixture of both, 0 to 1.
+    """
+
+    network: Network
+    params: Tree
+    state: Tree
+    share: float
+
+
 def write(
     network: Network, params: Tree, state: Tree, ids: Array, mask: Array, *, count: int, sampling: Sampling = Sampling(),
     key: Array | None = None, numbers: Array | None = None, draw: Draw | None = None, ends: tuple[int, ...] = (),
-    padding: int = 0,
+    padding: int = 0, beside: Beside | None = None,
 ) -> Written:  # fmt: skip
     """What a decoder goes on with behind prompts. Pure: jit it; other prompts of the same shape take the same program.
 
@@ -95,20 +110,28 @@ def write(
       draw: `(log-probabilities [B, V], number of the token) -> tokens [B]`, in place of a keyed draw.
       ends: tokens that end a text.
       padding: what stands behind an end.
+      beside: a second network; tokens are drawn from the mixture of both, `(1 - share) p + share q`, which `sampling` then
+        changes (Gu et al., MiniLLM, ICLR 2024, arXiv 2306.08543).
 
     Raises:
-      ValueError: the network does not write, or has no positions for so many tokens; or there is no key.
+      ValueError: a network does not write, or has no positions for so many tokens; or there is no key.
     """
-    if not {"begin", "advance"} <= set(network.parts):
-        raise ValueError(
-            f"{network.name} does not write texts; use a decoder of kdjax.models.transformers that scores tokens."
-        )
+    writers = [(network, params, state), *([] if beside is None else [beside[:3]])]
+    for writer, *_ in writers:
+        if not {"begin", "advance"} <= set(writer.parts):
+            raise ValueError(
+                f"{writer.name} does not write texts; use a decoder of kdjax.models.transformers that scores tokens."
+            )
     if draw is None and key is None and sampling.temperature > 0:
         raise ValueError("Tokens are drawn by chance, and no key says which; pass key=, or sampling=GREEDY.")
     rows = jnp.arange(len(ids), dtype=jnp.int32) if numbers is None else numbers
     key = jax.random.key(0) if key is None else key
-    begin, advance = (
-        lambda *given, part=part: network.parts[part](params, state, *given) for part in ("begin", "advance")
+    begins, advances = (
+        [
+            lambda *given, part=writer.parts[part], variables=variables: part(*variables, *given)
+            for writer, *variables in writers
+        ]
+        for part in ("begin", "advance")
     )
 
     def keyed(log_probs: Array, step: Array) -> Array:
@@ -120,19 +143,32 @@ def write(
     chosen = keyed if draw is None else draw
 
     def one(carried, step):
-        logits, cache, done = carried
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        own, drawn = jax.nn.log_softmax(logits), jax.nn.log_softmax(sampling.scores(logits))
+        said, caches, done = carried
+        scores = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in said]
+        own = jax.nn.log_softmax(scores[0])
+        mixed = scores[0] if beside is None else mixture(own, jax.nn.log_softmax(scores[1]), beside.share)
+        drawn = jax.nn.log_softmax(sampling.scores(mixed))
         token = chosen(drawn, step).astype(jnp.int32)
-        said = [jnp.where(done, 0, jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]) for x in (own, drawn)]
+        likely = [jnp.where(done, 0, jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]) for x in (own, drawn)]
         token = jnp.where(done, padding, token)
-        following, cache = advance(token[:, None], ~done[:, None], cache)
+        following = [
+            advance(token[:, None], ~done[:, None], cache) for advance, cache in zip(advances, caches, strict=True)
+        ]
         ended = done
         for end in ends:
             ended = ended | (token == end)
-        return (following, cache, ended), Written(token, ~done, *said)
+        said, caches = zip(*following, strict=True)
+        return (said, caches, ended), Written(token, ~done, *likely)
 
     room = jnp.concatenate([mask != 0, jnp.zeros((len(ids), count), bool)], axis=1)
-    begun = (*begin(ids, room), jnp.zeros(len(ids), bool))
+    said, caches = zip(*(begin(ids, room) for begin in begins), strict=True)
+    begun = said, caches, jnp.zeros(len(ids), bool)
     _, written = lax.scan(one, begun, jnp.arange(count, dtype=jnp.int32))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), written)
+
+
+def mixture(own: Array, other: Array, share: float) -> Array:
+    """Logarithm of `(1 - share) p + share q`, of two logarithms."""
+    if share in (0, 1):
+        return other if share else own
+    return jnp.logaddexp(own + math.log1p(-share), other + math.log(share))

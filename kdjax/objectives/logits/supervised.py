@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.objectives.base import Method, Objective, Paper, seen
+from kdjax.objectives.tokens.chunked import label_term
 from kdjax.reduction import per_example
 from kdjax.schedules import Schedule, value_at
 from kdjax.types import Array, Mixed
@@ -43,7 +44,13 @@ class CrossEntropy(Objective):
             raise ValueError(f"CrossEntropy.class_weights are {self.class_weights}; none may be negative.")
         return None
 
+    @property
+    def in_chunks(self):
+        return self.view == "main" and not self.class_weights
+
     def terms(self, module, ctx):
+        if ctx.student_call is not None:
+            return label_term(ctx, ctx.batch.labels)
         logits = seen(ctx, self.view).student.logits
         weights = jnp.asarray(
             self.class_weights or [1.0] * logits.shape[-1], jnp.promote_types(logits.dtype, jnp.float32)

@@ -13,6 +13,7 @@ from flax import nnx
 from kdjax import losses
 from kdjax.objectives.base import RELEASED, Method, Objective, Paper
 from kdjax.objectives.logits.supervised import CrossEntropy
+from kdjax.objectives.tokens.chunked import divergence_term
 from kdjax.reduction import per_example, sum_over_devices
 from kdjax.schedules import Schedule
 from kdjax.types import Array
@@ -35,18 +36,27 @@ __all__ = [
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence(Objective):
     """Base: a divergence of two softmaxes, over all rows or tokens that count. `options` are the hyperparameters that the
-    loss takes under the same names."""
+    loss takes under the same names; `chunked` is what `fused_linear_kd` calls it, if it knows it."""
 
     temperature: float | Schedule = 1.0
     """T, divides both networks' logits; there is no factor T²"""
 
     options: ClassVar[tuple[str, ...]] = ("temperature",)
+    chunked: ClassVar[str] = ""
+
+    @property
+    def in_chunks(self):
+        return bool(self.chunked)
 
     def divergence(self, student: Array, teacher: Array, **options) -> Array:
         raise TypeError(f"{type(self).__name__} does not say its divergence; define divergence.")
 
     def terms(self, module, ctx):
-        values = self.divergence(ctx.student.logits, ctx.teacher.logits, **self.now(ctx.progress, *self.options))
+        options = self.now(ctx.progress, *self.options)
+        if ctx.student_call is not None:
+            options.pop("normalized", None)  # which it is not
+            return divergence_term(ctx, self.chunked, **options)
+        values = self.divergence(ctx.student.logits, ctx.teacher.logits, **options)
         return per_example(values, ctx.batch)
 
 
@@ -65,6 +75,7 @@ class ForwardKL(Divergence):
 
     formula: ClassVar = "mean KL(p_t ‖ p_s)"
     paper: ClassVar = _GKD
+    chunked: ClassVar = "forward_kl"
     divergence = staticmethod(losses.forward_kl)
 
 
@@ -76,6 +87,7 @@ class ReverseKL(Divergence):
     paper: ClassVar = Paper(
         "MiniLLM: Knowledge Distillation of Large Language Models", "Gu et al.", "ICLR", 2024, "2306.08543"
     )
+    chunked: ClassVar = "reverse_kl"
     divergence = staticmethod(losses.reverse_kl)
 
 
@@ -102,6 +114,7 @@ class SkewKL(Divergence):
     formula: ClassVar = "mean KL(p_t ‖ α p_t + (1 − α) p_s)"
     paper: ClassVar = _DISTILLM
     options: ClassVar = ("temperature", "alpha")
+    chunked: ClassVar = "skew_fkl"
     divergence = staticmethod(losses.skew_fkl)
 
 
@@ -113,6 +126,7 @@ class SkewReverseKL(SkewKL):
     """share of the student in the mixture"""
 
     formula: ClassVar = "mean KL(p_s ‖ (1 − α) p_t + α p_s)"
+    chunked: ClassVar = "skew_rkl"
     divergence = staticmethod(losses.skew_rkl)
 
 
@@ -128,7 +142,12 @@ class JSD(Divergence):
     formula: ClassVar = "mean β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
     paper: ClassVar = _GKD
     options: ClassVar = ("temperature", "beta", "normalized")
+    chunked: ClassVar = "jsd"
     divergence = staticmethod(losses.jsd)
+
+    @property
+    def in_chunks(self):
+        return not self.normalized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from kdjax.data.text_files import text_of
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers import write_folder
-from kdjax.models.transformers.sampling import Sampling
+from kdjax.models.transformers.sampling import Beside, Sampling
 from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
 from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
@@ -94,28 +94,28 @@ class Language(Task):
             raise DataError(found[0])
         train, vocabulary = load_documents(self.name, split="train", split_seed=self.split_seed), self.vocabulary
         splits = make_splits(np.zeros(len(train), np.int32), validation=self.validation, split_seed=self.split_seed)
-        test = (
-            train.take(splits.validation)
-            if self.evaluate_on == "validation"
-            else load_documents(self.name, split="test", split_seed=self.split_seed)
-        )
+        kept = train.take(splits.validation) if self.validation else None
+        test = kept if self.evaluate_on == "validation" else load_documents(
+            self.name, split="test", split_seed=self.split_seed
+        )  # fmt: skip
         train = train.take(splits.train)
         if (train.responses is None) != (test.responses is None):
             raise DataError(
                 f"{self.name} has prompts with responses in one split and documents in the other; give them alike."
             )
-        learned, held = (
-            rows_of(part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole) for part in (train, test)
-        )
+        made = lambda part: rows_of(part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole)
+        learned, held = made(train), made(test)
+        aside = None if kept is None else held if kept is test else made(kept)
         rows = np.arange(len(held))
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
         kind = "documents" if train.responses is None else "pairs"
         said = f"{len(train):,} {kind}, rows of {self.length} tokens of {vocabulary.size:,} kinds"
-        info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins"))
+        info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins", "written", "drawn"))
         everything = np.ones(len(learned), bool)
         return Dataset(
-            learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said
+            learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said,
+            validation=aside,
         )  # fmt: skip
 
     def problems(self) -> list[str]:
@@ -206,10 +206,13 @@ class Language(Task):
             model, name="", weights="", trained=False, layers=(), width=32, depth=1, heads=0, kv_heads=0, hidden=0
         )  # fmt: skip
 
-    def written(self, network: Network, params: Any, state: Any, batch: Batch, key: Any) -> Batch:
+    def written(
+        self, network: Network, params: Any, state: Any, batch: Batch, key: Any, beside: Beside | None = None
+    ) -> Batch:
         """The prompts of the rows, and what the network writes behind them; of that all is learned, and nothing is a label."""
         return rewritten(
-            network, params, state, batch, key, prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary
+            network, params, state, batch, key, prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary,
+            beside=beside,
         )  # fmt: skip
 
     # --- metrics ---

@@ -47,7 +47,9 @@ class Rows:
     def read(self, indices, *, inputs: bool = True) -> dict[str, Any]:
         chosen = np.asarray(indices)
         shown = {name: array[chosen] for name, array in self.inputs.items()} if inputs else None
-        targets = {"labels": self.labels[chosen].astype(np.int32), "begins": self.begins[chosen]}
+        labels = self.labels[chosen].astype(np.int32)
+        written = {"written": np.zeros(len(labels), bool), "drawn": np.zeros(labels.shape, np.float32)}
+        targets = {"labels": labels, "begins": self.begins[chosen], **written}
         return {"inputs": shown, "targets": targets, "elements": self.learned[chosen]}
 
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.json_files import write_whole
-from kdjax.models.transformers.sampling import Sampling, Written, write
+from kdjax.models.transformers.sampling import Beside, Sampling, Written, write
 from kdjax.tasks.language.examples import Rows
 from kdjax.types import Array, Batch, Network, Tree
 
@@ -34,7 +34,7 @@ def prompts_of(inputs: dict[str, Array], begins: Array, size: int) -> tuple[Arra
 
 def written_batch(batch: Batch, ids: Array, mask: Array, written: Written) -> Batch:
     """A batch of the same shapes whose rows are prompts and what was written behind them, of which the latter is learned; none of
-    it is a label.
+    it is a label. The targets "written" say so, and "drawn" with which log-probability each token was drawn.
 
     Args:
       batch: the rows that the prompts are of, `[B, L]`.
@@ -49,22 +49,28 @@ def written_batch(batch: Batch, ids: Array, mask: Array, written: Written) -> Ba
         "position_ids": jnp.maximum(jnp.cumsum(there[:, :-1], axis=1) - 1, 0),
     }
     learned = there[:, 1:] & (jnp.arange(1, tokens.shape[1])[None] >= ids.shape[1])
+    drawn = jnp.concatenate([jnp.zeros(ids.shape, jnp.float32), written.drawn_log_probs], axis=1)[:, 1:]
     like = lambda x, old: x.astype(old.dtype)
     return dataclasses.replace(
         batch, inputs=jax.tree.map(like, shown, dict(batch.inputs)), elements=learned, labelled=jnp.zeros_like(batch.labelled),
-        targets={"labels": tokens[:, 1:], "begins": jnp.full_like(batch.target("begins"), ids.shape[1])},
+        targets={
+            "labels": tokens[:, 1:], "begins": jnp.full_like(batch.target("begins"), ids.shape[1]),
+            "written": jnp.ones_like(batch.target("written")), "drawn": drawn.astype(batch.target("drawn").dtype),
+        },
     )  # fmt: skip
 
 
 def rewritten(
     network: Network, params: Tree, state: Tree, batch: Batch, key: Array, *, prompt: int, sampling: Sampling,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary, beside: Beside | None = None,
 ) -> Batch:  # fmt: skip
-    """`written_batch` of what a network writes behind the prompts of a batch; each row by the key and its own number."""
+    """`written_batch` of what a network writes behind the prompts of a batch, where `beside` is given drawn from a mixture with
+    that; each row by the key and its own number."""
     ids, mask = prompts_of(batch.inputs, batch.target("begins"), prompt)
     written = write(
         network, params, state, ids, mask, count=batch.elements.shape[1] + 1 - prompt, sampling=sampling, key=key,
         numbers=batch.known_index("Draws are keyed"), ends=(vocabulary.end,), padding=vocabulary.padding,
+        beside=beside,
     )  # fmt: skip
     return written_batch(batch, ids, mask, written)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.models.transformers import GREEDY, Architecture, Head, Rope, Sampling, read_folder, transformer, write
+from kdjax.models.transformers.sampling import Beside, mixture
 from tests.golden_cases import FOLDER, PRECISIONS, cases
 from tests.losses.computing import DTYPES, computing_in
 
@@ -122,6 +123,31 @@ def test_other_prompts_take_the_same_program_and_rows_their_own_draws(written):
     other = run(ids, mask, jax.random.key(1), jnp.arange(8))
     assert np.mean(np.asarray(other.tokens) != np.asarray(said.tokens)) > 0.2
     assert run._cache_size() == 1
+
+
+def test_two_networks_draw_from_their_mixture(written):
+    """What is drawn is as likely as both together say of the whole text; with all of the share, or none, one of them writes."""
+    network, params, state, ids, mask, *_ = written
+    other = jax.tree.map(lambda x: x[..., ::-1], params)
+
+    @jax.jit
+    def run(ids, mask):
+        beside = Beside(network, other, state, 0.3)
+        said = write(network, params, state, ids, mask, count=3, key=jax.random.key(4), ends=(3,), beside=beside)
+        text, seen = jnp.concatenate([ids, said.tokens], axis=1), jnp.concatenate([mask != 0, said.there], axis=1)
+        shares = jax.lax.map(
+            lambda p: network.apply(p, state, {"input_ids": text, "attention_mask": seen}, train=False)[0].logits[
+                :, 4:-1
+            ],
+            jax.tree.map(lambda *both: jnp.stack(both), params, other),
+        )
+        return said, jax.nn.softmax(shares)
+
+    said, (first, second) = jax.device_get(run(ids, mask))
+    mixed = np.take_along_axis(0.7 * first + 0.3 * second, said.tokens[:, :, None], axis=2)[..., 0]
+    np.testing.assert_allclose(said.drawn_log_probs, np.where(said.there, np.log(mixed), 0), rtol=1e-4, atol=1e-5)
+    assert np.any(np.abs(said.drawn_log_probs - said.log_probs) > 0.1)
+    assert mixture("own", "other", 1.0) == "other" and mixture("own", "other", 0.0) == "own"
 
 
 def test_what_cannot_write_is_refused():

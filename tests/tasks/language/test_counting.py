@@ -11,7 +11,7 @@ import pytest
 from kdjax.experiment import Experiment, Phase
 from kdjax.experiment.program import Builder
 from kdjax.models import from_apply, in_microbatches, output_shapes
-from kdjax.objectives import JSD, CrossEntropy, ForwardKL, bind
+from kdjax.objectives import JSD, CrossEntropy, ForwardKL, MiniLLM, bind
 from kdjax.schedules import steps
 from kdjax.tasks.language import Language, LanguageNetwork
 from kdjax.training import Variables, init_state, make_runner, make_step
@@ -88,3 +88,25 @@ def test_what_a_student_writes_and_learns_does_not_depend_on_the_devices(kind):
     assert found[0]["on_policy"] == 1 and found[0]["forward_kl"] > 0
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=2e-5, abs=1e-7), name
+
+
+@pytest.mark.slow
+def test_a_policy_knows_how_likely_what_was_written_was():
+    """Drawn from the student alone every token weighs 1, and white advantages add up to nothing; from a mixture they do not."""
+    small = LanguageNetwork(width=8, depth=1, heads=2, hidden=8)
+    found = []
+    for share in (0.0, 0.5):
+        student = Phase(network=small, teacher="teacher", duration=steps(2), objective=MiniLLM(), on_policy=1.0,
+                        teacher_writes=share, optimizer=SGD(learning_rate=0.5))  # fmt: skip
+        experiment = Experiment(name="policy", data=Language(length=10, batch_size=8, eval_batch_size=8),
+                                phases=(Phase(name="teacher", network=small), student))  # fmt: skip
+        program = Builder(devices=jax.devices()[:1]).program(experiment, student)
+        compiled = program.compiled
+        params, kept = program.networks.teacher.init(jax.random.key(5))
+        teacher = compiled.runner.place(Variables(jax.tree.map(lambda x: 20 * x, params), kept))
+        batch = compiled.runner.place_batch(program.feeding.pipeline(0)[0])
+        _, metrics = compiled.step(compiled.fresh_state(0, 0), program.feeding.frozen(teacher), batch)
+        found.append({name: float(total / max(count, 1)) for name, (total, count) in metrics.items()})
+    assert found[0]["minillm/policy"] == pytest.approx(0, abs=1e-5)
+    assert abs(found[1]["minillm/policy"]) > 1e-2
+    assert all(row["minillm/step"] > 0 and row["minillm/labels"] == row["minillm/data"] == 0 for row in found)

@@ -11,11 +11,14 @@ import pytest
 from kdjax.cli import main
 from kdjax.data import DataError
 from kdjax.experiment import Experiment, Phase
+from kdjax.experiment.compare import check_alike
+from kdjax.experiment.config import by_method, load_config
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
+from kdjax.experiment.serialization import from_data, to_data
 from kdjax.experiment.trained import load_trained
 from kdjax.objectives import CrossEntropy, ForwardKL
-from kdjax.schedules import steps
+from kdjax.schedules import Adaptive, steps
 from kdjax.tasks import kinds
 from kdjax.tasks.language import Language, LanguageNetwork, Sampling, write_responses
 from kdjax.tasks.language.writing import prompts_of
@@ -133,6 +136,9 @@ def test_what_is_written_is_a_batch_like_the_others(pairs):
     made = jax.jit(lambda b: data.written(network, params, state, b, jax.random.key(1)))(batch)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), made, batch)
     assert all(jax.tree.leaves(same)) and not made.labelled.any()
+    assert made.target("written").all() and not batch.target("written").any()
+    chances = np.where(made.elements, made.target("drawn"), -1)
+    assert np.all(chances < 0) and not np.any(np.where(made.elements, 0, made.target("drawn")))
     ids, labels, learned = (np.asarray(x) for x in (made.inputs["input_ids"], made.target("labels"), made.elements))
     assert np.array_equal(ids[:, 1:], labels[:, :-1])
     assert not learned[:, :5].any() and learned[:, 5].all()
@@ -160,11 +166,34 @@ def test_its_fields_are_said_to_be_wrong(pairs):
     assert "no teacher was asked before" in wrong.problems()[0]
     wrong = experiment(pairs).replace_phase("student", on_policy=1.5)
     assert "it is a share, 0 to 1" in wrong.problems()[0]
+    wrong = experiment(pairs).replace_phase("student", teacher_writes=2.0)
+    assert "teacher_writes=2.0; it is a share" in wrong.problems()[0]
+    wrong = experiment(pairs).replace_phase("student", on_policy=0.0, teacher_writes=0.2)
+    assert "no teacher is asked while it writes" in wrong.problems()[0]
+
+
+def test_a_method_has_the_student_write_and_may_be_compared():
+    topics = load_config("configs/language/python_topics.py")
+    minillm, labels = topics("minillm"), topics("labels")
+    assert (minillm.student.on_policy, minillm.student.teacher_writes) == (0.5, 0.2) and not minillm.problems()
+    assert not labels.student.on_policy
+    check_alike({"labels": labels, "minillm": minillm})
+    distillm = by_method(labels, "distillm")
+    assert distillm.student.on_policy == Adaptive() and from_data(to_data(distillm)) == distillm
 
 
 @pytest.mark.slow
 def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
-    arguments = ["compare", "configs/language/python_topics.py", "--methods", "labels", "jsd", "--tiny"]
+    arguments = [
+        "compare",
+        "configs/language/python_topics.py",
+        "--methods",
+        "labels",
+        "jsd",
+        "minillm",
+        "distillm2",
+        "--tiny",
+    ]
     assert main([*arguments, "--run", str(tmp_path / "c")]) == 0
     assert "rows/s" in capsys.readouterr().out
     table = (tmp_path / "c" / "table.md").read_text(encoding="utf-8")
@@ -172,8 +201,6 @@ def test_compared_and_reported_from_the_command_line(tmp_path, capsys):
     page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
     assert "What was written" in page and "distinct pairs" in page and "64 test rows" in page
     kept = json.loads((tmp_path / "c" / "written.json").read_text())
-    assert (
-        set(kept["written"]) == {"teacher", "labels", "jsd"}
-        and len(kept["written"]["jsd"]) == len(kept["prompts"]) == 32
-    )
+    assert set(kept["written"]) == {"teacher", "labels", "jsd", "minillm", "distillm2"}
+    assert len(kept["written"]["jsd"]) == len(kept["prompts"]) == 32
     assert (tmp_path / "c" / "written.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,82 @@
+"""Terms of a decoder's logits that are never there at once: a few tokens at a time, from hidden states and the heads' weights.
+
+For vocabularies beyond `MANY` tokens. A step says so by `Context.student_call`; the terms are then those of the whole logits to
+rounding, with their gradients: `kdjax.losses.fused_linear_kd`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from kdjax import losses
+from kdjax.types import Array, Axis, Context, ModelOutput, Network, Term
+
+MANY = 32_768
+NO_LABEL = -(2**31)  # none is excused
+WEIGHTS = "token_weights"  # the part of a decoder that gives what its last states are multiplied by, [V, D]
+
+
+def gives_states(network: Network, output: ModelOutput) -> bool:
+    """Whether all that logits are made of can be had of a network: tokens `[B, L, 1, D]` behind the last block, and a head.
+
+    Args:
+      network: which.
+      output: shapes of what it says.
+    """
+    last = output.features[-1].shape if getattr(output, "features", ()) else ()
+    return WEIGHTS in network.parts and len(last) == 4 and last[2] == 1
+
+
+def divergence_term(ctx: Context, divergence: str, **options: Array | float) -> Term:
+    """The term of a divergence of `fused_linear_kd`, over all tokens that count."""
+    ours, theirs = _states(ctx.student), _states(ctx.teacher)
+    heads = _head(ctx.student_call, ours), _head(ctx.teacher_call, theirs)
+    weights = ctx.batch.mask(ours.shape[:2])
+
+    def sums(heads, options, ours, theirs, weights):
+        found = losses.fused_linear_kd(
+            ours, heads[0].T, theirs, heads[1].T, divergence=divergence, weights=weights, **options
+        )
+        return found.sum, found.count
+
+    return Term(*_over_rows(sums, (heads, options), (ours, theirs, weights), ctx.axis))
+
+
+def label_term(ctx: Context, labels: Array) -> Term:
+    """The term of the cross-entropy with labels `[B, L]`, over the tokens that have one."""
+    ours = _states(ctx.student)
+    usable = ctx.batch.mask(ours.shape[:2], labelled=True)
+
+    def sums(head, ours, labels, usable):
+        # A teacher one wide that says nothing, and counts nothing.
+        nothing = jnp.zeros((*ours.shape[:2], 1), ours.dtype), jnp.zeros((1, len(head)), head.dtype)
+        labels = jnp.where(usable, labels, 0)
+        found = losses.fused_linear_kd(
+            ours, head.T, *nothing, labels, kd_weight=0.0, weights=usable, ignore_index=NO_LABEL
+        )
+        return found.sum, found.count
+
+    return Term(*_over_rows(sums, (_head(ctx.student_call, ours),), (ours, labels, usable), ctx.axis))
+
+
+def _states(output: ModelOutput) -> Array:
+    """`[B, L, D]`, behind the last block."""
+    return output.features[-1][:, :, 0]
+
+
+def _head(call, states: Array) -> Array:
+    """`[V, D]`, in the type that the network computes in."""
+    return call(WEIGHTS).astype(states.dtype)
+
+
+def _over_rows(sums, given: tuple, rows: tuple[Array, ...], axis: Axis) -> tuple[Array, Array]:
+    """`sums(*given, *rows)` of the rows held here. Under `jit` over several devices each sums over its own, which the partitioner
+    left to itself would gather first, and the result is that of all."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis is not None or len(mesh.axis_names) != 1 or mesh.size == 1 or len(rows[0]) % mesh.size:
+        return sums(*given, *rows)
+    (name,) = mesh.axis_names
+    held, whole = PartitionSpec(name), PartitionSpec()
+    part = lambda given, rows: tuple(x[None] for x in sums(*given, *rows))
+    found = jax.shard_map(part, in_specs=(whole, held), out_specs=held)(given, rows)
+    return jnp.sum(found[0]), jnp.sum(found[1])

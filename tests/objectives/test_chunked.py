@@ -1,0 +1,143 @@
+"""Logits of a few tokens at a time: loss and gradients of a step are those of the whole logits, on any devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax.experiment import Experiment, Phase, networks
+from kdjax.experiment.dry_run import of_large_vocabulary
+from kdjax.experiment.program import Builder
+from kdjax.models import from_apply, output_shapes
+from kdjax.objectives import JSD, KD, CrossEntropy, ForwardKL, ReverseKL, SkewKL, SkewReverseKL, Sum, bind
+from kdjax.objectives.tokens import chunked
+from kdjax.schedules import Linear, steps
+from kdjax.tasks.language import Language, LanguageNetwork
+from kdjax.training import Variables, init_state, make_runner, make_step
+from kdjax.training.optimizers import SGD
+from kdjax.types import Batch, DataInfo, ModelOutput
+
+ROWS, LENGTH, WORDS = 8, 5, 11
+OBJECTIVE = Sum(objectives=(
+    0.5 * CrossEntropy(), ForwardKL(temperature=2.0), 0.3 * ReverseKL(), 0.7 * JSD(beta=0.3, temperature=Linear(0.9, 2.0)),
+    0.2 * SkewKL(alpha=0.2), 0.4 * SkewReverseKL(),
+))  # fmt: skip
+
+
+def decoder(width, seed):
+    """Hidden states of a layer, and a head."""
+    rng = np.random.default_rng(seed)
+    params = {"layer": rng.standard_normal((4, width)), "head": rng.standard_normal((WORDS, width))}
+
+    def apply(params, x):
+        states = jnp.tanh(x["x"] @ params["layer"])
+        return ModelOutput(logits=states @ params["head"].T, features=(states[:, :, None],))
+
+    network = from_apply(apply, params=jax.tree.map(jnp.asarray, params), name=f"decoder {width}")
+    return network._replace(parts={"token_weights": lambda params, state: params["head"]})
+
+
+def made_of():
+    rng = np.random.default_rng(2)
+    elements = rng.random((ROWS, LENGTH)) < 0.7
+    batch = Batch.of(
+        {"x": rng.standard_normal((ROWS, LENGTH, 4))}, rng.integers(0, WORDS, (ROWS, LENGTH)).astype(np.int32),
+        elements=elements, labelled_elements=rng.random((ROWS, LENGTH)) < 0.6, where=np.arange(ROWS) != 3,
+        labelled=np.arange(ROWS) != 5, index=np.arange(ROWS, dtype=np.int32),
+    )  # fmt: skip
+    return decoder(6, 0), decoder(7, 1), batch
+
+
+def stepped(in_chunks, devices=1, kind="jit"):
+    """Metrics of a step, and the gradient by the student."""
+    student, teacher, batch = made_of()
+    bound = bind(OBJECTIVE, output_shapes(student, batch.inputs), output_shapes(teacher, batch.inputs), DataInfo(WORDS))
+    runner, optimizer = make_runner(kind, jax.devices()[:devices]), optax.sgd(1.0)
+    step = make_step(student, teacher, bound, optimizer, axis=runner.axis, in_chunks=in_chunks)
+    state = init_state(student, bound, optimizer, seed=0)
+    before = jax.device_get(state.params["student"])
+    after, metrics = runner.compile(step)(
+        runner.place(state), runner.place(Variables(*teacher.init(None))), runner.place_batch(batch)
+    )
+    gradient = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params["student"]))
+    return {name: float(total / count) for name, (total, count) in metrics.items()}, gradient
+
+
+@pytest.fixture(scope="module")
+def whole():
+    with jax.enable_x64(True):
+        return stepped(False)
+
+
+@pytest.mark.parametrize("devices, kind", [(1, "jit"), (4, "jit"), (2, "pmap")])
+def test_a_step_is_that_of_whole_logits(whole, devices, kind):
+    metrics, wanted = whole
+    with jax.enable_x64(True):
+        found, gradient = stepped(True, devices, kind)
+    assert {"top1", "agreement"} <= set(metrics) and not {"top1", "agreement"} & set(found)
+    for name, value in found.items():
+        assert value == pytest.approx(metrics[name], rel=1e-6 if "norm" in name else 1e-9), name
+    for name, leaf in wanted.items():
+        np.testing.assert_allclose(gradient[name], leaf, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_logits_are_never_there(whole):
+    """In the program no array has the vocabulary beside all tokens, but in the dense one."""
+    student, teacher, batch = made_of()
+    objective = bind(ForwardKL(), *(output_shapes(one, batch.inputs) for one in (student, teacher)), DataInfo(WORDS))
+    texts = []
+    for in_chunks in (False, True):
+        step = make_step(student, teacher, objective, optax.sgd(1.0), in_chunks=in_chunks)
+        state = init_state(student, objective, optax.sgd(1.0), seed=0)
+        texts.append(jax.jit(step).lower(state, Variables(*teacher.init(None)), batch).compile().as_text())
+    assert f"[{ROWS},{LENGTH},{WORDS}]" in texts[0] and f"[{ROWS},{LENGTH},{WORDS}]" not in texts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_so_are_transformers(tied, monkeypatch):
+    """Of rows of bytes with padding behind the last text, by either kind of head; what the student writes too."""
+    small = LanguageNetwork(width=8, depth=1, heads=2, hidden=8, tied=tied)
+    student = Phase(network=small, teacher="teacher", duration=steps(3), objective=CrossEntropy() + JSD(), on_policy=0.5,
+                    optimizer=SGD(learning_rate=0.5))  # fmt: skip
+    experiment = Experiment(name="large", data=Language(length=10, batch_size=8, eval_batch_size=8),
+                            phases=(Phase(name="teacher", network=small), student))  # fmt: skip
+    found = []
+    for many in (32_768, 100):
+        monkeypatch.setattr(chunked, "MANY", many)
+        program = Builder(devices=jax.devices()[:2]).program(experiment, student)
+        compiled, feeding = program.compiled, program.feeding
+        assert program.networks.in_chunks == (many == 100)
+        teacher = compiled.runner.place(Variables(*program.networks.teacher.init(jax.random.key(5))))
+        state = compiled.fresh_state(0, 0)
+        for _ in range(3):
+            batch = compiled.runner.place_batch(feeding.pipeline(0)[int(state.step)])
+            state, metrics = compiled.step(state, feeding.frozen(teacher), batch)
+        found.append((float(metrics["loss"][0]), jax.device_get(state.params["student"])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[0][1], found[1][1])
+
+
+def test_the_size_of_the_vocabulary_decides_and_the_dry_run_says_so(monkeypatch):
+    small = LanguageNetwork(width=8, depth=1, heads=2, hidden=8)
+    experiment = Experiment(
+        name="large", data=Language(length=10, batch_size=8, eval_batch_size=8),
+        phases=(Phase(name="teacher", network=small, duration=steps(1)),
+                Phase(network=small, teacher="teacher", duration=steps(1), objective=CrossEntropy() + ForwardKL())),
+    )  # fmt: skip
+    dataset = Builder(devices=jax.devices()[:1]).dataset(experiment.data)
+    made = lambda objective: networks.make_networks(
+        experiment, dataclasses.replace(experiment.student, objective=objective), dataset
+    )
+    few = made(ForwardKL())
+    assert chunked.MANY == 32_768 and not few.in_chunks and not of_large_vocabulary(few)
+    monkeypatch.setattr(chunked, "MANY", 100)
+    both = made(CrossEntropy() + ForwardKL())
+    assert both.in_chunks and of_large_vocabulary(both)["logits"].startswith("of a few tokens at a time")
+    for objective, name in ((ForwardKL() + KD(), "kd"), (CrossEntropy(class_weights=(1.0,) * 260), "cross_entropy")):
+        whole = made(objective)
+        assert not whole.in_chunks and f"{name} takes them so" in of_large_vocabulary(whole)["logits"]
+    assert JSD().in_chunks and not JSD(normalized=True).in_chunks
