@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import benchmark
+import benchmark_detection
 import benchmark_peers
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,27 @@ def test_all_other_rows_are_measured_and_right(tmp_path):
     for begin in ("teacher frozen in int8", "step in bfloat16", "steps in one dispatch", "input stall",
                   "5 replicas, vmapped", "weak scaling to 8 devices"):  # fmt: skip
         assert any(name.startswith(begin) for name in rows), begin
+
+
+def test_pictures_of_a_detector_hold_their_boxes():
+    setting = benchmark_detection.Setting(batch_size=64, size=40, classes=3, objects=6)
+    batch = benchmark_detection.drawn(setting)
+    boxes, there = batch.targets["boxes"], batch.labels >= 0
+    assert (
+        batch.inputs.shape == (64, 40, 40, 3)
+        and set(np.asarray(batch.labels).ravel()) == {-1, 0, 1, 2}
+        and there[:, 0].all()
+    )
+    assert boxes.min() >= 0 and boxes.max() <= 40 and (boxes[..., 2:] - boxes[..., :2]).min() > 6
+
+
+@pytest.mark.slow  # two detectors and what they learn are compiled, whole and in parts
+def test_rows_of_a_detector_are_measured_and_right(tmp_path):
+    path = tmp_path / "found.json"
+    tiny = "--teacher-width 4 --student-width 4 --size 32 --batch-size 2 --rounds 1"
+    status = benchmark_detection.main(f"{tiny} --json {path}".split())
+    rows = measured_and_right(status, json.loads(path.read_text()))
+    assert len(rows) == 3 and all(row["correct"] for row in rows.values())
 
 
 def test_facts_say_what_was_measured(written):
@@ -252,6 +274,6 @@ def test_the_benchmark_needs_the_core_alone():
     """No library beyond jax, flax, optax and chex is loaded, but rich, by flax."""
     heavy = {"orbax", "tensorflow", "tensorflow_datasets", "grain", "array_record", "tyro", "tensorboardX", "matplotlib",
              "torch", "keras"}  # fmt: skip
-    code = "import sys, benchmark, benchmark_peers, benchmark_objectives; print(' '.join(sys.modules))"
+    code = "import sys, benchmark, benchmark_detection, benchmark_peers, benchmark_objectives; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
     assert not heavy & set(done.stdout.split())

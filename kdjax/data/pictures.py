@@ -96,8 +96,9 @@ class Fitted(NamedTuple):
     scale: tuple[float, float]
 
 
-def fitted(file: str | bytes, canvas: tuple[int, int], channels: int) -> Fitted:
-    """A picture, upright, as large as fits on a canvas (height, width) without changing its shape; of 1 or 3 channels.
+def fitted(file: str | bytes, canvas: tuple[int, int], channels: int, *, stretch: bool = False) -> Fitted:
+    """A picture, upright, as large as fits on a canvas (height, width) without changing its shape, or stretched to it; of 1 or
+    3 channels.
 
     Raises:
       Unreadable: what is wrong with it.
@@ -109,7 +110,8 @@ def fitted(file: str | bytes, canvas: tuple[int, int], channels: int) -> Fitted:
         turn = _orientation(image)
         whole = _turned(_plain(image, channels, 255), turn)
         scale = min(canvas[0] / whole.height, canvas[1] / whole.width)
-        width, height = (max(1, int(side * scale + 0.5)) for side in whole.size)
+        kept = (max(1, int(side * scale + 0.5)) for side in whole.size)
+        width, height = canvas[::-1] if stretch else kept
         shown = whole.resize((width, height), Image.Resampling.BILINEAR)
         paper = Image.new(shown.mode, canvas[::-1])
         paper.paste(shown)

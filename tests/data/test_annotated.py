@@ -160,6 +160,22 @@ def test_classes_in_another_order_are_refused(tmp_path):
         Detection(name=str(tmp_path), image_size=(96, 64)).load()
 
 
+def test_boxes_are_stretched_with_their_pictures(tmp_path):
+    for split in ("train", "val"):
+        coco(tmp_path, split)
+    plain, stretched = (
+        Detection(name=str(tmp_path), image_size=(80, 60), stretch=stretch).load() for stretch in (False, True)
+    )
+    assert stretched.train.fingerprint() != plain.train.fingerprint()
+    row = stretched.train.read(np.array([0]))
+    assert list(row["targets"]["size"][0]) == [80, 60]
+    left, top, right, bottom = BOXES["a"][0]
+    np.testing.assert_allclose(row["targets"]["boxes"][0, 0], [left, 2 * top, right, 2 * bottom])
+    bright = row["inputs"]["image"][0, ..., 0] > 135
+    np.testing.assert_array_equal(np.flatnonzero(bright.any(1))[[0, -1]] + [0, 1], [2 * 3, 2 * 25])  # of both
+    assert list(stretched.held.read(np.array([0]))["targets"]["scale"][0]) == [1, 2]
+
+
 def test_a_picture_is_turned_and_fitted(tmp_path):
     """A tag that says how a picture lies is heeded; nothing is stretched by more than rounding."""
     image = Image.fromarray(np.arange(20 * 50 * 3, dtype=np.uint8).reshape(20, 50, 3))
@@ -168,3 +184,5 @@ def test_a_picture_is_turned_and_fitted(tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     made = fitted(str(tmp_path / "turned.jpg"), (64, 64), 1)
     assert made.pixels.shape == (64, 64, 1) and made.size == (64, 26) and made.scale == (26 / 20, 64 / 50)
+    made = fitted(str(tmp_path / "turned.jpg"), (32, 64), 3, stretch=True)
+    assert made.pixels.shape == (32, 64, 3) and made.size == (32, 64) and made.scale == (64 / 20, 32 / 50)

@@ -142,10 +142,13 @@ def test_the_table_of_the_configs_is_the_data():
     assert re.search(r"<!-- pairs: begin -->\n(.*?)<!-- pairs: end -->", text, re.S).group(1).strip() == table()
 
 
-def test_results_obtained_here_are_those_of_the_runs():
-    """The tables beside the configs of Fashion-MNIST are made of the runs' own numbers, none of which was touched."""
-    results = read_json(CONFIGS / "fashion_mnist/results.json", ExperimentError, "run it again", {"pairs": dict})
-    text = (CONFIGS / "fashion_mnist/README.md").read_text()
+@pytest.mark.parametrize(
+    ("folder", "config", "method"), [("fashion_mnist", "study_all_labels", "kd"), ("boxes", "gfl", "ld")]
+)
+def test_results_obtained_here_are_those_of_the_runs(folder, config, method):
+    """The tables beside the configs are made of the runs' own numbers, none of which was touched."""
+    results = read_json(CONFIGS / folder / "results.json", ExperimentError, "run it again", {"pairs": dict})
+    text = (CONFIGS / folder / "README.md").read_text()
     shown = re.search(r"<!-- results: begin -->\n(.*)<!-- results: end -->", text, flags=re.S).group(1).strip()
-    assert shown == summary_markdown(results, load_config("fashion_mnist/study_all_labels")("kd").data).strip()
+    assert shown == summary_markdown(results, load_config(f"{folder}/{config}")(method).data).strip()
     assert all(len(m["seeds"]) == 3 for pair in results["pairs"].values() for m in pair["methods"].values())

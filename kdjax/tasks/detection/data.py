@@ -25,7 +25,17 @@ from kdjax.tasks.detection.judging import Shown, judged, passing_on
 from kdjax.tasks.detection.matching import Detections, Objects
 from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
 from kdjax.tasks.detection.published import is_published, read_published
-from kdjax.tasks.detection.views import drawn_scales, flipped, flipped_boxes, mirrored, moved, resized, scaled_size
+from kdjax.tasks.detection.ssd_views import looked_through, recoloured, seen, windows
+from kdjax.tasks.detection.views import (
+    drawn_scales,
+    flipped,
+    flipped_boxes,
+    mirrored,
+    moved,
+    resized,
+    scaled_size,
+    view_keys,
+)
 from kdjax.tasks.task import NOT_HERE, Dataset, Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
@@ -61,6 +71,10 @@ class Detection(Task):
     scales: tuple[float, float] = (1.0, 1.0)
     """how large training pictures are shown, least and most, as share of what fits on the canvas: drawn anew for each in every
     pass, boxes with it. A shorter side of 480 to 800 pixels on a canvas of 800 x 1344 is 0.6 1"""
+    stretch: bool = False
+    """a folder's pictures fill the canvas whatever their shape, as SSD has them; without it they keep their shape"""
+    ssd_views: bool = False
+    """training pictures are shown as SSD's: in other colours, and a window of them, wider than they are or cut out"""
     show_boxes: bool = False
     """networks see the boxes of the objects too, for a teacher that classifies crops of them; detectors do not look"""
     mean: tuple[float, ...] = ()
@@ -87,8 +101,7 @@ class Detection(Task):
 
     def load(self, data_dir: str | None = None) -> Dataset:
         train, held = (self._split(split, data_dir) for split in ("train", "test"))
-        if self.show_boxes:
-            train, held = Shown(train), Shown(held)
+        train, held = self._with_boxes(train, held)
         names = max(train.class_names, held.class_names, key=len)
         if any(
             names[: len(own)] != own for own in (train.class_names, held.class_names)
@@ -106,7 +119,7 @@ class Detection(Task):
     def _split(self, split: str, data_dir: str | None) -> Boxes | BoxFiles:
         if self.name == OWN:
             return drawn(split, self.examples if split == "train" else self.eval_examples, self.draw_seed)
-        shown = tuple(self.image_size), self.channels, self.objects
+        shown = tuple(self.image_size), self.channels, self.objects, self.stretch
         if Path(self.name).is_dir():
             return in_files(str(Path(self.name).resolve()), split, *shown)
         if self.name in SETS:
@@ -114,6 +127,10 @@ class Detection(Task):
         raise DataError(
             f"No detection data set is called {self.name!r}; there is {OWN!r}, {', '.join(SETS)}, or name a folder."
         )
+
+    def _with_boxes(self, train: Any, held: Any) -> tuple[Any, Any]:
+        """Both splits, with boxes among the inputs where something looks at them: windows of training pictures do."""
+        return (Shown(train) if self.show_boxes or self.ssd_views else train), Shown(held) if self.show_boxes else held
 
     def problems(self) -> list[str]:
         least = {"examples": 1, "eval_examples": int(self.name == OWN), "max_detections": 1, "objects": 1}
@@ -126,6 +143,8 @@ class Detection(Task):
             wrong.append(
                 f"data.scales={tuple(self.scales)}; use two numbers above 0 and at most 1, the smaller one first."
             )
+        if self.ssd_views and self.scaled:
+            wrong.append("data.ssd_views draws how large pictures are shown, and so does data.scales; set one of them.")
         if self.name != OWN and min(self.image_size) < 32:
             size = tuple(self.image_size)
             wrong.append(f"data.image_size={size}; give height and width of at least 32 for a folder's pictures.")
@@ -138,6 +157,7 @@ class Detection(Task):
             empty(self.name, n, tuple(self.image_size), self.channels, self.objects, COUNTS[self.name][2])
             for n in counts[:2]
         )
+        train, held = self._with_boxes(train, held)
         info = DataInfo(len(train.class_names), len(train), targets=("labels", "boxes"), class_names=train.class_names)
         every = lambda split: np.arange(len(split))
         return Dataset(train, every(train), np.ones(len(train), bool), held, every(held), "test", info, None,
@@ -155,7 +175,11 @@ class Detection(Task):
         if names != ("main",):
             return super().train_views(inputs, index, epoch, key, names=names)
         image, size = inputs["image"], inputs["size"]
-        if self.scaled:
+        if self.ssd_views:
+            fill = self._spread(self.mean, 0.0, image) * 255
+            image = recoloured(image.astype(jnp.float32), view_keys(index, epoch, key, 2))
+            image = looked_through(image, windows(inputs["boxes"], size, view_keys(index, epoch, key, 3)), size, fill)
+        elif self.scaled:
             size = scaled_size(inputs["size"], drawn_scales(index, epoch, key, self.scales))
             image = resized(image, inputs["size"], size)
         if self.flip:
@@ -169,7 +193,11 @@ class Detection(Task):
     def train_targets(self, targets, index, epoch, key):
         boxes = targets["boxes"]
         size = targets["size"] if "size" in targets else jnp.full((len(boxes), 2), SIZE, jnp.int32)
-        if self.scaled:
+        if self.ssd_views:
+            boxes, there = seen(boxes, windows(boxes, size, view_keys(index, epoch, key, 3)), size)
+            targets = targets | {"boxes": boxes}
+            targets |= {"labels": jnp.where(there, targets["labels"], -1)} if "labels" in targets else {}
+        elif self.scaled:
             new = scaled_size(size, drawn_scales(index, epoch, key, self.scales))
             boxes, size = moved(boxes, size, new), new
             targets = targets | {"boxes": boxes, "size": size}
@@ -184,10 +212,12 @@ class Detection(Task):
 
     def evaluation_view(self, inputs):
         shown = inputs["image"].astype(jnp.float32) / 255
-        spread = lambda values, default: jnp.broadcast_to(jnp.asarray(values or default, jnp.float32), shown.shape[-1:])
-        mean, std = spread(self.mean, (0.0,)), spread(self.std, (1.0,))
+        mean, std = self._spread(self.mean, 0.0, shown), self._spread(self.std, 1.0, shown)
         shown = (shown - mean[None, None, None]) / std[None, None, None]
         return {"image": shown} | {n: inputs[n] for n in ("boxes",) if n in inputs} if self.show_boxes else shown
+
+    def _spread(self, values: tuple[float, ...], default: float, image: Array) -> Array:
+        return jnp.broadcast_to(jnp.asarray(values or (default,), jnp.float32), image.shape[-1:])
 
     # --- networks ---
 
@@ -220,8 +250,9 @@ class Detection(Task):
         found, model, canvas = read_published(path, network, width=width, image_size=image_size, mean=mean, std=std)
         channels: Any = found.channels
         make = lambda mean, std: cls(
-            name=data or "coco", image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std)
-        )
+            name=data or "coco", image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std),
+            stretch=network in SSDS,
+        )  # fmt: skip
         return found, make, model
 
     # --- metrics ---
@@ -275,10 +306,10 @@ class Detection(Task):
     # --- a finished network, report ---
 
     def decoded(self, file: Any, inputs: Any) -> Any:
-        """A picture, made to fit without changing its shape."""
+        """A picture, made to fit."""
         _, height, width, channels = inputs["image"].shape
         try:
-            made = fitted(str(file), (height, width), channels)
+            made = fitted(str(file), (height, width), channels, stretch=self.stretch)
         except Unreadable as error:
             raise ValueError(f"{file} {error}") from error
         return {"image": made.pixels, "size": np.array(made.size, np.int32)}

@@ -124,9 +124,10 @@ class BoxFiles:
         channels: int,
         objects: int,
         train: bool,
+        stretch: bool = False,
     ):
         self.name, self.split, self.class_names = name, split, found.class_names
-        self.canvas, self.channels, self.train, self.found = canvas, channels, train, found
+        self.canvas, self.channels, self.train, self.found, self.stretch = canvas, channels, train, found, stretch
         pictures = [_trained_on(one) for one in found.pictures] if train else list(found.pictures)
         self.pictures = [one for one in pictures if len(one.boxes) or not train]
         self.most = objects
@@ -150,7 +151,7 @@ class BoxFiles:
 
     def _one(self, one: Annotated) -> dict[str, np.ndarray]:
         try:
-            made = fitted(self.found.file(one), self.canvas, self.channels)
+            made = fitted(self.found.file(one), self.canvas, self.channels, stretch=self.stretch)
         except Unreadable as error:
             raise DataError(f"{one.path} {error}.") from error
         count = min(len(one.boxes), self.most)
@@ -168,7 +169,7 @@ class BoxFiles:
         return row
 
     def fingerprint(self) -> str:
-        facts = f"{self.canvas} {self.channels} {self.most} {self.train}"
+        facts = f"{self.canvas} {self.channels} {self.most} {self.train}" + " stretched" * self.stretch
         return hashlib.sha256((self.found.fingerprint() + facts).encode()).hexdigest()
 
     @property
@@ -184,16 +185,18 @@ def _trained_on(one: Annotated) -> Annotated:
 
 
 @functools.lru_cache(maxsize=4)
-def in_files(root: str, split: str, canvas: tuple[int, int], channels: int, objects: int) -> BoxFiles:
+def in_files(
+    root: str, split: str, canvas: tuple[int, int], channels: int, objects: int, stretch: bool = False
+) -> BoxFiles:
     """A split of a folder; see `kdjax.data.annotated.open_annotated`."""
     found = open_annotated(Path(root), split)
-    return BoxFiles(root, split, found, canvas, channels, objects, split == "train")
+    return BoxFiles(root, split, found, canvas, channels, objects, split == "train", stretch)
 
 
 @functools.lru_cache(maxsize=4)
 def in_records(
-    name: str, split: str, canvas: tuple[int, int], channels: int, objects: int, data_dir: str | None
+    name: str, split: str, canvas: tuple[int, int], channels: int, objects: int, stretch: bool, data_dir: str | None
 ) -> BoxFiles:
     """A split of a set of TFDS; see `kdjax.data.box_records.open_box_records`."""
     found = open_box_records(name, split, data_dir)
-    return BoxFiles(name, split, found, canvas, channels, objects, split == "train")
+    return BoxFiles(name, split, found, canvas, channels, objects, split == "train", stretch)

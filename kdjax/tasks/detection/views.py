@@ -13,8 +13,13 @@ def mirrored(index: Array, epoch: Array | int, key: Array) -> Array:
 
 def drawn_scales(index: Array, epoch: Array | int, key: Array, scales: tuple[float, float]) -> Array:
     """`[B]` float32 between two `scales`, uniform: of each picture in a pass."""
-    draw = lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32, *scales)
-    return jax.vmap(draw)(_keys(index, epoch, key))
+    draw = lambda key: jax.random.uniform(key, (), jnp.float32, *scales)
+    return jax.vmap(draw)(view_keys(index, epoch, key, 1))
+
+
+def view_keys(index: Array, epoch: Array | int, key: Array, purpose: int) -> Array:
+    """`[B]` keys of pictures in a pass, others for each purpose: 1 sizes, 2 colours, 3 windows."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(_keys(index, epoch, key))
 
 
 def scaled_size(size: Array, scale: Array) -> Array:

@@ -176,19 +176,24 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
 
 
 @pytest.mark.slow  # two detectors are compiled
-def test_the_protocol_of_voc_goes_through_small(tmp_path, capsys):
+@pytest.mark.parametrize("pair", ["gfl_r101_r18", "gfl_r101_r50"])
+def test_the_protocol_of_voc_goes_through_small(pair, tmp_path, capsys):
     """On drawn pictures with `--tiny`; a dry run of the whole says what it costs without the data."""
     folder = tmp_path / "run"
-    assert (
-        main(
-            ["distill", "voc/gfl_r101_r18", "--method", "ld", "--tiny", "--data.batch_size", "8", "--run", str(folder)]
-        )
-        == 0
-    )
+    options = [
+        "--method",
+        "ld",
+        "--tiny",
+        "--data.batch_size",
+        "8",
+        "--run",
+        str(folder),
+    ]  # so many devices there are here
+    assert main(["distill", f"configs/voc/{pair}.py", *options]) == 0
     result = json.loads((folder / "student/result.json").read_text())
     assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
     capsys.readouterr()
-    assert main(["distill", "voc/gfl_r101_r18", "--dry-run", "--data-dir", str(tmp_path / "none")]) == 0
+    assert main(["distill", f"configs/voc/{pair}.py", "--dry-run", "--data-dir", str(tmp_path / "none")]) == 0
     said = capsys.readouterr().out
     for part in ("16,551", "800", "1344", "FLOPs", "GiB"):
         assert part in said, said
