@@ -17,7 +17,8 @@ HEADS = {
 
 def boxes_edges(head: str, name: str = "ld_vlr") -> Experiment:
     """The experiment of a head and a method: a detector of 16 channels in the stem, trained for six epochs of 4,000 pictures,
-    teaches one of 8 for two. Weights of LD are those published for COCO and 17 bins; `dense_kd` has 1 where 10 are for 80 classes."""
+    teaches one of 8 for two. Weights of LD are those published for COCO and 17 bins; `dense_kd` has 1 where 10 are for 80
+    classes."""
     loss, main, region = HEADS[head]
     main, region = main * LD(), region * LD(region="valuable")
     settings = {"labels": loss, "ld": loss + main, "ld_vlr": loss + main + region, "dense_kd": loss + DenseClassKD()}
