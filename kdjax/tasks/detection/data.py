@@ -10,21 +10,21 @@ import numpy as np
 
 from kdjax.data.box_records import SETS
 from kdjax.data.catalogue import data_folder
-from kdjax.data.errors import DataError, note
+from kdjax.data.errors import DataError
 from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
 from kdjax.models.detectors import DetectorOutput
 from kdjax.objectives.detection.locations import decoded
 from kdjax.tasks.detection.average_precision import evaluate
 from kdjax.tasks.detection.decoding import Detected, detect
-from kdjax.tasks.detection.drawing import draw_errors, draw_one, draw_side_by_side
-from kdjax.tasks.detection.edges import draw_edges
+from kdjax.tasks.detection.drawing import draw_one
 from kdjax.tasks.detection.errors import split_errors
 from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files, in_records
 from kdjax.tasks.detection.judging import Shown, judged, passing_on
-from kdjax.tasks.detection.matching import Detections, Objects
+from kdjax.tasks.detection.matching import OF_OBJECTS, found_and_true
 from kdjax.tasks.detection.networks import CROPS, SMALL, SSDS, Detector, make_detector
 from kdjax.tasks.detection.published import is_published, read_published
+from kdjax.tasks.detection.report import pictures_of
 from kdjax.tasks.detection.ssd_views import looked_through, recoloured, seen, windows
 from kdjax.tasks.detection.views import (
     drawn_scales,
@@ -40,9 +40,6 @@ from kdjax.tasks.task import NOT_HERE, Dataset, Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, ModelOutput, Network
-
-OF_OBJECTS = ("area", "crowd", "difficult")
-SHOWN, MOST_SHOWN = 6, 6  # pictures in a report, and networks beside each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,46 +324,4 @@ class Detection(Task):
         draw_one(inputs["image"][0], found, names, path)
 
     def pictures(self, comparison, folder, load):
-        draw_errors(comparison["methods"], folder / "errors.png")
-        errors = ("What average precision is lost to", "points by kind of error and method", folder / "errors.png")
-        try:
-            held = self.load().held
-        except DataError as error:  # a folder of data sets that is not the usual one
-            note(f"the report shows no pictures: {error}")
-            return (errors,)
-        chosen = held.read(np.arange(min(len(held), SHOWN)))
-        networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
-        for name, summary in comparison["methods"].items():
-            networks[name] = folder / name / f"seed{summary['seeds'][0]}"
-        found, said = {}, {}
-        for name, place in list(networks.items())[:MOST_SHOWN]:
-            output = said[name] = jax.jit(load(place))(chosen["inputs"])
-            found[name] = jax.device_get(self.found(output, chosen["inputs"]))
-        draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
-        edges = (
-            "How sure they are of edges",
-            "distributions of the distance of each edge, of the object that the first is least sure of; the true one dotted",
-            folder / "edges.png",
-        )
-        return (
-            *((edges,) if draw_edges(chosen, said, folder / "edges.png") else ()),
-            (
-                "What was found",
-                "pictures with their objects, and what the first seed of each finds",
-                folder / "found.png",
-            ),
-            errors,
-        )
-
-
-def found_and_true(sums: dict[str, np.ndarray]) -> tuple[Detections, Objects]:
-    """What was found and what there is of an evaluation's examples, by the order of the data set."""
-    rows = np.flatnonzero(sums["where"])
-    rows = rows[np.argsort(sums["index"][rows], kind="stable")]
-    of = {name: value[rows] for name, value in sums.items()}
-    scale = np.tile(of["scale"], 2)[:, None] if "scale" in of else 1.0  # areas are those of the pictures as they are
-    more = {name: of[name] for name in OF_OBJECTS if name in of}
-    return (
-        Detections.of_batch(of["boxes"] / scale, of["scores"], of["labels"], of["index"]),
-        Objects.of_batch(of["true_boxes"] / scale, of["true_labels"], of["true_labels"] >= 0, of["index"], **more),
-    )
+        return pictures_of(self, comparison, folder, load)

@@ -7,6 +7,8 @@ import numpy as np
 
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """COCO's ranges of area in square pixels, both ends inclusive."""
+OF_OBJECTS = ("area", "crowd", "difficult")
+"""What a batch may say of its objects besides."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -231,3 +233,16 @@ def _column(array, rows: int, name: str, dtype) -> np.ndarray:
 def _set(arrays, **values) -> None:
     for name, value in values.items():
         object.__setattr__(arrays, name, value)
+
+
+def found_and_true(sums: dict[str, np.ndarray]) -> tuple[Detections, Objects]:
+    """What was found and what there is of an evaluation's examples, by the order of the data set."""
+    rows = np.flatnonzero(sums["where"])
+    rows = rows[np.argsort(sums["index"][rows], kind="stable")]
+    of = {name: value[rows] for name, value in sums.items()}
+    scale = np.tile(of["scale"], 2)[:, None] if "scale" in of else 1.0  # areas are those of the pictures as they are
+    more = {name: of[name] for name in OF_OBJECTS if name in of}
+    return (
+        Detections.of_batch(of["boxes"] / scale, of["scores"], of["labels"], of["index"]),
+        Objects.of_batch(of["true_boxes"] / scale, of["true_labels"], of["true_labels"] >= 0, of["index"], **more),
+    )

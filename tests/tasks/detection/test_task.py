@@ -13,8 +13,8 @@ from kdjax.data import fashion_boxes
 from kdjax.data.errors import DataError
 from kdjax.models import output_shapes
 from kdjax.tasks.detection import Detection, Detector
-from kdjax.tasks.detection.data import found_and_true
 from kdjax.tasks.detection.examples import Boxes
+from kdjax.tasks.detection.matching import found_and_true
 from kdjax.tasks.detection.views import drawn_scales, mirrored
 from kdjax.training.evaluation import PerExample, evaluate
 from kdjax.types import Batch
