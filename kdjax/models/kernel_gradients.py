@@ -24,6 +24,7 @@ PATCHES = 3 * 2**19
 GAINS_FROM = 2**22
 
 _IN_USE = contextvars.ContextVar("kernel_gradients_as_products", default=False)
+_COUNTING = contextvars.ContextVar("kernel_gradients_left_to_xla", default=False)
 
 
 @contextlib.contextmanager
@@ -32,16 +33,27 @@ def as_products() -> Iterator[None]:
 
     It suits one CPU device; elsewhere XLA's own is the better one. What is traced so has no forward-mode derivative (`jax.jvp`).
     """
-    token = _IN_USE.set(True)
+    yield from _set(_IN_USE)
+
+
+@contextlib.contextmanager
+def left_to_xla() -> Iterator[None]:
+    """What is traced in here is not changed, also within `as_products`: for counting operations, of which XLA counts those in a
+    loop once."""
+    yield from _set(_COUNTING)
+
+
+def _set(variable: contextvars.ContextVar) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _IN_USE.reset(token)
+        variable.reset(token)
 
 
 def prepare(module: nnx.Module) -> None:
     """Within `as_products`, lets the convolutions of a module be computed by `conv_general_dilated` below."""
-    if not _IN_USE.get():
+    if not _IN_USE.get() or _COUNTING.get():
         return
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Conv) and node.conv_general_dilated is lax.conv_general_dilated:

@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any
 
+import jax
+
+from kdjax.models.kernel_gradients import left_to_xla
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -58,11 +62,16 @@ def peak_of(device_kind: str) -> float | None:
 
 
 def flops(function: Any, *arguments: Any) -> float:
-    """FLOPs of a jitted function as XLA counts them before optimisation; 0 where it cannot say."""
+    """FLOPs of a jitted function as XLA counts them before optimisation; 0 where it cannot say. Gradients of kernels are counted
+    as XLA's own convolutions: it would count the loops that a CPU takes them by as one pass."""
     if not hasattr(function, "lower"):
         return 0.0
+    inner = getattr(function, "__wrapped__", None)
+    if getattr(inner, "as_products", False):
+        function = jax.jit(lambda *given: inner(*given))  # traced anew
     try:
-        analysis = function.lower(*arguments).cost_analysis() or {}
+        with left_to_xla():
+            analysis = function.lower(*arguments).cost_analysis() or {}
     except NotImplementedError:  # a backend without a cost model
         return 0.0
     return float(analysis.get("flops", 0.0))

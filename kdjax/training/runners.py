@@ -115,6 +115,7 @@ class Runner:
             with use_abstract_mesh(self.mesh.abstract_mesh), as_products() if alone else nullcontext():
                 return function(*arguments)
 
+        in_mesh.as_products = alone
         any_placed = None if self.fsdp else self.replicated  # None: as they come
         placed = any_placed if state is None else self.placement(state)
         return jax.jit(

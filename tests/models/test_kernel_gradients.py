@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from kdjax.models import from_nnx, kernel_gradients
+from kdjax.training.devices import flops
 from kdjax.training.runners import make_runner
 from kdjax.types import Batch
 
@@ -89,14 +90,15 @@ def test_a_step_for_one_cpu_device_takes_them_and_others_do_not(monkeypatch):
         loss = lambda params: jnp.sum(network.apply(params, state, batch.inputs, train=True)[0].logits ** 2)
         return jax.grad(loss)(params)
 
-    found, in_loops = [], []
+    found, in_loops, counted = [], [], []
     for devices in (jax.devices()[:1], jax.devices()[:2]):
         runner = make_runner("jit", devices)
         compiled = runner.compile(gradient, donate=False)
         batch = runner.place_batch(Batch.of(np.asarray(images)))
         in_loops.append("stablehlo.while" in compiled.lower(runner.place(params), {}, batch).as_text())
+        counted.append(flops(compiled, runner.place(params), {}, batch))
         found.append(compiled(runner.place(params), {}, batch))
-    assert in_loops == [True, False]
+    assert in_loops == [True, False] and counted[0] == pytest.approx(counted[1], rel=1e-4)
     for value, right in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(value, right, rtol=2e-4, atol=1e-4)
 
