@@ -213,7 +213,7 @@ def test_the_peer_sees_the_views_of_the_student():
 
 def test_two_students_of_one_seed_begin_differently():
     optimizer, bound = optimizer_and_bound()
-    networks = types.SimpleNamespace(student=NETWORK, objective=bound)
+    networks = types.SimpleNamespace(student=NETWORK, objective=bound, rows=None)
     student, peer = split(make_state(networks, optimizer, Phase(network=Model()), (SEED, 5)))
     expected = [init_state(NETWORK, bound, optimizer, seed=seed, data_seed=5) for seed in (SEED, SEED + PEER_SEED)]
     chex.assert_trees_all_close(
