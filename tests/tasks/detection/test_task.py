@@ -180,20 +180,14 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
 def test_the_protocol_of_voc_goes_through_small(pair, tmp_path, capsys):
     """On drawn pictures with `--tiny`; a dry run of the whole says what it costs without the data."""
     folder = tmp_path / "run"
-    options = [
-        "--method",
-        "ld",
-        "--tiny",
-        "--data.batch_size",
-        "8",
-        "--run",
-        str(folder),
-    ]  # so many devices there are here
+    rows = ["--data.batch_size", "8"]  # so many devices there are here
+    options = ["--method", "ld", "--tiny", *rows, "--run", str(folder)]
     assert main(["distill", f"configs/voc/{pair}.py", *options]) == 0
     result = json.loads((folder / "student/result.json").read_text())
     assert 0 <= result["last"]["student"]["ap"] <= 1 and "teacher" in result["last"]
     capsys.readouterr()
-    assert main(["distill", f"configs/voc/{pair}.py", "--dry-run", "--data-dir", str(tmp_path / "none")]) == 0
+    dry = ["--dry-run", *rows, "--data-dir", str(tmp_path / "none")]
+    assert main(["distill", f"configs/voc/{pair}.py", *dry]) == 0
     said = capsys.readouterr().out
-    for part in ("16,551", "800", "1344", "FLOPs", "GiB"):
+    for part in ("16,551", "8×100×168×256", "FLOPs", "GiB"):  # an eighth of 800 × 1344
         assert part in said, said
