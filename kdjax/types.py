@@ -306,7 +306,6 @@ class Network(NamedTuple):
       paths: `inputs -> {path: shapes}`, what the submodules give that may be tapped; None where that is not known. See
         `kdjax.models.module_paths`.
       float32: paths of parameters that are used in float32 whatever the network computes in: BatchNorm's scales and biases.
-      given: values that `init` gives whatever the key, by path (`params/classifier/kernel`): weights of a file.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
@@ -315,7 +314,6 @@ class Network(NamedTuple):
     name: str = "network"
     paths: Callable[[Any], dict[str, Any]] | None = None
     float32: tuple[tuple[str, ...], ...] = ()
-    given: dict[str, Any] = {}  # noqa: RUF012  read only
 
 
 @dataclasses.dataclass(frozen=True)

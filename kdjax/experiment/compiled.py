@@ -13,7 +13,7 @@ from kdjax.data.errors import note
 from kdjax.experiment.networks import Networks
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import float32_products, in_microbatches, in_precision
-from kdjax.models.weights.beginning import begun
+from kdjax.models.weights.beginning import begun, given_by
 from kdjax.objectives import Bound
 from kdjax.schedules import Adaptive
 from kdjax.tasks import Dataset
@@ -60,7 +60,7 @@ class Compiled:
     ) -> TrainState:
         """The state before the first step, on the devices. Without a teacher at hand its statistics are fresh ones."""
         given = None if start is None else (start.params, start.state), None if teacher is None else teacher.state
-        return self._fresh((np.int64(seed), np.int64(data_seed)), *given, self.networks.student.given)
+        return self._fresh((np.int64(seed), np.int64(data_seed)), *given, given_by(self.networks.student))
 
     @functools.cached_property
     def _fresh(self) -> Any:

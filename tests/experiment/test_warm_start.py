@@ -157,3 +157,8 @@ def test_weights_of_a_file_are_an_argument_of_the_program_that_makes_the_state(b
     assert re.search(constant, as_constant) and not re.search(constant, as_argument)
     other = flat(compiled.fresh_state(0, 0).params["student"])
     assert all(np.array_equal(value, other[name]) for name, value in flat(made).items() if name != path)
+    # What was trained from there begins with its own, as `Trained.as_network` has it.
+    trained = jax.tree.map(lambda x: x + 1, student.init(jax.random.key(0)))
+    again = begun(student, weights)._replace(init=lambda key: trained)
+    begins = dataclasses.replace(compiled, networks=dataclasses.replace(networks, student=again))
+    jax.tree.map(np.testing.assert_array_equal, begins.fresh_state(0, 0).params["student"], trained[0])

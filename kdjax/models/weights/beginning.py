@@ -12,8 +12,8 @@ from kdjax.types import Network
 def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
     """The network, whose fresh weights are these as far as there are some, by path: `params/classifier/kernel`.
 
-    They would be constants of a program that calls `init`, and large ones do not compile: such a program takes them as an
-    argument, and calls `begun(network, network.given).init`.
+    They would be constants of a program that calls `init`, and large ones do not compile: such a program takes `given_by` as an
+    argument, and calls `begun(network, argument).init`.
     """
 
     def init(key):
@@ -24,7 +24,13 @@ def begun(network: Network, weights: dict[str, np.ndarray]) -> Network:
         )
         return filled["params"], filled["state"]
 
-    return network._replace(init=init, given=weights)
+    init.given = weights
+    return network._replace(init=init)
+
+
+def given_by(network: Network) -> dict[str, np.ndarray]:
+    """The weights that a network's own `init` gives whatever the key, by path; none if it is another network's, or draws all."""
+    return getattr(network.init, "given", {})
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
