@@ -52,8 +52,17 @@ def share_contexts():
     mlir.make_ir_context = context
 
 
+def leave_out_origins():
+    """What a traced array lacks, Flax asks for often (`getattr(value, "sharding", None)`); JAX then searches all operations for
+    where it came from, for the message of an error that nobody sees."""
+    from jax._src.interpreters import partial_eval
+
+    partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
+
+
 if version("jaxlib").startswith("0.10.") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     share_contexts()
+    leave_out_origins()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,10 @@ from kdjax.models import kernel_gradients
 from kdjax.types import Array, Axis, Tree
 
 
+class NoModule(TypeError):
+    """A constructor gives no module."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FunctionalModule:
     """An NNX module as `init` and `call`.
@@ -91,6 +95,7 @@ def functionalise(
       trainable: an `nnx` filter of the variables that are trained, such as `nnx.LoRAParam` for adapters alone.
 
     Raises:
+      NoModule: the constructor gives None.
       ValueError: no variable passes a filter other than `nnx.Param`.
     """
     at_hand = isinstance(module, nnx.Module)
@@ -169,6 +174,8 @@ def _constructed(constructor: Callable[[nnx.Rngs], nnx.Module], key: Array) -> n
         ) from None
     with nnx.use_eager_sharding(False):  # a runner places the variables, whatever partitioning the model names
         module = constructor(rngs=rngs) if by_name else constructor(rngs)
+    if module is None:
+        raise NoModule(f"{getattr(constructor, '__name__', 'the constructor')} gives None, and no module.")
     for _, node in list(nnx.iter_graph(module)):
         if isinstance(node, nnx.Pytree):
             for name, value in list(vars(node).items()):

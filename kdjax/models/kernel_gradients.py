@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,37 +24,41 @@ PATCHES = 3 * 2**19
 # With fewer in all a convolution is left to XLA, which is as fast; of single pixels, which need not be put together, a 16th.
 GAINS_FROM = 2**22
 
-_IN_USE = contextvars.ContextVar("kernel_gradients_as_products", default=False)
+# The shapes of kernels whose gradients are taken as products, or None where none are.
+_TAKEN = contextvars.ContextVar("kernels_with_gradients_as_products", default=None)
 _COUNTING = contextvars.ContextVar("kernel_gradients_left_to_xla", default=False)
 
 
 @contextlib.contextmanager
-def as_products() -> Iterator[None]:
+def as_products() -> Iterator[list[tuple[int, ...]]]:
     """Flax NNX networks that are traced in here for training take kernels' gradients as matrix products.
 
     It suits one CPU device; elsewhere XLA's own is the better one. What is traced so has no forward-mode derivative (`jax.jvp`).
+
+    Yields:
+      a list that gets the shapes of these kernels while they are traced.
     """
-    yield from _set(_IN_USE)
+    yield from _set(_TAKEN, [])
 
 
 @contextlib.contextmanager
-def left_to_xla() -> Iterator[None]:
+def left_to_xla() -> Iterator[bool]:
     """What is traced in here is not changed, also within `as_products`: for counting operations, of which XLA counts those in a
     loop once."""
-    yield from _set(_COUNTING)
+    yield from _set(_COUNTING, True)
 
 
-def _set(variable: contextvars.ContextVar) -> Iterator[None]:
-    token = variable.set(True)
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
+    token = variable.set(value)
     try:
-        yield
+        yield value
     finally:
         variable.reset(token)
 
 
 def prepare(module: nnx.Module) -> None:
     """Within `as_products`, lets the convolutions of a module be computed by `conv_general_dilated` below."""
-    if not _IN_USE.get() or _COUNTING.get():
+    if _TAKEN.get() is None or _COUNTING.get():
         return
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Conv) and node.conv_general_dilated is lax.conv_general_dilated:
@@ -75,6 +80,9 @@ def conv_general_dilated(
     plain = _Convolution(tuple(window_strides), padding, options)
     if not plain.gains(lhs, rhs):
         return plain(lhs, rhs)
+    taken = _TAKEN.get()
+    if taken is not None:
+        taken.append(rhs.shape)
 
     @jax.custom_vjp
     def convolved(lhs, rhs):

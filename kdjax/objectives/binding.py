@@ -1,13 +1,13 @@
 """An objective bound to the shapes of two networks: all that training sees of a method."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from kdjax.models.functional import FunctionalModule, functionalise
+from kdjax.models.functional import FunctionalModule, NoModule, functionalise
 from kdjax.objectives.base import Objective, part_names, weighted
 from kdjax.types import Array, Batch, Context, DataInfo, ModelOutput, Terms, Tree
 
@@ -159,7 +159,7 @@ def bind(objective: Objective, student: ModelOutput, teacher: ModelOutput | None
         def build(rngs, part=part):
             return part.build(student, teacher, data, rngs)
 
-        if nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))) is not None:
+        with contextlib.suppress(NoModule):
             modules[name] = functionalise(build)
     return Bound(parts, modules)
 

@@ -1,6 +1,7 @@
 """The methods for a reader: as a table, and one explained."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -193,6 +194,7 @@ def trains(objective: Objective) -> str:
     return f"{names} ({count:,})" if count else names or "–"
 
 
+@functools.cache  # its modules are traced
 def extra_parameters(objective: Objective) -> int:
     """Parameters of an objective's own modules for the usual pair: resnet32x4 teaches resnet8x4 100 classes; of detectors, two
     with pyramids of 256 channels; of texts, two transformers as wide as BERT-base."""

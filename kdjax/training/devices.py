@@ -67,11 +67,12 @@ def flops(function: Any, *arguments: Any) -> float:
     if not hasattr(function, "lower"):
         return 0.0
     inner = getattr(function, "__wrapped__", None)
-    if getattr(inner, "as_products", False):
-        function = jax.jit(lambda *given: inner(*given))  # traced anew
     try:
-        with left_to_xla():
-            analysis = function.lower(*arguments).cost_analysis() or {}
+        lowered = function.lower(*arguments)  # at hand where it was compiled for these
+        if getattr(inner, "has_products", False):
+            with left_to_xla():
+                lowered = jax.jit(lambda *given: inner(*given)).lower(*arguments)
+        analysis = lowered.cost_analysis() or {}
     except NotImplementedError:  # a backend without a cost model
         return 0.0
     return float(analysis.get("flops", 0.0))

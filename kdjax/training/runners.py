@@ -112,10 +112,12 @@ class Runner:
 
         @functools.wraps(function)
         def in_mesh(*arguments):
-            with use_abstract_mesh(self.mesh.abstract_mesh), as_products() if alone else nullcontext():
-                return function(*arguments)
+            with use_abstract_mesh(self.mesh.abstract_mesh), as_products() if alone else nullcontext() as kernels:
+                result = function(*arguments)
+            in_mesh.has_products |= bool(kernels)
+            return result
 
-        in_mesh.as_products = alone
+        in_mesh.has_products = False
         any_placed = None if self.fsdp else self.replicated  # None: as they come
         placed = any_placed if state is None else self.placement(state)
         return jax.jit(

@@ -48,7 +48,7 @@ class FeaturePyramid(nnx.Module):
         )
         draw = nnx.initializers.xavier_uniform()
         for layer in (*self.laterals, *self.outputs):
-            layer.kernel[...] = draw(rngs.params(), layer.kernel.shape, jnp.float32)
+            layer.kernel.set_value(draw(rngs.params(), layer.kernel.shape, jnp.float32))
 
     def __call__(self, maps: tuple[Array, ...]) -> tuple[Array, ...]:
         """Maps `[B, h, w, k]` of the backbone, the finest first, to those of the levels, `[B, h, w, channels]`."""

@@ -62,7 +62,7 @@ class SmallMaps(nnx.Module):
         self.further = convolution(last, last, size=3, stride=2, bias=True, rngs=rngs)
         self.channels = (*self.backbone.channels, last)
         xavier_of = nnx.initializers.xavier_uniform()
-        self.further.kernel[...] = xavier_of(rngs.params(), self.further.kernel.shape, jnp.float32)
+        self.further.kernel.set_value(xavier_of(rngs.params(), self.further.kernel.shape, jnp.float32))
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
         """`[B, H, W, in_channels]` to the maps at strides 8, 16 and 32."""

@@ -102,7 +102,7 @@ class DenseHead(nnx.Module):
             return 0.01 if part in last else deviation or math.sqrt(2 / (height * width * before))
 
         draw(self, scale, rngs=rngs)
-        self.classes.bias[...] = jnp.full(anchors * num_classes, -math.log(1 / PRIOR - 1))
+        self.classes.bias.set_value(jnp.full(anchors * num_classes, -math.log(1 / PRIOR - 1), jnp.float32))
 
     def __call__(self, levels: tuple[Array, ...]) -> dict[str, Array]:
         """Maps `[B, h, w, D]` to the fields of a `DetectorOutput` in float32, of all levels: "logits" `[B, A, C]`, "edge_logits"

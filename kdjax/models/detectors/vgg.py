@@ -93,5 +93,5 @@ def xavier(module: nnx.Module, *, rngs: nnx.Rngs) -> None:
     draw = nnx.initializers.xavier_uniform()
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, nnx.Conv):
-            layer.kernel[...] = draw(rngs.params(), layer.kernel.shape, jnp.float32)
-            layer.bias[...] = jnp.zeros_like(layer.bias[...])
+            layer.kernel.set_value(draw(rngs.params(), layer.kernel.shape, jnp.float32))
+            layer.bias.set_value(jnp.zeros_like(layer.bias[...]))

@@ -126,7 +126,7 @@ class InvertedNet(nnx.Module):
         if design.linear_deviation is None:
             bound = 1 / math.sqrt(num_classes)
             kernel = self.classifier.kernel
-            kernel[...] = jax.random.uniform(rngs.params(), kernel.shape, jnp.float32, -bound, bound)
+            kernel.set_value(jax.random.uniform(rngs.params(), kernel.shape, jnp.float32, -bound, bound))
 
     def __call__(self, x: Array) -> ModelOutput:
         """The outputs for `[B, H, W, in_channels]` normalised images.

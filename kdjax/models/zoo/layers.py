@@ -97,7 +97,7 @@ def draw(
     values = standard(rngs.params(), (sum(kernel.size for kernel, _ in scales),), jnp.float32)
     values, start = lax.optimization_barrier(values), 0
     for kernel, size in scales:
-        kernel[...] = size * values[start : start + kernel.size].reshape(kernel.shape)
+        kernel.set_value(size * values[start : start + kernel.size].reshape(kernel.shape))
         start += kernel.size
 
 

@@ -100,11 +100,13 @@ class Contrast(nnx.Module):
 
     def _remember(self, index, embeddings, log_z, where, momentum, axis, sharded):
         for bank, rows in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
-            bank[...] = banks.update(bank[...], index, rows, momentum=momentum, where=where, axis=axis, sharded=sharded)
+            bank.set_value(
+                banks.update(bank[...], index, rows, momentum=momentum, where=where, axis=axis, sharded=sharded)
+            )
         present = jnp.sum(where, dtype=jnp.int32)
         present = present if axis is None else lax.psum(present, axis)
-        self.log_normalizer[...] = log_z
-        self.normalized[...] = self.normalized[...] | (present > 0)
+        self.log_normalizer.set_value(log_z)
+        self.normalized.set_value(self.normalized[...] | (present > 0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

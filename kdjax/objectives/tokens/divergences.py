@@ -215,7 +215,8 @@ class TAID(Objective):
             alpha=self.alpha, beta=self.beta,
         )  # fmt: skip
         for name, value in after._asdict().items():
-            getattr(module, name)[...] = value
+            kept = getattr(module, name)
+            kept.set_value(jnp.asarray(value, kept[...].dtype))
         return term
 
 

@@ -122,7 +122,7 @@ class DistiLLM2(Objective):
             found = sum_over_devices(found, ctx.axis)
             for name, more in zip(("total", "count"), found, strict=True):
                 kept = getattr(module, name)
-                kept[...] = kept[...] + more.astype(kept[...].dtype)
+                kept.set_value(kept[...] + more.astype(kept[...].dtype))
             usual = module.total[...] / jnp.maximum(module.count[...], 1)
             alpha = losses.distillm2_alpha(
                 student, teacher, labels, wrote, mask, gap=jnp.where(wrote, usual[1], usual[0]), alpha=self.alpha,

@@ -1,6 +1,8 @@
 """Networks that classify images: those of the zoo, and the user's own."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 
@@ -82,5 +84,9 @@ def make_classifier(model: Classifier, inputs: Tree, num_classes: int, *, remat:
             raise ValueError(f"{model.name} is of the zoo and says its features itself; leave its {field} empty.")
     options = {"num_classes": num_classes, "in_channels": channels, "width": model.width or None,
                "image_size": inputs.shape[1:3], "batchnorm_groups": model.batchnorm_groups, "remat": remat}  # fmt: skip
-    name = f"{model.name} (width {model.width})" if model.width else model.name
-    return from_nnx(lambda rngs: zoo.build(model.name, rngs=rngs, **options), parts=("classify", "norms"), name=name)
+    return _of_the_zoo(model.name, f"{model.name} (width {model.width})" if model.width else model.name, **options)
+
+
+@functools.lru_cache(maxsize=64)  # methods and seeds that differ in nothing else need not trace its constructor anew
+def _of_the_zoo(name: str, title: str, **options: Any) -> Network:
+    return from_nnx(lambda rngs: zoo.build(name, rngs=rngs, **options), parts=("classify", "norms"), name=title)
