@@ -92,6 +92,13 @@ def evaluated(objective, student, teacher, batch):
     return jax.device_get((value, terms, grads))
 
 
+@functools.partial(jax.jit, static_argnames="topk")
+def located(student, rows, *, topk):
+    """`(labels of the locations, the valuable region)`."""
+    found = locate(student, rows, topk=topk)
+    return found.labels, valuable(found, rows, topk=topk)
+
+
 def sums(terms, name):
     return sum(t.weight * t.sum / np.maximum(t.count, 1) for n, t in terms.items() if n.startswith(name))
 
@@ -104,9 +111,8 @@ def test_whole_batches_golden(case, precision):
     with computing_in(precision) as real:
         student, teacher = output(case, real), output(case, real, "t") if "tcls_0" in case.inputs else None
         value, terms, grads = evaluated(losses_of(case, case.hyper, teacher), student, teacher, batch(case))
-        found = locate(student, batch(case), topk=case.hyper["topk"])
-        region = valuable(found, batch(case), topk=case.hyper["topk"])
-    np.testing.assert_array_equal(found.labels, case.outputs["f64"]["lab"])
+        labels, region = located(student, batch(case), topk=case.hyper["topk"])
+    np.testing.assert_array_equal(labels, case.outputs["f64"]["lab"])
     levels = range(len(case.hyper["strides"]))
     add = lambda name: sum(np.nan_to_num(case.outputs["f64"][f"{name}_{i}"]) for i in levels)
     rtol = {"f64": 1e-8, "f32": 1e-4}[precision]
@@ -127,7 +133,7 @@ def test_whole_batches_golden(case, precision):
     for name, expected in wanted.items():
         np.testing.assert_allclose(sums(terms, name), expected, rtol=rtol, atol=1e-7, err_msg=name)
     np.testing.assert_allclose(value, sum(wanted.values()), rtol=rtol)
-    ends = np.cumsum(found.sizes)[:-1]
+    ends = np.cumsum(student.grid.sizes)[:-1]
     for name, field in (("cls", "logits"), ("reg", "edge_logits")):
         parts = np.split(np.asarray(grads[field]).reshape(*grads[field].shape[:2], -1), ends, axis=1)
         for i in levels:
