@@ -213,7 +213,7 @@ def _row_mask(mask, size: int, name: str) -> Array:
     if mask.shape != (size,):
         mend = f"; a mask of tokens or pixels is {'labelled_' * (name == 'labelled')}elements=" if mask.ndim > 1 else ""
         raise ValueError(f"{name} is a mask of rows, [{size}], and has the shape {list(mask.shape)}{mend}.")
-    return mask != 0
+    return mask.astype(bool)
 
 
 def _element_mask(mask, size: int, name: str) -> Array | None:
@@ -223,7 +223,7 @@ def _element_mask(mask, size: int, name: str) -> Array | None:
     if mask.ndim < 2 or mask.shape[0] != size:
         mend = "; a mask of rows is where= or labelled=" if mask.ndim < 2 else ""
         raise ValueError(f"{name} is a mask of elements, [{size}, L], and has the shape {list(mask.shape)}{mend}.")
-    return mask != 0
+    return mask.astype(bool)
 
 
 @pytree

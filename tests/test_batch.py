@@ -1,5 +1,7 @@
 """`Batch`: masks of rows and of elements, told apart by name and never by what happens to broadcast; targets by name."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,15 @@ def test_a_mask_of_rows_never_lands_on_the_tokens():
     np.testing.assert_array_equal(batch.mask((SIZE, SIZE)), np.broadcast_to(ROWS[:, None], (SIZE, SIZE)))
     term = per_example(jnp.arange(SIZE * SIZE, dtype=jnp.float32).reshape(SIZE, SIZE), batch)
     assert term.count == SIZE * ROWS.sum() and term.sum == np.arange(SIZE * SIZE).reshape(SIZE, SIZE)[ROWS].sum()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
+def test_a_mask_that_is_given_needs_no_other_program(dtype):
+    """Than where all count, or where a runner has placed the batch: its type is the same."""
+    inputs = jnp.zeros((SIZE, SIZE))
+    given = Batch.of(inputs, where=ROWS.astype(dtype), labelled=ROWS.astype(dtype), elements=REAL.astype(dtype))
+    whole = dataclasses.replace(Batch.of(inputs), elements=jnp.ones((SIZE, SIZE), bool))
+    assert jax.tree.map(jax.typeof, given) == jax.tree.map(jax.typeof, whole)
 
 
 def test_masks_of_rows_and_elements_are_joined():
