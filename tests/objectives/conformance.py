@@ -20,8 +20,9 @@ from flax import nnx
 
 from kdjax.models.functional import functionalise
 from kdjax.models.zoo.normalization import BatchNorm
-from kdjax.objectives import METHODS, Bound, Objective, bind
+from kdjax.objectives import METHODS, Bound, Objective, SemCKD, bind
 from kdjax.objectives.base import snake_case
+from kdjax.objectives.logits.wrappers import Wrapper
 from kdjax.reduction import group_losses
 from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
 
@@ -149,6 +150,9 @@ def refused(rule: str, subject: str):
 
 # --- subjects ---
 
+# It has a projector for each pair of stages: two are enough to have an attention.
+FEWER_STAGES = {"student_stages": (-1,), "teacher_stages": (-2, -1)}
+
 
 def title(objective: Objective) -> str:
     """`standardize-mlld`: the class, what it wraps, and its switches where they are not as usual."""
@@ -174,7 +178,8 @@ def subjects() -> dict[str, Objective]:
     found = {}
     for entry in (entry for entry in METHODS.values() if entry.family not in ("detection", "text")):
         for part in (*entry.objective.parts, *(entry.before.parts if entry.before else ())):
-            found.setdefault(title(part), dataclasses.replace(part, weight=1.0))
+            smaller = FEWER_STAGES if isinstance(part, SemCKD) else {}
+            found.setdefault(title(part), dataclasses.replace(part, weight=1.0, **smaller))
     return found
 
 
@@ -183,8 +188,15 @@ def with_a_loss() -> list[str]:
 
 
 def marked() -> list:
-    """Those with a loss as parameters of tests; a class with its switches the other way is run with the long tests."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * ("=" in name)) for name in with_a_loss()]
+    """Those with a loss as parameters of tests. With the long tests run a class with its switches the other way, and what wraps a
+    loss as another does."""
+    seen, params = set(), []
+    for name in with_a_loss():
+        kind = type(subjects()[name])
+        slow = "=" in name or (issubclass(kind, Wrapper) and kind in seen)
+        seen.add(kind)
+        params.append(pytest.param(name, marks=[pytest.mark.slow] * slow))
+    return params
 
 
 def without_dropout(module: nnx.Module) -> nnx.Module:
