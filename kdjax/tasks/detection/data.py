@@ -268,7 +268,8 @@ class Detection(Task):
 
         def of(output):
             found = self.found(output, batch.inputs)
-            return {name: PerExample(x) for name, x in (found._asdict() | kept).items()}
+            said = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+            return {name: PerExample(x) for name, x in (said | kept).items()}
 
         return {"student": of(student)} | ({} if teacher is None else {"teacher": of(teacher)})
 

@@ -23,11 +23,13 @@ class Detected(NamedTuple):
       boxes: `[B, M, 4]` corners in pixels of the original image, 0 where there is none.
       scores: `[B, M]` in 0 … 1, 0 where there is none.
       labels: `[B, M]` int32 class indices, -1 where there is none.
+      levels: `[B, M]` int32, of which level of the pyramid each is, -1 where there is none; None where there are no levels.
     """
 
     boxes: Array
     scores: Array
     labels: Array
+    levels: Array | None = None
 
 
 @functools.partial(
@@ -102,11 +104,11 @@ def detect(
 
     chosen = _pairs if rule == "pairs" else _locations
     found, start = [], 0
-    for size in level_sizes:
+    for number, size in enumerate(level_sizes):
         score, location, label = chosen(lax.slice_in_dim(scores, start, start + size, axis=1), candidates)
-        found.append((score, location + start, label))
+        found.append((score, location + start, label, jnp.full_like(location, number)))
         start += size
-    score, location, label = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    score, location, label, level = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
 
     edges = jnp.take_along_axis(edges, location[..., None], axis=1).astype(dtype)
     if points is None:
@@ -126,7 +128,7 @@ def detect(
     there = (score > 0) & jnp.all(jnp.isfinite(boxes), axis=-1)
     ranked = jnp.where(there, score, -jnp.inf)
     keep = nms(boxes, ranked, label, iou_threshold=iou_threshold, max_detections=max_detections)
-    return Detected(take(keep, boxes, 0), take(keep, score, 0), take(keep, label, -1))
+    return Detected(take(keep, boxes, 0), take(keep, score, 0), take(keep, label, -1), take(keep, level, -1))
 
 
 def _pairs(scores: Array, candidates: int) -> tuple[Array, Array, Array]:

@@ -1,4 +1,4 @@
-"""How sure networks are of an object's edges: their distributions at one location, over each other."""
+"""How sure networks are of an object's edges, their distributions at one location over each other; and how far off they are."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from kdjax.losses import pairwise_box_iou
 from kdjax.models.detectors import DetectorOutput
 from kdjax.objectives.detection.locations import decoded
 from kdjax.tasks.detection.drawing import COLOURS, TRUE, draw_box, pyplot, show_picture
+from kdjax.tasks.detection.errors import EdgeErrors
 
 EDGES = ("left", "top", "right", "bottom")
 MOST = 4  # objects that are drawn
@@ -87,6 +88,34 @@ def draw_edges(chosen: dict[str, Any], outputs: dict[str, DetectorOutput], path:
     for edge, axis in zip(EDGES, axes[0][1:], strict=True):
         axis.set_title(f"{edge}, pixels", fontsize=8)
     handles, names = axes[0][1].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=8)
+    made.savefig(path, dpi=150)
+    plt.close(made)
+    return True
+
+
+def draw_level_errors(off: dict[str, dict[int, EdgeErrors]], path: Path) -> bool:
+    """For each edge bars by the stride of the level, a colour a network; under a stride how many objects each of them found.
+    Nothing where no network found anything: False."""
+    strides = sorted({stride for errors in off.values() for stride in errors})
+    if not strides:
+        return False
+    plt = pyplot()
+    made, axes = plt.subplots(1, 4, figsize=(9.5, 2.8), sharey=True, layout="constrained")
+    width = 0.8 / len(off)
+    counts = ["\n".join(str(errors[s].count) if s in errors else "0" for errors in off.values()) for s in strides]
+    for edge, (side, axis) in enumerate(zip(EDGES, axes, strict=True)):
+        for i, (name, errors) in enumerate(off.items()):
+            height = [errors[stride].absolute[edge] if stride in errors else 0 for stride in strides]
+            axis.bar(np.arange(len(strides)) + i * width, height, width, label=name, color=COLOURS[i % len(COLOURS)])
+        axis.set_xticks(np.arange(len(strides)) + 0.4 - width / 2,
+                        [f"{s}\n{n}" if edge == 0 else str(s) for s, n in zip(strides, counts, strict=True)])  # fmt: skip
+        axis.set_title(side, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    axes[0].set_ylabel("pixels", fontsize=8)
+    axes[0].set_xlabel("stride, and objects found", fontsize=8)
+    handles, names = axes[0].get_legend_handles_labels()
     made.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=8)
     made.savefig(path, dpi=150)
     plt.close(made)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -138,10 +139,17 @@ def edge_differences(
     Returns:
       `[P]` rows of the objects, and `[P, 4]` edges of the detection minus those of the object, in pixels.
     """
+    finding, rows = found_pairs(detections, objects, threshold=threshold, max_detections=max_detections)
+    return rows, detections.boxes[finding] - objects.boxes[rows]
+
+
+def found_pairs(
+    detections: Detections, objects: Objects, *, threshold: float, max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[P]` rows of the detections that found an object, and of these objects."""
     matches = match(detections, objects, thresholds=(threshold,), areas=WHOLE, max_detections=max_detections)
     right = outcomes(matches, 0, np.arange(len(matches.rows)))[0][0]
-    rows = matches.found[0, 0][right]
-    return rows, detections.boxes[matches.rows[right]] - objects.boxes[rows]
+    return matches.rows[right], matches.found[0, 0][right]
 
 
 def edge_errors(
@@ -153,15 +161,36 @@ def edge_errors(
     max_detections: int = 100,
 ) -> dict[str, EdgeErrors]:
     """`edge_differences` by the object's area; a range of which nothing was found is left out."""
-    rows, differences = edge_differences(detections, objects, threshold=threshold, max_detections=max_detections)
-    sides = np.tile(objects.boxes[rows, 2:] - objects.boxes[rows, :2], 2)
+    finding, rows = found_pairs(detections, objects, threshold=threshold, max_detections=max_detections)
+    inside = {name: (objects.area[rows] >= low) & (objects.area[rows] <= high) for name, (low, high) in areas.items()}
+    return _edge_errors(detections.boxes[finding], objects.boxes[rows], inside)
+
+
+def edge_errors_by_level(
+    detections: Detections,
+    levels: np.ndarray,
+    objects: Objects,
+    *,
+    threshold: float = 0.5,
+    max_detections: int = 100,
+) -> dict[int, EdgeErrors]:
+    """`edge_differences` by the level of the pyramid, `[D]` of the detections, that found the object; a level that found
+    nothing is left out."""
+    finding, rows = found_pairs(detections, objects, threshold=threshold, max_detections=max_detections)
+    own = np.asarray(levels)[finding]
+    inside = {int(level): own == level for level in np.unique(own)}
+    return _edge_errors(detections.boxes[finding], objects.boxes[rows], inside)
+
+
+def _edge_errors(found: np.ndarray, true: np.ndarray, inside: Mapping[Any, np.ndarray]) -> dict[Any, EdgeErrors]:
+    """Of pairs of boxes `[P, 4]`, by masks of them; of those without a pair nothing."""
+    differences, sides = found - true, np.tile(true[:, 2:] - true[:, :2], 2)
     errors = {}
-    for name, (low, high) in areas.items():
-        inside = (objects.area[rows] >= low) & (objects.area[rows] <= high)
-        if inside.any():
-            off = differences[inside]
-            relative = np.mean(np.abs(off) / sides[inside], axis=0)
-            errors[name] = EdgeErrors(int(inside.sum()), off.mean(axis=0), np.abs(off).mean(axis=0), relative)
+    for name, these in inside.items():
+        if these.any():
+            off = differences[these]
+            relative = np.mean(np.abs(off) / sides[these], axis=0)
+            errors[name] = EdgeErrors(int(these.sum()), off.mean(axis=0), np.abs(off).mean(axis=0), relative)
     return errors
 
 

@@ -1,4 +1,5 @@
-"""Pictures of a comparison's report: what was found, how sure the networks are of edges, and what precision is lost to."""
+"""Pictures of a comparison's report: what was found, how sure the networks are of edges and how far off, and what precision is
+lost to."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 
 from kdjax.data.errors import DataError, note
 from kdjax.tasks.detection.drawing import draw_errors, draw_side_by_side
-from kdjax.tasks.detection.edges import draw_edges
+from kdjax.tasks.detection.edges import draw_edges, draw_level_errors
+from kdjax.tasks.detection.errors import EdgeErrors, edge_errors_by_level
+from kdjax.tasks.detection.matching import OF_OBJECTS, Detections, Objects
 
 SHOWN, MOST_SHOWN = 6, 6  # pictures, and networks beside each other
+MEASURED = 256  # pictures, evenly spaced, in which edges are measured by level
 
 
 def pictures_of(
@@ -29,18 +33,27 @@ def pictures_of(
     networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
     for name, summary in comparison["methods"].items():
         networks[name] = folder / name / f"seed{summary['seeds'][0]}"
-    found, said = {}, {}
+    found, said, off = {}, {}, {}
     for name, place in list(networks.items())[:MOST_SHOWN]:
-        output = said[name] = jax.jit(load(place))(chosen["inputs"])
+        network = jax.jit(load(place))
+        output = said[name] = network(chosen["inputs"])
         found[name] = jax.device_get(data.found(output, chosen["inputs"]))
+        off[name] = by_level(data, held, network) if found[name].levels is not None else {}
     draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
     edges = (
         "How sure they are of edges",
         "distributions of the distance of each edge, of the object that the first is least sure of; the true one dotted",
         folder / "edges.png",
     )
+    levels = (
+        "How far edges are off",
+        f"mean distance in pixels, of what the first seed of each finds in {min(len(held), MEASURED)} pictures, by the stride of "
+        "the level that found it",
+        folder / "levels.png",
+    )
     return (
         *((edges,) if draw_edges(chosen, said, folder / "edges.png") else ()),
+        *((levels,) if draw_level_errors(off, folder / "levels.png") else ()),
         (
             "What was found",
             "pictures with their objects, and what the first seed of each finds",
@@ -48,3 +61,24 @@ def pictures_of(
         ),
         errors,
     )
+
+
+def by_level(data: Any, held: Any, network: Callable) -> dict[int, EdgeErrors]:
+    """How far the edges of what a network finds are off, by the stride of the level that found it."""
+    rows = np.unique(np.linspace(0, len(held) - 1, min(len(held), MEASURED)).astype(int))
+    step = min(data.eval_batch_size, len(rows))
+    found, there, levels = [], [], []
+    for start in range(0, len(rows) // step * step, step):  # of one size, so that nothing is compiled twice
+        batch = held.read(rows[start : start + step])
+        output = network(batch["inputs"])
+        said = jax.device_get(data.found(output, batch["inputs"]))
+        found.append((said.boxes, said.scores, said.labels, rows[start : start + step]))
+        levels.append(said.levels[said.scores > 0])
+        there.append(batch["targets"])
+    targets = {name: np.concatenate([each[name] for each in there]) for name in there[0]}
+    more = {name: targets[name] for name in OF_OBJECTS if name in targets}
+    detections = Detections.of_batch(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    shown = rows[: len(targets["labels"])]
+    objects = Objects.of_batch(targets["boxes"], targets["labels"], targets["labels"] >= 0, shown, **more)
+    errors = edge_errors_by_level(detections, np.concatenate(levels), objects, max_detections=data.max_detections)
+    return {output.strides[level]: error for level, error in errors.items()}

@@ -87,7 +87,7 @@ def test_golden(case, precision):
             np.testing.assert_array_equal(found.labels[image, :rest], labels)
             both = np.concatenate([found.boxes[image], found.scores[image][:, None]], axis=-1)
             case.check(both[:rest], "out", f"det_{image}", precision)
-            for array, nothing in zip(found, (0, 0, -1), strict=True):
+            for array, nothing in zip(found, (0, 0, -1, -1), strict=True):
                 np.testing.assert_array_equal(array[image, rest:], nothing)
 
 
@@ -152,3 +152,12 @@ def test_refuses_what_does_not_fit():
         find(logits.astype(int), distances, POINTS, STRIDES, SIZES)
     with pytest.raises(ValueError, match=r"class_logits has shape \(3, 2\)"):
         find(logits[0], distances, POINTS, STRIDES, SIZES)
+
+
+def test_a_detection_says_of_which_level_it_is():
+    """Locations 0 and 1 are of the first, 2 of the second; two are sure enough."""
+    boxes = np.array([[[0, 0, 8, 8], [40, 0, 48, 8], [0, 16, 32, 48]]], np.float32)
+    logits = np.array([[[-9.0], [1.0], [2.0]]], np.float32)
+    found = detect(logits, boxes, None, None, np.array([[64, 64]]), level_sizes=(2, 1), max_detections=3)
+    np.testing.assert_array_equal(found.levels, [[1, 0, -1]])
+    np.testing.assert_array_equal(found.boxes[0, :2], boxes[0, [2, 1]])

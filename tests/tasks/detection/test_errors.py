@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdjax.tasks.detection.average_precision import evaluate
-from kdjax.tasks.detection.errors import KINDS, edge_differences, edge_errors, split_errors
+from kdjax.tasks.detection.errors import KINDS, edge_differences, edge_errors, edge_errors_by_level, split_errors
 from kdjax.tasks.detection.matching import Detections, Objects
 
 
@@ -201,6 +201,17 @@ def test_edges_are_measured_by_side_and_size():
     np.testing.assert_allclose(errors["all"].absolute, [5.5, 0.5, 0, 1])
     np.testing.assert_allclose(errors["small"].relative, [1 / 20, 1 / 10, 0, 2 / 10])
     np.testing.assert_allclose(errors["large"].relative, [0.1, 0, 0, 0])
+
+
+def test_edges_are_measured_by_the_level_that_found_the_object():
+    """What found nothing counts for none."""
+    there = objects((box(0, width=20, height=10), 0, 0), (box(200, width=100, height=200), 0, 0), (box(500), 0, 0))
+    found = detections(([1, -1, 20, 12], 0.9, 0, 0), ([535, 0, 575, 40], 0.8, 0, 0), ([190, 0, 300, 200], 0.7, 0, 0))
+    errors = edge_errors_by_level(found, np.array([2, 1, 0]), there)
+    assert {level: e.count for level, e in errors.items()} == {0: 1, 2: 1}
+    np.testing.assert_array_equal(errors[0].absolute, [10, 0, 0, 0])
+    np.testing.assert_array_equal(errors[2].bias, [1, -1, 0, 2])
+    assert edge_errors_by_level(detections(), np.zeros(0, int), there) == {}
 
 
 def test_refuses_what_does_not_fit():
