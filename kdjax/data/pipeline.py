@@ -10,6 +10,8 @@ import numpy as np
 from kdjax.data.errors import DataError
 from kdjax.types import Batch
 
+EXCHANGED = 64  # batches of a split with groups that exchange their examples
+
 
 class Examples(Protocol):
     """One split of a data set, as a task reads it: examples by their positions, in an order that never changes.
@@ -20,6 +22,10 @@ class Examples(Protocol):
     A split whose inputs differ from pass to pass (random crops that are made here, on the host) has an attribute `varies`
     that is true, and `read` takes `view=(data seed, pass)` for training. What it gives then is a function of these and of the
     position of the example, and of nothing else.
+
+    A split whose rows can be cut has an attribute `groups`, `[N]` integers that are alike for rows of like length. Batches are
+    then of one group where that can be, and `read` takes `together=rows` for training, those of the whole batch over all
+    processes: what it gives is as long as the longest of them needs.
     """
 
     name: str
@@ -45,7 +51,8 @@ class Pipeline:
 
     An epoch has `ceil(n / batch_size)` batches. The last one is filled up with examples from the beginning of the same
     epoch, where=False: they may enter BatchNorm's statistics and nothing else. As long as `n >= batch_size`, no example
-    is in a batch twice.
+    is in a batch twice. Of a split with groups, every 64 batches of the shuffled order exchange their examples, so that each has
+    those of one group, and are shuffled themselves.
 
     With several processes each gets its contiguous slice of the same global batch, in the order of `process_index`;
     the global batches do not depend on their number.
@@ -84,6 +91,7 @@ class Pipeline:
         self.batch_size = batch_size
         self.data_seed = data_seed
         self._rows = _rows_of_process(batch_size, process_index, process_count)
+        self._order = functools.lru_cache(maxsize=2)(self._new_order)
         self._labelled = np.ones(len(source), bool) if labelled_mask is None else np.asarray(labelled_mask, bool)
         if self._labelled.shape != (len(source),):
             raise DataError(f"labelled_mask has shape {self._labelled.shape}; {source.name} needs ({len(source)},).")
@@ -99,12 +107,19 @@ class Pipeline:
         if k < 0:
             raise IndexError(f"batch {k}: batches are numbered from 0 on.")
         epoch, step = divmod(k, self.steps_per_epoch)
-        order = _order(len(self.indices), self.data_seed, epoch)
+        order = self._order(epoch)
         places = step * self.batch_size + self._rows
         chosen = self.indices[order[places % len(order)]]
-        view = {"view": (self.data_seed, epoch)} if getattr(self.source, "varies", False) else {}
-        read = self.source.read(chosen, inputs=self.inputs, **view)
+        more: dict[str, Any] = {"view": (self.data_seed, epoch)} if getattr(self.source, "varies", False) else {}
+        if getattr(self.source, "groups", None) is not None:
+            everywhere = step * self.batch_size + np.arange(self.batch_size)
+            more["together"] = self.indices[order[everywhere % len(order)]]
+        read = self.source.read(chosen, inputs=self.inputs, **more)
         return Batch(**read, index=chosen, where=places < len(order), labelled=self._labelled[chosen])
+
+    def _new_order(self, epoch: int) -> np.ndarray:
+        order, groups = _order(len(self.indices), self.data_seed, epoch), getattr(self.source, "groups", None)
+        return order if groups is None else _alike(order, groups[self.indices], self.batch_size, self.data_seed, epoch)
 
     def iterate(
         self, start_step: int = 0, stop_step: int | None = None, *, threads: int = 2, prefetch: int = 4
@@ -167,6 +182,18 @@ def _order(size: int, data_seed: int, epoch: int) -> np.ndarray:
     order = np.argsort(words, kind="stable")
     order.setflags(write=False)
     return order
+
+
+def _alike(order: np.ndarray, groups: np.ndarray, batch_size: int, data_seed: int, epoch: int) -> np.ndarray:
+    """An order of the same examples whose batches are of one group each, as far as `EXCHANGED` of them can be."""
+    whole = len(order) // batch_size * batch_size
+    stream = np.random.Philox(key=np.array([data_seed, epoch], np.uint64), counter=np.array([0, 0, 1, 0], np.uint64))
+    parts = []
+    for start in range(0, whole, EXCHANGED * batch_size):
+        part = order[start : min(start + EXCHANGED * batch_size, whole)]
+        batches = part[np.argsort(groups[part], kind="stable")].reshape(-1, batch_size)
+        parts.append(batches[np.argsort(stream.random_raw(len(batches)), kind="stable")].reshape(-1))
+    return np.concatenate([*parts, order[whole:]])
 
 
 def _read_ahead(batch, start: int, stop: int | None, threads: int, prefetch: int) -> Iterator[Batch]:

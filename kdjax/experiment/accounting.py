@@ -57,7 +57,7 @@ def account(program: Program, timed_steps: int, seconds: float, input_seconds: f
       seconds: in training steps, on the host's clock.
       input_seconds: of these, in putting batches together and handing them over. The devices need not have waited for it.
     """
-    cost = costs(program)
+    cost = costs(program) if program.experiment.data.one_shape else Costs(0.0, 0.0)
     rate = cost.step * timed_steps / seconds if seconds and cost.step else None
     peak = peak_of(jax.devices()[0].device_kind)
     devices = program.compiled.runner.mesh.size

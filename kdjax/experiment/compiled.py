@@ -253,5 +253,8 @@ def compiled_once() -> dict[str, int] | None:
 
 
 def steps_per_dispatch(experiment: Experiment, runner: Runner) -> int:
-    """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there."""
+    """Steps in one dispatch. One on CPU unless asked for: loops around convolutions are slow there. One where batches differ in
+    shape."""
+    if not experiment.data.one_shape:
+        return 1
     return experiment.steps_per_dispatch or (1 if runner.mesh.devices.flat[0].platform == "cpu" else 16)

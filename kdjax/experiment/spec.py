@@ -216,6 +216,10 @@ class Experiment:
         found += data.problems()
         if self.steps_per_dispatch < 0:
             found.append(f"steps_per_dispatch={self.steps_per_dispatch}; it must be at least 1, or 0 to choose.")
+        if self.steps_per_dispatch > 1 and not data.one_shape:
+            found.append(
+                f"steps_per_dispatch={self.steps_per_dispatch} needs batches of one shape, and data makes several; use 1."
+            )
         if self.log_every < 1:
             found.append(f"log_every={self.log_every}; it must be at least 1.")
         return found

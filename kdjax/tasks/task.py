@@ -194,6 +194,11 @@ class Task:
         """A copy that takes seconds, for `--tiny`."""
         return dataclasses.replace(self, batch_size=min(self.batch_size, 32))
 
+    @property
+    def one_shape(self) -> bool:
+        """Whether all training batches have one shape. Those of several are dispatched one by one, and FLOPs are not counted."""
+        return True
+
     # --- views: functions of (data seed, pass, example index) and nothing else ---
 
     @property

@@ -141,12 +141,13 @@ class Loop:
             before_it, step = step, step + size
             state, metrics = (self.step if size == 1 else self.steps)(state, frozen, batch)
             session.params = state.params
-            if size in compiled:
+            kind = size, *(x.shape for x in jax.tree.leaves(batch.inputs))
+            if kind in compiled:
                 stopwatch.steps += size
                 profiler.after(step, metrics)
             else:
                 jax.block_until_ready(metrics)  # the first time compiles; keep that out of examples/s
-                compiled.add(size)
+                compiled.add(kind)
                 stopwatch.restart()
             pending.append((before_it + 1, size, metrics))
             ends = step == self.total_steps

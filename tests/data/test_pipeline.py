@@ -166,3 +166,57 @@ def test_errors_of_indices(digits, splits):
         evaluation_batches(digits, [], 4)
     with pytest.raises(IndexError, match="from 0 on"):
         pipeline(digits, splits)[-1]
+
+
+class OfLengths:
+    """Rows of 1 to 9 numbers, cut to 3, 6 or 9."""
+
+    name, split, widths = "lengths", "train", np.array([3, 6, 9])
+    lengths = np.random.default_rng(0).integers(1, 10, 1000)
+    groups = np.searchsorted(widths, lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def read(self, indices, *, inputs=True, together=None):
+        width = 9 if together is None else self.widths[self.groups[together].max()]
+        return {
+            "inputs": np.where(np.arange(width) < self.lengths[indices][:, None], indices[:, None], 0),
+            "targets": None,
+        }
+
+
+def test_rows_of_like_length_share_batches():
+    """Each is there once an epoch, whatever the length; all but those at the borders of a group have one width."""
+    batches = Pipeline(OfLengths(), np.arange(5, 1000), batch_size=16, data_seed=3)
+    assert batches.steps_per_epoch == 63
+    epochs = [[batches[k] for k in range(e * 63, (e + 1) * 63)] for e in range(2)]
+    for epoch in epochs:
+        rows = np.concatenate([batch.index[batch.where] for batch in epoch])
+        np.testing.assert_array_equal(np.sort(rows), np.arange(5, 1000))
+        mixed = [batch for batch in epoch if len(set(OfLengths.groups[batch.index])) > 1]
+        assert len(mixed) <= 3 and {batch.inputs.shape[1] for batch in epoch} == {3, 6, 9}
+        for batch in epoch:
+            assert batch.inputs.shape[1] == OfLengths.widths[OfLengths.groups[batch.index].max()]
+    widths = [[batch.inputs.shape[1] for batch in epoch] for epoch in epochs]
+    assert widths[0] != widths[1] and np.mean(np.diff(widths[0]) != 0) > 0.4, "batches come in any order"
+    same(batches[70], Pipeline(OfLengths(), np.arange(5, 1000), batch_size=16, data_seed=3)[70])
+
+
+def test_processes_cut_rows_of_like_length_alike():
+    """As the whole batch needs, also where a process has none that is long."""
+    options = {"batch_size": 16, "data_seed": 3}
+    whole = Pipeline(OfLengths(), np.arange(1000), **options)
+    own = [Pipeline(OfLengths(), np.arange(1000), **options, process_index=i, process_count=4) for i in range(4)]
+    for k in range(63):
+        parts = [pipeline[k] for pipeline in own]
+        np.testing.assert_array_equal(np.concatenate([part.inputs for part in parts]), whole[k].inputs)
+        np.testing.assert_array_equal(np.concatenate([part.index for part in parts]), whole[k].index)
+
+
+def test_every_64_batches_exchange_their_examples():
+    batches = Pipeline(OfLengths(), np.arange(1000), batch_size=4, data_seed=0)
+    plain = Pipeline(type("Mixed", (OfLengths,), {"groups": None})(), np.arange(1000), batch_size=4, data_seed=0)
+    for start in (0, 64, 128):
+        found, wanted = (np.concatenate([p[k].index for k in range(start, start + 64)]) for p in (batches, plain))
+        np.testing.assert_array_equal(np.sort(found), np.sort(wanted))

@@ -41,6 +41,9 @@ class Text(Task):
     """bytes; words, or words:SIZE, by a checksum; or the path of a tokenizer.json, or of a folder with one"""
     length: int = 128
     """tokens of a row: longer texts lose their end, shorter ones are filled up"""
+    buckets: tuple[int, ...] = ()
+    """shorter lengths of rows, such as 32 64: training batches are of texts of like length, as long as these need; the step is
+    compiled once for each. Empty: all rows have `length` tokens, and texts are mixed whatever their length"""
     keys: Columns = Columns()
     """columns of a file, or features of a TFDS set, that hold texts and classes"""
     eval_examples: int = 0
@@ -98,7 +101,7 @@ class Text(Task):
             train.labels, validation=self.validation, labelled=self.labelled, split_seed=self.split_seed
         )
         tokenizer = tokenizer_called(self.tokenizer)
-        learned = encoded(train, tokenizer, self.length)
+        learned = encoded(train, tokenizer, self.length, self.buckets)
         held, rows = learned, splits.validation
         if test is not None:
             held, rows = encoded(test, tokenizer, self.length), np.arange(len(test))
@@ -111,7 +114,7 @@ class Text(Task):
         names = train.class_names
         info = DataInfo(len(names), len(train), labels=train.labels, class_names=names)
         return Dataset(
-            learned, splits.train, splits.labelled, held, rows, self.evaluate_on, info, learned.inputs,
+            learned, splits.train, splits.labelled, held, rows, self.evaluate_on, info, None if self.buckets else learned.inputs,
             f"{len(names)} classes, rows of {self.length} tokens of {tokenizer.size:,} kinds",
         )  # fmt: skip
 
@@ -121,6 +124,10 @@ class Text(Task):
             found.append("data.evaluate_on is 'validation', but data.validation is 0; hold some examples out.")
         if self.length < 5:
             found.append(f"data.length={self.length}; use 5 or more.")
+        if any(not 5 <= width < self.length for width in self.buckets):
+            found.append(
+                f"data.buckets={self.buckets}; use lengths from 5 to below data.length, which is {self.length}."
+            )
         return found
 
     def tuned(self):
@@ -133,11 +140,16 @@ class Text(Task):
 
     def shrunk(self):
         """Short rows of the texts that need no download, with a tokenizer that needs no file."""
-        own = self.tokenizer.partition(":")[0] in ("bytes", "words")
+        own, length = self.tokenizer.partition(":")[0] in ("bytes", "words"), min(self.length, 32)
         return dataclasses.replace(
-            super().shrunk(), name=PYTHON_DOCS, keys=Columns(), length=min(self.length, 32), eval_examples=128,
+            super().shrunk(), name=PYTHON_DOCS, keys=Columns(), length=length, eval_examples=128,
+            buckets=tuple(width for width in self.buckets if width < length),
             tokenizer=self.tokenizer if own else "words",
         )  # fmt: skip
+
+    @property
+    def one_shape(self):
+        return not self.buckets
 
     # --- views ---
 

@@ -21,11 +21,13 @@ class TextExamples:
       texts: as they were read.
       inputs: `input_ids`, `attention_mask` and `token_type_ids`, `[N, L]` each.
       tokenizer: fingerprint of what made them.
+      widths: lengths that training batches are cut to, rising, L the last; empty where all have L tokens.
     """
 
     texts: Texts
     inputs: dict[str, np.ndarray]
     tokenizer: str
+    widths: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -38,9 +40,19 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def read(self, indices, *, inputs: bool = True) -> dict[str, Any]:
+    @functools.cached_property
+    def groups(self) -> np.ndarray | None:
+        """`[N]`, which of the widths each text needs."""
+        if not self.widths:
+            return None
+        there = self.inputs["attention_mask"] != 0
+        needs = np.where(there.any(axis=1), there.shape[1] - there[:, ::-1].argmax(axis=1), 0)
+        return np.searchsorted(self.widths, needs)
+
+    def read(self, indices, *, inputs: bool = True, together: np.ndarray | None = None) -> dict[str, Any]:
         chosen = np.asarray(indices)
-        shown = {name: array[chosen] for name, array in self.inputs.items()} if inputs else None
+        width = None if together is None else self.widths[self.groups[together].max()]
+        shown = {name: array[chosen, :width] for name, array in self.inputs.items()} if inputs else None
         return {"inputs": shown, "targets": self.texts.labels[chosen]}
 
     def fingerprint(self) -> str:
@@ -56,8 +68,8 @@ def tokenizer_called(name: str) -> Tokenizer:
     return tokenizer_of(name)
 
 
-def encoded(texts: Texts, tokenizer: Tokenizer, length: int) -> TextExamples:
-    """A split as tokens; says how many texts lost their end.
+def encoded(texts: Texts, tokenizer: Tokenizer, length: int, buckets: tuple[int, ...] = ()) -> TextExamples:
+    """A split as tokens; says how many texts lost their end. Training batches are cut to the least of some buckets that does.
 
     Raises:
       DataError: no texts.
@@ -68,7 +80,8 @@ def encoded(texts: Texts, tokenizer: Tokenizer, length: int) -> TextExamples:
     if made.cut.any():
         share = f"{made.cut.sum():,} of {len(texts):,} texts of {texts.name} ({texts.split})"
         note(f"{share} are longer than {length} tokens, and lose their end")
-    return TextExamples(texts, as_inputs(made), tokenizer.fingerprint())
+    widths = (*sorted(set(buckets)), length) if buckets else ()
+    return TextExamples(texts, as_inputs(made), tokenizer.fingerprint(), widths)
 
 
 def as_inputs(made: Encoded) -> dict[str, np.ndarray]:
