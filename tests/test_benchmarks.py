@@ -9,6 +9,7 @@ from pathlib import Path
 
 import benchmark
 import benchmark_detection
+import benchmark_generation
 import benchmark_peers
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,16 @@ def test_rows_of_a_detector_are_measured_and_right(tmp_path):
     status = benchmark_detection.main(f"{tiny} --json {path}".split())
     rows = measured_and_right(status, json.loads(path.read_text()))
     assert len(rows) == 3 and all(row["correct"] for row in rows.values())
+
+
+def test_rows_of_a_decoder_are_measured_and_right(tmp_path):
+    """Those of transformers where it is installed."""
+    path = tmp_path / "found.json"
+    tiny = "--width 64 --depth 1 --vocabulary 40 --batch-size 2 --prompt 3 --count 4 --rounds 1"
+    assert benchmark_generation.main(f"{tiny} --json {path}".split()) == 0
+    write, loop, theirs = json.loads(path.read_text())["rows"]
+    assert write["value"] > 0 and loop["correct"] and loop["value"] > 0
+    assert theirs["correct"] or theirs["note"] == "transformers or torch is not installed"
 
 
 def test_facts_say_what_was_measured(written):
@@ -274,6 +285,6 @@ def test_the_benchmark_needs_the_core_alone():
     """No library beyond jax, flax, optax and chex is loaded, but rich, by flax."""
     heavy = {"orbax", "tensorflow", "tensorflow_datasets", "grain", "array_record", "tyro", "tensorboardX", "matplotlib",
              "torch", "keras"}  # fmt: skip
-    code = "import sys, benchmark, benchmark_detection, benchmark_peers, benchmark_objectives; print(' '.join(sys.modules))"
+    code = "import sys, benchmark, benchmark_detection, benchmark_generation, benchmark_peers; import benchmark_objectives; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
     assert not heavy & set(done.stdout.split())
