@@ -285,6 +285,7 @@ def test_the_benchmark_needs_the_core_alone():
     """No library beyond jax, flax, optax and chex is loaded, but rich, by flax."""
     heavy = {"orbax", "tensorflow", "tensorflow_datasets", "grain", "array_record", "tyro", "tensorboardX", "matplotlib",
              "torch", "keras"}  # fmt: skip
-    code = "import sys, benchmark, benchmark_detection, benchmark_generation, benchmark_peers; import benchmark_objectives; print(' '.join(sys.modules))"
+    modules = "benchmark, benchmark_detection, benchmark_generation, benchmark_peers, benchmark_objectives"
+    code = f"import sys, {modules}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
     assert not heavy & set(done.stdout.split())
