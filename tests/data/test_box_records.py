@@ -126,12 +126,12 @@ def test_boxes_are_pixels_and_objects_that_need_not_be_found_are_not_trained_on(
 
 
 def test_annotations_are_kept_until_the_set_changes(folder, monkeypatch):
-    first = open_box_records("coco/2017", "train", folder)
+    first, other = (open_box_records("coco/2017", split, folder) for split in ("train", "test"))
     kept = list((folder / "cache/kdjax/boxes").glob("*.npz"))
     assert kept
     monkeypatch.setattr(box_records, "_read", lambda *args: pytest.fail("the records were read again"))
     again = open_box_records("coco/2017", "train", folder)
-    assert again.fingerprint() == first.fingerprint() != open_box_records("coco/2017", "test", folder).fingerprint()
+    assert again.fingerprint() == first.fingerprint() != other.fingerprint()
     assert again.file(again.pictures[0])[:2] == b"\xff\xd8"
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
