@@ -34,11 +34,12 @@ def pictures_of(
     for name, summary in comparison["methods"].items():
         networks[name] = folder / name / f"seed{summary['seeds'][0]}"
     found, said, off = {}, {}, {}
+    measured = measured_rows(len(held), data.eval_batch_size)
     for name, place in list(networks.items())[:MOST_SHOWN]:
         network = jax.jit(load(place))
         output = said[name] = network(chosen["inputs"])
         found[name] = jax.device_get(data.found(output, chosen["inputs"]))
-        off[name] = by_level(data, held, network) if found[name].levels is not None else {}
+        off[name] = by_level(data, held, measured, network) if found[name].levels is not None else {}
     draw_side_by_side(chosen, found, held.class_names, folder / "found.png")
     edges = (
         "How sure they are of edges",
@@ -47,7 +48,7 @@ def pictures_of(
     )
     levels = (
         "How far edges are off",
-        f"mean distance in pixels, of what the first seed of each finds in {min(len(held), MEASURED)} pictures, by the stride of "
+        f"mean distance in pixels, of what the first seed of each finds in {len(measured)} pictures, by the stride of "
         "the level that found it",
         folder / "levels.png",
     )
@@ -63,12 +64,18 @@ def pictures_of(
     )
 
 
-def by_level(data: Any, held: Any, network: Callable) -> dict[int, EdgeErrors]:
-    """How far the edges of what a network finds are off, by the stride of the level that found it."""
-    rows = np.unique(np.linspace(0, len(held) - 1, min(len(held), MEASURED)).astype(int))
+def measured_rows(size: int, batch_size: int) -> np.ndarray:
+    """Rows of the pictures in which edges are measured: whole batches, so that nothing is compiled twice."""
+    most = min(size, MEASURED)
+    step = min(batch_size, most)
+    return np.linspace(0, size - 1, most // step * step).astype(int)
+
+
+def by_level(data: Any, held: Any, rows: np.ndarray, network: Callable) -> dict[int, EdgeErrors]:
+    """How far the edges of what a network finds in some pictures are off, by the stride of the level that found it."""
     step = min(data.eval_batch_size, len(rows))
     found, there, levels = [], [], []
-    for start in range(0, len(rows) // step * step, step):  # of one size, so that nothing is compiled twice
+    for start in range(0, len(rows), step):
         batch = held.read(rows[start : start + step])
         output = network(batch["inputs"])
         said = jax.device_get(data.found(output, batch["inputs"]))
@@ -78,7 +85,6 @@ def by_level(data: Any, held: Any, network: Callable) -> dict[int, EdgeErrors]:
     targets = {name: np.concatenate([each[name] for each in there]) for name in there[0]}
     more = {name: targets[name] for name in OF_OBJECTS if name in targets}
     detections = Detections.of_batch(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    shown = rows[: len(targets["labels"])]
-    objects = Objects.of_batch(targets["boxes"], targets["labels"], targets["labels"] >= 0, shown, **more)
+    objects = Objects.of_batch(targets["boxes"], targets["labels"], targets["labels"] >= 0, rows, **more)
     errors = edge_errors_by_level(detections, np.concatenate(levels), objects, max_detections=data.max_detections)
     return {output.strides[level]: error for level, error in errors.items()}
