@@ -21,7 +21,7 @@ from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.models import output_shapes
 from kdjax.objectives import check
 from kdjax.objectives.catalogue import written
-from kdjax.tasks.task import NOT_HERE
+from kdjax.tasks.dataset import NOT_HERE
 from kdjax.terminal import visible
 from kdjax.training import count_parameters
 from kdjax.types import Tree

@@ -13,7 +13,7 @@ from kdjax.experiment.spec import Experiment, Phase
 from kdjax.experiment.teacher_outputs import StoredOutputs, TeacherOutputs
 from kdjax.models import output_shapes
 from kdjax.tasks import Dataset
-from kdjax.tasks.task import RESIDENT_BYTES
+from kdjax.tasks.dataset import RESIDENT_BYTES
 from kdjax.training import Runner, Variables
 from kdjax.training.feed import laid_flat
 from kdjax.training.teacher_cache import Storage

@@ -3,7 +3,8 @@
 A task of one's own subclasses `Task` (and `Model`), and is made known by `register`, so that saved experiments can be read.
 """
 
+from kdjax.tasks.dataset import Dataset
 from kdjax.tasks.registry import kinds, register
-from kdjax.tasks.task import Dataset, Model, NumberedViews, Task
+from kdjax.tasks.task import Model, NumberedViews, Task
 
 __all__ = ["Dataset", "Model", "NumberedViews", "Task", "kinds", "register"]

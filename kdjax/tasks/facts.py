@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.tasks.task import Dataset
+from kdjax.tasks.dataset import Dataset
 from kdjax.types import DataInfo, Tree
 
 LARGEST = 10**8  # examples of a set, or values of an example

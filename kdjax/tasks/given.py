@@ -13,8 +13,9 @@ from flax import nnx
 
 from kdjax.data import DataError
 from kdjax.models import from_linen, from_nnx
+from kdjax.tasks.dataset import Dataset
 from kdjax.tasks.registry import register
-from kdjax.tasks.task import Dataset, Model, NumberedViews, Task
+from kdjax.tasks.task import Model, NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, MultiView, Network, Tree
 

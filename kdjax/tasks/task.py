@@ -1,4 +1,4 @@
-"""What a task is: what an example is, and what is asked of a network. All else in kdjax knows tasks by this file alone.
+"""What a task is: what an example is, and what is asked of a network. All else knows tasks by this file and `dataset.py`.
 
 A task is one folder beside this file. Its class is what a config writes as an experiment's `data`; its fields say which
 examples and how they are shown, its methods what becomes of them. `training`, `objectives` and `experiment` call these and
@@ -6,22 +6,17 @@ import no task; no task imports another.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
-from kdjax.data import Examples
+from kdjax.tasks.dataset import Dataset
 from kdjax.training import metrics
 from kdjax.training.evaluation import Sums
 from kdjax.training.metrics import Metric
-from kdjax.types import Array, Batch, DataInfo, MultiView, Network, Term, Tree
-
-NOT_HERE = "not here: shapes alone"  # end of the description of a stand-in
-RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
+from kdjax.types import Array, Batch, MultiView, Network, Term, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,69 +35,6 @@ class Model:
     def known_classes(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the classes that the network itself knows, of which those of the data are `names`."""
         return names
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """The examples of an experiment, split.
-
-    Attributes:
-      train: the training split.
-      train_index: rows of it that are trained on (validation held out).
-      labelled: `[len(train)]` bool, whose targets a taught network may use.
-      held: the split that is evaluated, and `held_index` its rows.
-      evaluated_on: what reports call these, "test" or "validation".
-      info: what objectives may know; its labels are those of all of `train`, or None.
-      arrays: the inputs of all of `train`, arrays `[N, ...]`, where they are in memory; else None.
-      description: what there is to say of the data beyond counts, such as "10 classes".
-      validation: examples that were held out of training for what a phase goes by as it runs, where a task has any.
-    """
-
-    train: Examples
-    train_index: np.ndarray
-    labelled: np.ndarray
-    held: Examples
-    held_index: np.ndarray
-    evaluated_on: str
-    info: DataInfo
-    arrays: Tree | None = None
-    description: str = ""
-    validation: Examples | None = None
-
-    def usable(self, labels: str) -> np.ndarray:
-        """`[len(train)]` bool, whose targets a network may use: "all", or those of "labelled" examples."""
-        return np.ones(len(self.train), bool) if labels == "all" else self.labelled
-
-    def info_for(self, labels: str) -> DataInfo:
-        """`info` with the classes that a network may know; -1 for the others, -2 for examples that are held out."""
-        if self.info.labels is None:
-            return self.info
-        visible = np.where(self.usable(labels), self.info.labels, -1)
-        trained = np.isin(np.arange(len(self.train)), self.train_index)
-        return dataclasses.replace(self.info, labels=np.where(trained, visible, -2).astype(np.int32))
-
-    def visited(self, taught: bool, labels: str) -> np.ndarray:
-        """Rows of the training split that a network learns something from.
-
-        An objective that reads no teacher learns nothing from an unlabelled example, which would only thin its batches.
-        """
-        return self.train_index if taught else self.train_index[self.usable(labels)[self.train_index]]
-
-    @functools.cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """What tells these examples from others of the same name: hashes of what is trained on and of what is evaluated."""
-        trained = self.train.fingerprint()
-        return {"train": trained, "evaluated": trained if self.held is self.train else self.held.fingerprint()}
-
-    @property
-    def resident(self) -> bool:
-        """Whether the training inputs are small enough to stay on every device."""
-        return self.arrays is not None and sum(x.nbytes for x in jax.tree.leaves(self.arrays)) <= RESIDENT_BYTES
-
-    def shapes(self, size: int) -> dict[str, Any]:
-        """Shapes and types of what `Examples.read` gives of so many examples."""
-        one = self.train.read(np.zeros(1, np.int32))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
 
 
 class Published(NamedTuple):

@@ -15,7 +15,8 @@ from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
 from kdjax.tasks.classification.views import FloatViews, VectorViews, Views
-from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
+from kdjax.tasks.dataset import NOT_HERE, Dataset
+from kdjax.tasks.task import NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import DataInfo, Network
 

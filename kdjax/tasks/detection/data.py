@@ -15,6 +15,7 @@ from kdjax.data.fashion_boxes import SIZE
 from kdjax.data.pictures import Unreadable, fitted
 from kdjax.models.detectors import DetectorOutput
 from kdjax.objectives.detection.locations import decoded
+from kdjax.tasks.dataset import NOT_HERE, Dataset
 from kdjax.tasks.detection.average_precision import evaluate
 from kdjax.tasks.detection.decoding import Detected, detect
 from kdjax.tasks.detection.drawing import draw_one
@@ -36,7 +37,7 @@ from kdjax.tasks.detection.views import (
     scaled_size,
     view_keys,
 )
-from kdjax.tasks.task import NOT_HERE, Dataset, Task
+from kdjax.tasks.task import Task
 from kdjax.training.evaluation import PerExample
 from kdjax.training.metrics import Metric
 from kdjax.types import Array, DataInfo, ModelOutput, Network

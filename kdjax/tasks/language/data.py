@@ -18,12 +18,13 @@ from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers import write_folder
 from kdjax.models.transformers.sampling import Beside, Sampling
+from kdjax.tasks.dataset import Dataset
 from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
 from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
 from kdjax.tasks.language.scores import language_means, language_sums
 from kdjax.tasks.language.writing import rewritten
-from kdjax.tasks.task import Dataset, NumberedViews, Task
+from kdjax.tasks.task import NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import Batch, DataInfo, Network
 

@@ -17,7 +17,8 @@ from kdjax.data.text_records import COUNTS
 from kdjax.data.texts import Texts, load_texts
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.models.transformers import write_folder
-from kdjax.tasks.task import NOT_HERE, Dataset, NumberedViews, Task
+from kdjax.tasks.dataset import NOT_HERE, Dataset
+from kdjax.tasks.task import NumberedViews, Task
 from kdjax.tasks.text.drawing import draw_answers
 from kdjax.tasks.text.examples import TextExamples, encoded, one, tokenizer_called
 from kdjax.tasks.text.networks import TextNetwork, classifier_of, make_text_network, problems_of
