@@ -93,6 +93,62 @@ def test_minilm(case, precision):
     checked(case, precision, loss, ("s_q", "s_k", "s_v"))
 
 
+# TextBrewer's losses of the same tensors. It takes scores at or below this for those of padding, where no mask is given.
+PADDED = -1e-3
+
+
+def by_head(case, x):
+    """Scores as the loss compares them: head by head, or of all heads at once."""
+    if "sum" in case.symbol:
+        return jnp.sum(x, axis=1, keepdims=True)
+    return jnp.mean(x, axis=1, keepdims=True) if "mean" in case.symbol else x
+
+
+def brewed_scores(case, x):
+    student, teacher = by_head(case, x["s"]), by_head(case, x["t"])
+    there = x["mask"] != 0
+    if "mse" in case.symbol:
+        if not case.hyper["masked"]:
+            student, teacher = (jnp.where(y <= PADDED, 0, y) for y in (student, teacher))
+            return jnp.mean(losses.attention_scores(student, teacher))
+        places = jnp.sum(there, axis=1) ** 2
+        return jnp.sum(losses.attention_scores(student, teacher, mask=x["mask"]) * places) / jnp.sum(places)
+    share = jax.nn.softmax(teacher)
+    kept = there[:, None, None, :] if case.hyper["masked"] else teacher > PADDED
+    values = losses.cross_entropy_with_targets(student, jnp.where(kept, share, 0))
+    queries = there[:, None] if case.hyper["masked"] else True
+    return mean_over(values, jnp.broadcast_to(queries, values.shape))
+
+
+def brewed_states(case, x):
+    if case.symbol == "pkd_loss":  # summed over the entries of a state
+        return jnp.mean(losses.patience(x["s"][:, :1], x["t"][:, :1])) * x["s"].shape[-1]
+    loss = losses.hidden_mse if case.symbol == "hid_mse_loss" else losses.hidden_cosine
+    values = loss(x["s"], x["t"])
+    return mean_over(values, (x["mask"] != 0) if case.hyper["masked"] else jnp.ones(values.shape, bool))
+
+
+def brewed_relations(case, x):
+    """Of two layers' states, whose padding is left out: products over tokens, which is FSP's, or over the width."""
+    there = (x["mask"] != 0).astype(x["s_0"].dtype)
+    first, second = ([x[f"{role}_{i}"] * there[..., None] for role in "st"] for i in range(2))
+    if case.symbol == "fsp_loss":
+        length = jnp.sum(there, axis=1)[:, None, None]
+        products = [jnp.einsum("bld,ble->bde", a, b) / length for a, b in zip(first, second, strict=True)]
+        return jnp.mean(losses.hidden_mse(*products))
+    products = [jnp.einsum("bld,bmd->blm", a, b) / a.shape[-1] for a, b in zip(first, second, strict=True)]
+    places = jnp.sum(there, axis=1) ** 2
+    return jnp.sum(losses.hidden_mse(*products)) * there.shape[1] / jnp.sum(places)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", cases("textbrewer"), ids=lambda case: case.id)
+def test_textbrewer(case, precision):
+    brewed = brewed_relations if "s_0" in case.inputs else brewed_scores if "att" in case.symbol else brewed_states
+    names = [name for name in case.inputs if name.startswith("s")]
+    checked(case, precision, lambda x: brewed(case, x), names)
+
+
 @pytest.fixture(scope="module")
 def vectors():
     rng = np.random.default_rng(0)
