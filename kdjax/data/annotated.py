@@ -29,6 +29,7 @@ class Annotated:
       area: `[n]` by which objects are large or small: COCO's is that of the mask, else width times height.
       crowd: `[n]` bool, boxes around many objects.
       difficult: `[n]` bool, objects that need not be found.
+      tall: whether the upright picture is higher than wide; None where its description does not say so.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Annotated:
     area: np.ndarray
     crowd: np.ndarray
     difficult: np.ndarray
+    tall: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +92,10 @@ def open_annotated(root: Path, split: str) -> AnnotatedSplit:
     )
 
 
-def _made(path: str, boxes: Any, labels: Any, where: str, *, area=None, crowd=None, difficult=None) -> Annotated:
+def _made(
+    path: str, boxes: Any, labels: Any, where: str, *, area=None, crowd=None, difficult=None, size: Any = None
+) -> Annotated:
+    """A picture; `size` is its height and width as its description has them, where it has."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     count = len(boxes)
     if not np.isfinite(boxes).all():
@@ -100,6 +105,7 @@ def _made(path: str, boxes: Any, labels: Any, where: str, *, area=None, crowd=No
     return Annotated(
         path, boxes, np.asarray(labels, np.int32).reshape(count), of(area, sides[:, 0] * sides[:, 1]).astype(np.float64),
         of(crowd, np.zeros(count)).astype(bool), of(difficult, np.zeros(count)).astype(bool),
+        bool(size[0] > size[1]) if size and all(size) else None,
     )  # fmt: skip
 
 
@@ -139,7 +145,7 @@ def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
                     _there(folder / image["file_name"], str(file)),
                     np.stack([left, top, left + width, top + height], axis=-1), [place[o["category_id"]] for o in there],
                     f"{file}: {image['file_name']}", area=[o.get("area", o["bbox"][2] * o["bbox"][3]) for o in there],
-                    crowd=[o.get("iscrowd", 0) for o in there],
+                    crowd=[o.get("iscrowd", 0) for o in there], size=(image.get("height"), image.get("width")),
                 )
             )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
@@ -173,19 +179,27 @@ def _voc(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
         {label for found in map(_voc_one, sorted((root / "Annotations").glob("*.xml"))) for label in found[1]}
     )
     pictures = []
-    for name, (boxes, labels, difficult) in zip(names, read, strict=True):
+    for name, (boxes, labels, difficult, size) in zip(names, read, strict=True):
         path = next(
             (p for s in SUFFIXES if (p := root / "JPEGImages" / f"{name}{s}").is_file()),
             root / f"JPEGImages/{name}.jpg",
         )
         pictures.append(
-            _made(_there(path, str(file)), boxes, [classes.index(label) for label in labels], name, difficult=difficult)
+            _made(
+                _there(path, str(file)),
+                boxes,
+                [classes.index(label) for label in labels],
+                name,
+                difficult=difficult,
+                size=size,
+            )
         )
     return AnnotatedSplit(tuple(pictures), tuple(classes))
 
 
-def _voc_one(file: Path) -> tuple[list, list, list]:
-    """Boxes, names and difficulty of a picture. Edges are as they are written: whole pixels from 1 on, not shifted."""
+def _voc_one(file: Path) -> tuple[list, list, list, tuple[float, float]]:
+    """Boxes, names and difficulty of a picture, and its size, 0 where it is not said. Edges are as they are written: whole pixels
+    from 1 on, not shifted."""
     if not file.is_file():
         raise DataError(f"{file} is not there, and its picture is listed.")
     if file.stat().st_size > TEXT_LIMIT:
@@ -195,14 +209,16 @@ def _voc_one(file: Path) -> tuple[list, list, list]:
         if "<!ENTITY" in text:
             raise DataError(f"{file} defines entities, which are not read.")
         boxes, labels, difficult = [], [], []
-        for one in ElementTree.fromstring(text).iter("object"):
+        whole = ElementTree.fromstring(text)
+        size = float(whole.findtext("size/height") or 0), float(whole.findtext("size/width") or 0)
+        for one in whole.iter("object"):
             box = one.find("bndbox")
             boxes.append([float(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax")])
             labels.append(one.findtext("name").strip())
             difficult.append((one.findtext("difficult") or "0").strip() == "1")
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{file} is no description of Pascal VOC: {error}.") from error
-    return boxes, labels, difficult
+    return boxes, labels, difficult, size
 
 
 def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
@@ -228,7 +244,7 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
             raise DataError(f"{described} has a class that is no number from 0 on.")
         centre, size = rows[:, 1:3], rows[:, 3:5]
         boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1) * [width, height, width, height]
-        pictures.append(_made(str(file), boxes, labels, str(described)))
+        pictures.append(_made(str(file), boxes, labels, str(described), size=(height, width)))
         largest = max(largest, labels.max(initial=-1))
     names = _yolo_names(root)
     if largest >= len(names) > 0:

@@ -28,7 +28,7 @@ SETS = {
         "test": (("voc/2007", "test"),),
     },
 }
-COLUMNS = ("boxes", "labels", "area", "crowd", "difficult")
+COLUMNS = ("boxes", "labels", "area", "crowd", "difficult")  # of objects
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,12 +103,14 @@ def _annotations(builder: Any, records: Records) -> list[Annotated]:
         with contextlib.suppress(*BROKEN):  # a damaged one is made anew
             check_npz(kept)
             table = dict(np.load(kept, allow_pickle=False))
-            if len(table["counts"]) != len(records) or any(len(table[n]) != table["counts"].sum() for n in COLUMNS):
+            short = any(len(table[n]) != table["counts"].sum() for n in COLUMNS)
+            if short or not len(table["counts"]) == len(table["tall"]) == len(records):
                 table = None
     if table is None:
         read = [row for part in readers().map(lambda part: _read(records, part), list(records.parts())) for row in part]
         table = {name: np.concatenate([row[name] for row in read]) for name in COLUMNS}
         table["counts"] = np.array([len(row["labels"]) for row in read], np.int64)
+        table["tall"] = np.array([row["tall"] for row in read])
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, **table)
@@ -116,8 +118,8 @@ def _annotations(builder: Any, records: Records) -> list[Annotated]:
     ends = np.cumsum(table["counts"])
     columns = zip(*(np.split(table[name], ends[:-1]) for name in COLUMNS), strict=True)
     return [
-        Annotated(f"{records.origin}, example {row}", *values)
-        for row, values in zip(range(len(ends)), columns, strict=False)
+        Annotated(f"{records.origin}, example {row}", *values, tall=bool(tall))
+        for row, values, tall in zip(range(len(ends)), columns, table["tall"], strict=False)
     ]
 
 
@@ -141,6 +143,6 @@ def _read(records: Records, part: range) -> list[dict[str, np.ndarray]]:
         rows.append({
             "boxes": boxes, "labels": np.asarray(objects["label"]).astype(np.int32),
             "area": np.asarray(objects.get("area", sides[:, 0] * sides[:, 1])).astype(np.float64),
-            "crowd": whether("is_crowd"), "difficult": whether("is_difficult"),
+            "crowd": whether("is_crowd"), "difficult": whether("is_difficult"), "tall": height > width,
         })  # fmt: skip
     return rows

@@ -23,9 +23,9 @@ class Examples(Protocol):
     that is true, and `read` takes `view=(data seed, pass)` for training. What it gives then is a function of these and of the
     position of the example, and of nothing else.
 
-    A split whose rows can be cut has an attribute `groups`, `[N]` integers that are alike for rows of like length. Batches are
-    then of one group where that can be, and `read` takes `together=rows` for training, those of the whole batch over all
-    processes: what it gives is as long as the longest of them needs.
+    A split of several shapes has an attribute `groups`, `[N]` integers that are alike for rows of one shape. Batches are
+    then of one group where that can be, and `read` takes `together=rows`, those of the whole batch over all processes: what it
+    gives has the shape that they need. Without `together` all rows have one shape.
     """
 
     name: str
@@ -145,7 +145,8 @@ def evaluation_batches(
     threads: int = 2,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up by repeating its last example, where=False.
+    """Every example once, in order; the last batch is filled up by repeating its last example, where=False. Of a split with
+    groups, one group after the other.
 
     Args:
       source: where the examples are.
@@ -162,13 +163,16 @@ def evaluation_batches(
     positions = _positions(source, np.arange(len(source)) if indices is None else indices)
     rows = _rows_of_process(batch_size, process_index, process_count)
 
-    def batch(k: int) -> Batch:
-        places = k * batch_size + rows
-        chosen = positions[np.minimum(places, len(positions) - 1)]
-        everything = np.ones(len(rows), bool)
-        return Batch(**source.read(chosen), index=chosen, where=places < len(positions), labelled=everything)
+    groups = getattr(source, "groups", None)
+    parts = [positions] if groups is None else [positions[groups[positions] == g] for g in np.unique(groups[positions])]
+    batches = [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
 
-    return _read_ahead(batch, 0, -(-len(positions) // batch_size), threads, prefetch)
+    def batch(k: int) -> Batch:
+        chosen = batches[k][np.minimum(rows, len(batches[k]) - 1)]
+        read = source.read(chosen) if groups is None else source.read(chosen, together=batches[k])
+        return Batch(**read, index=chosen, where=rows < len(batches[k]), labelled=np.ones(len(rows), bool))
+
+    return _read_ahead(batch, 0, len(batches), threads, prefetch)
 
 
 @functools.lru_cache(maxsize=8)  # the epochs that a few pipelines are in

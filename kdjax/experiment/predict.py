@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,14 +39,15 @@ def predict(
         some = files[start : start + AT_ONCE]
         try:
             inputs = [task.decoded(file, trained.inputs) for file in some]
-            rows = inputs + inputs[:1] * (AT_ONCE - len(some) if len(files) > AT_ONCE else 0)  # one program for all
-            shown = jax.tree.map(lambda *each: np.stack(each), *rows)
-            output = jax.device_get(said_of(shown))
-            for i, (file, said) in enumerate(
-                zip(some, task.answers(shown, output, trained.classes, top), strict=False)
-            ):
+            answers: list[Any] = [None] * len(some)
+            for places in _of_one_shape(inputs):
+                more = AT_ONCE - len(places) if len(files) > AT_ONCE else 0  # one program for all
+                shown = jax.tree.map(lambda *each: np.stack(each), *(inputs[i] for i in places + places[:1] * more))
+                output = jax.device_get(said_of(shown))
+                for row, said in enumerate(task.answers(shown, output, trained.classes, top)[: len(places)]):
+                    answers[places[row]] = said, jax.tree.map(lambda x, row=row: x[row : row + 1], (shown, output))
+            for file, (said, one) in zip(some, answers, strict=True):
                 if draw is not None:
-                    one = jax.tree.map(lambda x, i=i: x[i : i + 1], (shown, output))
                     place = draw / f"{Path(file).name}.found.png"
                     if place.exists():
                         raise ExperimentError(f"{place} exists; name another folder with --draw.")
@@ -53,3 +55,11 @@ def predict(
                 yield file, said
         except ValueError as error:
             raise ExperimentError(f"{str(error).rstrip('.')}.") from error
+
+
+def _of_one_shape(inputs: Sequence[Any]) -> list[list[int]]:
+    """Places of the inputs, those of one shape together."""
+    alike: dict[Any, list[int]] = {}
+    for place, one in enumerate(inputs):
+        alike.setdefault(tuple(np.shape(x) for x in jax.tree.leaves(one)), []).append(place)
+    return list(alike.values())

@@ -15,7 +15,7 @@ def coco_gfl(teacher: str, student: str, name: str = "ld_vlr") -> Experiment:
 
     12 epochs of the pictures that have objects, SGD with momentum 0.9 and weight decay 1e-4 on all that is trained, learning rate
     0.01 for 16 images (in proportion for others) divided by 10 after epochs 8 and 11, a warm-up of 500 steps. Pictures are fitted
-    on a canvas of 800 x 1344, which portraits fill less than as published, where they are turned; flips.
+    on a canvas of 800 x 1344, portraits on a turned one, in batches of one kind, as published; flips.
 
     The teacher was trained for 24 epochs, divided after 16 and 22, at scales that the student does not see: `--data.scales 0.6 1`
     for a run of its own (shorter sides of 480 to 800 pixels); `--teacher` takes one that is trained.
@@ -32,7 +32,7 @@ def coco_gfl(teacher: str, student: str, name: str = "ld_vlr") -> Experiment:
     return Experiment(
         name=f"coco-{teacher}-{student}",
         data=Detection(
-            name="coco/2017", image_size=(800, 1344), batch_size=2 * images, eval_batch_size=16, eval_examples=0,
+            name="coco/2017", image_size=(800, 1344), turn=True, batch_size=2 * images, eval_batch_size=16, eval_examples=0,
             mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         ),
         phases=(

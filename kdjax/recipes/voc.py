@@ -17,7 +17,7 @@ def voc_gfl(teacher: str, student: str, name: str = "ld") -> Experiment:
     Trained on what VOC 2007 and 2012 have for training and validation, evaluated on the test part of 2007. Four epochs of three
     repeats: 12 passes, SGD with momentum 0.9 and weight decay 1e-4 on all that is trained, learning rate 0.00375 for 6 images,
     divided by 10 after the ninth pass, a warm-up of 500 steps; the boxes' overlap is CIoU. Pictures are fitted on a canvas of
-    800 x 1344, which portraits fill less than as published, where they are turned; flips.
+    800 x 1344, portraits on a turned one, in batches of one kind, as published; flips.
 
     Of the distillation, `ld` alone is released for VOC; `ld_vlr` has the weights of COCO. The teacher is trained as long as the
     student, with GIoU; its released config has GIoU too, and trains it four times as long.
@@ -28,7 +28,7 @@ def voc_gfl(teacher: str, student: str, name: str = "ld") -> Experiment:
     return Experiment(
         name=f"voc-{teacher}-{student}",
         data=Detection(
-            name="voc/2007+2012", image_size=(800, 1344), batch_size=2 * IMAGES, eval_batch_size=16, eval_examples=0,
+            name="voc/2007+2012", image_size=(800, 1344), turn=True, batch_size=2 * IMAGES, eval_batch_size=16, eval_examples=0,
             mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         ),
         phases=(

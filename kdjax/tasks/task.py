@@ -128,7 +128,7 @@ class Task:
 
     @property
     def one_shape(self) -> bool:
-        """Whether all training batches have one shape. Those of several are dispatched one by one, and FLOPs are not counted."""
+        """Whether all batches have one shape. Those of several are dispatched one by one, and FLOPs are not counted."""
         return True
 
     # --- views: functions of (data seed, pass, example index) and nothing else ---

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdjax.data import evaluation_batches
 from kdjax.data.annotated import open_annotated
 from kdjax.data.errors import DataError
 from kdjax.data.pictures import fitted
@@ -174,6 +175,42 @@ def test_boxes_are_stretched_with_their_pictures(tmp_path):
     bright = row["inputs"]["image"][0, ..., 0] > 135
     np.testing.assert_array_equal(np.flatnonzero(bright.any(1))[[0, -1]] + [0, 1], [2 * 3, 2 * 25])  # of both
     assert list(stretched.held.read(np.array([0]))["targets"]["scale"][0]) == [1, 2]
+
+
+@pytest.mark.parametrize("form", [coco, voc, yolo])
+@pytest.mark.parametrize("said", [False, True], ids=["by its file", "by its description"])
+def test_tall_pictures_are_fitted_on_a_turned_canvas(form, said, tmp_path):
+    """In batches of their own; one that has others too is not turned, nor what is read by itself."""
+    for split in ("train", "val"):
+        form(tmp_path, split)
+    if said and form is coco:
+        for file in (tmp_path / "annotations").iterdir():
+            whole = json.loads(file.read_text())
+            for image, (width, height) in zip(whole["images"], SIZE.values(), strict=True):
+                image |= {"width": width, "height": height}
+            file.write_text(json.dumps(whole))
+    elif said and form is voc:
+        for name, (width, height) in SIZE.items():
+            file = tmp_path / f"Annotations/{name}.xml"
+            size = f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+            file.write_text(file.read_text().replace("<annotation>", size))
+    task = Detection(name=str(tmp_path), image_size=(64, 96), turn=True)
+    dataset, plain = task.load(), Detection(name=str(tmp_path), image_size=(64, 96)).load()
+    assert not task.one_shape and dataset.held.fingerprint() != plain.held.fingerprint()
+    expected = [None, None] if not said and form is not yolo else [False, True]
+    assert [one.tall for one in dataset.held.pictures] == expected
+    assert list(dataset.held.groups) == [0, 1] and plain.held.groups is None
+    tall, both = np.array([1]), np.array([0, 1])
+    read = dataset.held.read(tall, together=tall)
+    assert read["inputs"]["image"].shape == (1, 96, 64, 3) and list(read["inputs"]["size"][0]) == [91, 64]
+    for other in (dataset.held.read(tall, together=both), dataset.held.read(tall), plain.held.read(tall)):
+        assert other["inputs"]["image"].shape == (1, 64, 96, 3) and list(other["inputs"]["size"][0]) == [64, 45]
+    batches = list(evaluation_batches(dataset.held, both, 2))
+    assert [batch.inputs["image"].shape for batch in batches] == [(2, 64, 96, 3), (2, 96, 64, 3)]
+    assert [list(batch.where) for batch in batches] == [[True, False]] * 2
+    assert [list(batch.index) for batch in batches] == [[0, 0], [1, 1]]
+    square = Detection(name=str(tmp_path), image_size=(64, 64), turn=True)
+    assert square.one_shape and square.load().held.groups is None
 
 
 def test_a_picture_is_turned_and_fitted(tmp_path):

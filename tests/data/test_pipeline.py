@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -212,6 +213,21 @@ def test_processes_cut_rows_of_like_length_alike():
         parts = [pipeline[k] for pipeline in own]
         np.testing.assert_array_equal(np.concatenate([part.inputs for part in parts]), whole[k].inputs)
         np.testing.assert_array_equal(np.concatenate([part.index for part in parts]), whole[k].index)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_evaluation_reads_one_group_after_the_other(count):
+    """Everything once, each batch as long as its group needs, alike on any number of processes."""
+    rows = np.arange(7, 1000, 3)
+    parts = [
+        list(evaluation_batches(OfLengths(), rows, 16, process_index=i, process_count=count)) for i in range(count)
+    ]
+    batches = [jax.tree.map(lambda *each: np.concatenate(each), *step) for step in zip(*parts, strict=True)]
+    np.testing.assert_array_equal(np.sort(np.concatenate([batch.index[batch.where] for batch in batches])), rows)
+    for batch in batches:
+        groups = set(OfLengths.groups[batch.index])
+        assert len(groups) == 1 and batch.inputs.shape == (16, OfLengths.widths[groups.pop()])
+    assert sum(not batch.where.all() for batch in batches) <= 3
 
 
 def test_every_64_batches_exchange_their_examples():

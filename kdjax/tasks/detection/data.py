@@ -1,6 +1,7 @@
 """How a config names pictures with boxes, and how they become batches, views and average precision."""
 
 import dataclasses
+import operator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from kdjax.data.box_records import SETS
 from kdjax.data.catalogue import data_folder
 from kdjax.data.errors import DataError
 from kdjax.data.fashion_boxes import SIZE
-from kdjax.data.pictures import Unreadable, fitted
+from kdjax.data.pictures import Unreadable, fitted, picture_size
 from kdjax.models.detectors import DetectorOutput
 from kdjax.objectives.detection.locations import decoded
 from kdjax.tasks.dataset import NOT_HERE, Dataset
@@ -71,6 +72,9 @@ class Detection(Task):
     pass, boxes with it. A shorter side of 480 to 800 pixels on a canvas of 800 x 1344 is 0.6 1"""
     stretch: bool = False
     """a folder's pictures fill the canvas whatever their shape, as SSD has them; without it they keep their shape"""
+    turn: bool = False
+    """a folder's pictures that are higher than wide are fitted on the canvas turned, in batches of their own; all is compiled for
+    both"""
     ssd_views: bool = False
     """training pictures are shown as SSD's: in other colours, and a window of them, wider than they are or cut out"""
     show_boxes: bool = False
@@ -117,7 +121,7 @@ class Detection(Task):
     def _split(self, split: str, data_dir: str | None) -> Boxes | BoxFiles:
         if self.name == OWN:
             return drawn(split, self.examples if split == "train" else self.eval_examples, self.draw_seed)
-        shown = tuple(self.image_size), self.channels, self.objects, self.stretch
+        shown = tuple(self.image_size), self.channels, self.objects, self.stretch, not self.one_shape
         if Path(self.name).is_dir():
             return in_files(str(Path(self.name).resolve()), split, *shown)
         if self.name in SETS:
@@ -163,9 +167,13 @@ class Detection(Task):
 
     def shrunk(self) -> "Detection":
         """A few of the pictures that need no download, whatever the data."""
-        own = dataclasses.replace(self, name=OWN, image_size=(0, 0), mean=self.mean[:1], std=self.std[:1])
+        own = dataclasses.replace(self, name=OWN, image_size=(0, 0), turn=False, mean=self.mean[:1], std=self.std[:1])
         return dataclasses.replace(super(Detection, own).shrunk(), batch_size=min(self.batch_size, 8),
                                    examples=min(self.examples, 64), eval_examples=32, eval_batch_size=16)  # fmt: skip
+
+    @property
+    def one_shape(self):
+        return not self.turn or self.name == OWN or len(set(self.image_size)) == 1
 
     # --- views ---
 
@@ -308,7 +316,8 @@ class Detection(Task):
         """A picture, made to fit."""
         _, height, width, channels = inputs["image"].shape
         try:
-            made = fitted(str(file), (height, width), channels, stretch=self.stretch)
+            turned = self.turn and operator.gt(*picture_size(str(file)))
+            made = fitted(str(file), (width, height) if turned else (height, width), channels, stretch=self.stretch)
         except Unreadable as error:
             raise ValueError(f"{file} {error}") from error
         return {"image": made.pixels, "size": np.array(made.size, np.int32)}

@@ -13,7 +13,7 @@ from kdjax.data import fashion_boxes
 from kdjax.data.annotated import Annotated, AnnotatedSplit, open_annotated
 from kdjax.data.box_records import open_box_records
 from kdjax.data.errors import DataError, note
-from kdjax.data.pictures import Unreadable, fitted
+from kdjax.data.pictures import Unreadable, fitted, picture_size
 
 OWN = "fashion_boxes"
 THREADS = 8
@@ -109,7 +109,8 @@ def empty(name: str, count: int, canvas: tuple[int, int], channels: int, objects
 
 
 class BoxFiles:
-    """One split in files, decoded as they are read, onto a canvas.
+    """One split in files, decoded as they are read, onto a canvas; with `turn` onto a turned one, where all of a batch are higher
+    than wide.
 
     Targets beside boxes and labels: "size" of each picture on the canvas, and what evaluation needs: "scale", "area", "crowd",
     "difficult". Training leaves out crowds, objects that need not be found, and boxes without area.
@@ -125,9 +126,11 @@ class BoxFiles:
         objects: int,
         train: bool,
         stretch: bool = False,
+        turn: bool = False,
     ):
         self.name, self.split, self.class_names = name, split, found.class_names
-        self.canvas, self.channels, self.train, self.found, self.stretch = canvas, channels, train, found, stretch
+        self.canvas, self.channels, self.train, self.found = canvas, channels, train, found
+        self.stretch, self.turn = stretch, turn
         pictures = [_trained_on(one) for one in found.pictures] if train else list(found.pictures)
         self.pictures = [one for one in pictures if len(one.boxes) or not train]
         self.most = objects
@@ -142,16 +145,36 @@ class BoxFiles:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
+    @functools.cached_property
+    def groups(self) -> np.ndarray | None:
+        """`[N]`, 1 of pictures that are higher than wide, where these are turned."""
+        if not self.turn:
+            return None
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            rows = list(pool.map(self._one, [self.pictures[int(i)] for i in np.atleast_1d(indices)]))
+            return np.array(list(pool.map(self._tall, self.pictures)), np.int32)
+
+    def _tall(self, one: Annotated) -> bool:
+        if one.tall is not None:
+            return one.tall
+        try:
+            height, width = picture_size(self.found.file(one))
+        except Unreadable as error:
+            raise DataError(f"{one.path} {error}.") from error
+        return height > width
+
+    def read(self, indices: np.ndarray, *, inputs: bool = True, together: np.ndarray | None = None) -> dict[str, Any]:
+        turned = together is not None and self.groups is not None and bool(self.groups[together].all())
+        canvas = self.canvas[::-1] if turned else self.canvas
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            chosen = [self.pictures[int(i)] for i in np.atleast_1d(indices)]
+            rows = list(pool.map(functools.partial(self._one, canvas=canvas), chosen))
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         shown = {"image": stacked.pop("image"), "size": stacked["size"]}
         return {"inputs": shown if inputs else None, "targets": stacked}
 
-    def _one(self, one: Annotated) -> dict[str, np.ndarray]:
+    def _one(self, one: Annotated, canvas: tuple[int, int]) -> dict[str, np.ndarray]:
         try:
-            made = fitted(self.found.file(one), self.canvas, self.channels, stretch=self.stretch)
+            made = fitted(self.found.file(one), canvas, self.channels, stretch=self.stretch)
         except Unreadable as error:
             raise DataError(f"{one.path} {error}.") from error
         count = min(len(one.boxes), self.most)
@@ -169,7 +192,11 @@ class BoxFiles:
         return row
 
     def fingerprint(self) -> str:
-        facts = f"{self.canvas} {self.channels} {self.most} {self.train}" + " stretched" * self.stretch
+        facts = (
+            f"{self.canvas} {self.channels} {self.most} {self.train}"
+            + " stretched" * self.stretch
+            + " turned" * self.turn
+        )
         return hashlib.sha256((self.found.fingerprint() + facts).encode()).hexdigest()
 
     @property
@@ -186,17 +213,30 @@ def _trained_on(one: Annotated) -> Annotated:
 
 @functools.lru_cache(maxsize=4)
 def in_files(
-    root: str, split: str, canvas: tuple[int, int], channels: int, objects: int, stretch: bool = False
+    root: str,
+    split: str,
+    canvas: tuple[int, int],
+    channels: int,
+    objects: int,
+    stretch: bool = False,
+    turn: bool = False,
 ) -> BoxFiles:
     """A split of a folder; see `kdjax.data.annotated.open_annotated`."""
     found = open_annotated(Path(root), split)
-    return BoxFiles(root, split, found, canvas, channels, objects, split == "train", stretch)
+    return BoxFiles(root, split, found, canvas, channels, objects, split == "train", stretch, turn)
 
 
 @functools.lru_cache(maxsize=4)
 def in_records(
-    name: str, split: str, canvas: tuple[int, int], channels: int, objects: int, stretch: bool, data_dir: str | None
+    name: str,
+    split: str,
+    canvas: tuple[int, int],
+    channels: int,
+    objects: int,
+    stretch: bool,
+    turn: bool,
+    data_dir: str | None,
 ) -> BoxFiles:
     """A split of a set of TFDS; see `kdjax.data.box_records.open_box_records`."""
     found = open_box_records(name, split, data_dir)
-    return BoxFiles(name, split, found, canvas, channels, objects, split == "train", stretch)
+    return BoxFiles(name, split, found, canvas, channels, objects, split == "train", stretch, turn)

@@ -29,8 +29,8 @@ class Shown:
         """Of all examples, where the split has them at hand."""
         return self.split.inputs | {"boxes": self.split.boxes}
 
-    def read(self, indices: np.ndarray, *, inputs: bool = True) -> dict[str, Any]:
-        rows = self.split.read(indices, inputs=inputs)
+    def read(self, indices: np.ndarray, *, inputs: bool = True, **more: Any) -> dict[str, Any]:
+        rows = self.split.read(indices, inputs=inputs, **more)
         if not inputs:
             return rows
         return rows | {"inputs": rows["inputs"] | {"boxes": rows["targets"]["boxes"]}}

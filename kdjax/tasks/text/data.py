@@ -43,8 +43,8 @@ class Text(Task):
     length: int = 128
     """tokens of a row: longer texts lose their end, shorter ones are filled up"""
     buckets: tuple[int, ...] = ()
-    """shorter lengths of rows, such as 32 64: training batches are of texts of like length, as long as these need; the step is
-    compiled once for each. Empty: all rows have `length` tokens, and texts are mixed whatever their length"""
+    """shorter lengths of rows, such as 32 64: batches are of texts of like length, as long as these need; all is compiled once for
+    each. Empty: all rows have `length` tokens, and texts are mixed whatever their length"""
     keys: Columns = Columns()
     """columns of a file, or features of a TFDS set, that hold texts and classes"""
     eval_examples: int = 0
@@ -105,7 +105,7 @@ class Text(Task):
         learned = encoded(train, tokenizer, self.length, self.buckets)
         held, rows = learned, splits.validation
         if test is not None:
-            held, rows = encoded(test, tokenizer, self.length), np.arange(len(test))
+            held, rows = encoded(test, tokenizer, self.length, self.buckets), np.arange(len(test))
         kinds = {(texts.class_names, texts.second is None) for texts in (train, held.texts)}
         if len(kinds) > 1:
             raise DataError(f"{self.name} has other classes or pairs where it is evaluated than where it is trained on; give "

@@ -69,7 +69,7 @@ def tokenizer_called(name: str) -> Tokenizer:
 
 
 def encoded(texts: Texts, tokenizer: Tokenizer, length: int, buckets: tuple[int, ...] = ()) -> TextExamples:
-    """A split as tokens; says how many texts lost their end. Training batches are cut to the least of some buckets that does.
+    """A split as tokens; says how many texts lost their end. Batches are cut to the least of some buckets that does.
 
     Raises:
       DataError: no texts.

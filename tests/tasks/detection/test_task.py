@@ -175,6 +175,36 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
     capsys.readouterr()
 
 
+@pytest.mark.slow  # a detector is compiled for two shapes
+def test_wide_and_tall_pictures_are_trained_on_and_predicted(tmp_path, capsys):
+    """In batches of both shapes; what is predicted is said in the order of the files."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for part in ("images", "labels"):
+            (tmp_path / part / split).mkdir(parents=True)
+        for i in range(count):
+            height, width = (48, 96) if i % 3 else (96, 48)
+            image = rng.integers(0, 60, (height, width, 3), np.uint8)
+            image[10:30, 10:30] = 250
+            Image.fromarray(image).save(tmp_path / f"images/{split}/{i}.png")
+            box = f"0 {20 / width} {20 / height} {20 / width} {20 / height}"
+            (tmp_path / f"labels/{split}/{i}.txt").write_text(box)
+    (tmp_path / "classes.txt").write_text("square")
+    own = ["--data.name", str(tmp_path), "--data.image-size", "48", "96", "--data.channels", "3", "--data.turn"]
+    sizes = ["--data.batch-size", "8", "--data.eval-batch-size", "8"]
+    short = ["--phases.teacher.duration.amount", "1", "--phases.student.duration.amount", "2"]
+    run = tmp_path / "run"
+    assert main(["distill", "boxes/gfl", "--method", "ld", *own, *sizes, *short, "--run", str(run)]) == 0
+    capsys.readouterr()
+    files = [str(tmp_path / f"images/val/{i}.png") for i in (1, 0, 2)]
+    assert main(["predict", str(run), *files]) == 0
+    said = capsys.readouterr().out
+    assert [said.index(file) for file in files] == sorted(said.index(file) for file in files)
+    task = Detection(name=str(tmp_path), image_size=(48, 96), turn=True)
+    shapes = {"image": np.zeros((1, 48, 96, 3), np.uint8)}
+    assert [task.decoded(file, shapes)["image"].shape for file in files] == [(48, 96, 3), (96, 48, 3), (48, 96, 3)]
+
+
 @pytest.mark.slow  # two detectors are compiled
 @pytest.mark.parametrize("pair", ["gfl_r101_r18", "gfl_r101_r50"])
 def test_the_protocol_of_voc_goes_through_small(pair, tmp_path, capsys):

@@ -81,6 +81,7 @@ def test_rows_may_be_as_long_as_their_texts_need(table, tmp_path):
     student = builder.program(cut, cut.phases[1])
     lengths = {student.feeding.pipeline(0)[k].inputs["input_ids"].shape[1] for k in range(20)}
     assert lengths == {7, 9, 10} and student.compiled.step._cache_size() == 3
+    assert {batch.inputs["input_ids"].shape[1] for batch in student.feeding.evaluated()} == {7, 9, 10}
 
     train, network = student.dataset.train, student.networks.student
     rows = np.flatnonzero(train.groups == 0)[:8]
