@@ -43,8 +43,8 @@ class Text(Task):
     length: int = 128
     """tokens of a row: longer texts lose their end, shorter ones are filled up"""
     buckets: tuple[int, ...] = ()
-    """shorter lengths of rows, such as 32 64: batches are of texts of like length, as long as these need; all is compiled once for
-    each. Empty: all rows have `length` tokens, and texts are mixed whatever their length"""
+    """shorter lengths of rows, such as 32 64: batches are of texts of like length, as long as these need; all is compiled once
+    for each. Empty: all rows have `length` tokens, and texts are mixed whatever their length"""
     keys: Columns = Columns()
     """columns of a file, or features of a TFDS set, that hold texts and classes"""
     eval_examples: int = 0
