@@ -1,6 +1,7 @@
 """Logits of a few tokens at a time: loss and gradients of a step are those of the whole logits, on any devices."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,21 @@ from kdjax.objectives import JSD, KD, CrossEntropy, ForwardKL, ReverseKL, SkewKL
 from kdjax.objectives.tokens import chunked
 from kdjax.schedules import Linear, steps
 from kdjax.tasks.language import Language, LanguageNetwork
-from kdjax.training import Variables, init_state, make_runner, make_step
+from kdjax.training import Variables, init_state, make_runner, make_step, runners
 from kdjax.training.optimizers import SGD
 from kdjax.types import Batch, DataInfo, ModelOutput
 
-ROWS, LENGTH, WORDS = 8, 5, 11
+ROWS, LENGTH, WORDS, MORE = 8, 5, 11, 48  # words fewer and more than tokens
 OBJECTIVE = Sum(objectives=(
     0.5 * CrossEntropy(), ForwardKL(temperature=2.0), 0.3 * ReverseKL(), 0.7 * JSD(beta=0.3, temperature=Linear(0.9, 2.0)),
     0.2 * SkewKL(alpha=0.2), 0.4 * SkewReverseKL(),
 ))  # fmt: skip
 
 
-def decoder(width, seed):
+def decoder(width, seed, words):
     """Hidden states of a layer, and a head."""
     rng = np.random.default_rng(seed)
-    params = {"layer": rng.standard_normal((4, width)), "head": rng.standard_normal((WORDS, width))}
+    params = {"layer": rng.standard_normal((4, width)), "head": rng.standard_normal((words, width))}
 
     def apply(params, x):
         states = jnp.tanh(x["x"] @ params["layer"])
@@ -40,28 +41,33 @@ def decoder(width, seed):
     return network._replace(parts={"token_weights": lambda params, state: params["head"]})
 
 
-def made_of():
+def made_of(words=WORDS):
     rng = np.random.default_rng(2)
     elements = rng.random((ROWS, LENGTH)) < 0.7
     batch = Batch.of(
-        {"x": rng.standard_normal((ROWS, LENGTH, 4))}, rng.integers(0, WORDS, (ROWS, LENGTH)).astype(np.int32),
+        {"x": rng.standard_normal((ROWS, LENGTH, 4))}, rng.integers(0, words, (ROWS, LENGTH)).astype(np.int32),
         elements=elements, labelled_elements=rng.random((ROWS, LENGTH)) < 0.6, where=np.arange(ROWS) != 3,
         labelled=np.arange(ROWS) != 5, index=np.arange(ROWS, dtype=np.int32),
     )  # fmt: skip
-    return decoder(6, 0), decoder(7, 1), batch
+    return decoder(6, 0, words), decoder(7, 1, words), batch
 
 
-def stepped(in_chunks, devices=1, kind="jit"):
-    """Metrics of a step, and the gradient by the student."""
-    student, teacher, batch = made_of()
-    bound = bind(OBJECTIVE, output_shapes(student, batch.inputs), output_shapes(teacher, batch.inputs), DataInfo(WORDS))
+def prepared(in_chunks, devices=1, kind="jit", words=WORDS):
+    """A compiled step, and what it is called with."""
+    student, teacher, batch = made_of(words)
+    bound = bind(OBJECTIVE, output_shapes(student, batch.inputs), output_shapes(teacher, batch.inputs), DataInfo(words))
     runner, optimizer = make_runner(kind, jax.devices()[:devices]), optax.sgd(1.0)
     step = make_step(student, teacher, bound, optimizer, axis=runner.axis, in_chunks=in_chunks)
     state = init_state(student, bound, optimizer, seed=0)
+    placed = runner.place(state), runner.place(Variables(*teacher.init(None))), runner.place_batch(batch)
+    return runner.compile(step, state=placed[0]), placed
+
+
+def stepped(*args, **kwargs):
+    """Metrics of a step, and the gradient by the student."""
+    step, (state, teacher, batch) = prepared(*args, **kwargs)
     before = jax.device_get(state.params["student"])
-    after, metrics = runner.compile(step)(
-        runner.place(state), runner.place(Variables(*teacher.init(None))), runner.place_batch(batch)
-    )
+    after, metrics = step(state, teacher, batch)
     gradient = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params["student"]))
     return {name: float(total / count) for name, (total, count) in metrics.items()}, gradient
 
@@ -69,14 +75,20 @@ def stepped(in_chunks, devices=1, kind="jit"):
 @pytest.fixture(scope="module")
 def whole():
     with jax.enable_x64(True):
-        return stepped(False)
+        return {words: stepped(False, words=words) for words in (WORDS, MORE)}
 
 
-@pytest.mark.parametrize("devices, kind", [(1, "jit"), (4, "jit"), (2, "pmap")])
-def test_a_step_is_that_of_whole_logits(whole, devices, kind):
-    metrics, wanted = whole
+@pytest.mark.parametrize(
+    "devices, kind, words",
+    [
+        (1, "jit", WORDS), (4, "jit", WORDS), (2, "pmap", WORDS), (4, "fsdp", WORDS), (4, "jit", MORE), (2, "pmap", MORE),
+        (4, "fsdp", MORE),
+    ],
+)  # fmt: skip
+def test_a_step_is_that_of_whole_logits(whole, devices, kind, words):
+    metrics, wanted = whole[words]
     with jax.enable_x64(True):
-        found, gradient = stepped(True, devices, kind)
+        found, gradient = stepped(True, devices, kind, words)
     assert {"top1", "agreement"} <= set(metrics) and not {"top1", "agreement"} & set(found)
     for name, value in found.items():
         assert value == pytest.approx(metrics[name], rel=1e-6 if "norm" in name else 1e-9), name
@@ -94,6 +106,18 @@ def test_logits_are_never_there(whole):
         state = init_state(student, objective, optax.sgd(1.0), seed=0)
         texts.append(jax.jit(step).lower(state, Variables(*teacher.init(None)), batch).compile().as_text())
     assert f"[{ROWS},{LENGTH},{WORDS}]" in texts[0] and f"[{ROWS},{LENGTH},{WORDS}]" not in texts[1]
+
+
+@pytest.mark.parametrize("kind", ["jit", "fsdp"])
+def test_devices_share_a_large_vocabulary(kind, monkeypatch):
+    """Each has its part of both heads and of their gradient. Where heads are spread none is ever whole; else the student's
+    gradient alone is, since its parameters are."""
+    monkeypatch.setattr(runners, "SPREAD_SIZE", MORE)
+    step, args = prepared(True, 4, kind, MORE)
+    moved = re.findall(r"= (.*) (all-gather|all-reduce|reduce-scatter)\(", step.lower(*args).compile().as_text())
+    assert any(f"[{ROWS},{LENGTH},1,6]" in shape for shape, _ in moved), "states go from device to device"
+    heads = [(shape.partition("{")[0], kind) for shape, kind in moved if f"[{MORE}," in shape]
+    assert heads == ([(f"f32[{MORE},6]", "all-gather")] if kind == "jit" else [])
 
 
 @pytest.mark.slow

@@ -33,13 +33,14 @@ def divergence_term(ctx: Context, divergence: str, **options: Array | float) -> 
     heads = _head(ctx.student_call, ours), _head(ctx.teacher_call, theirs)
     weights = ctx.batch.mask(ours.shape[:2])
 
-    def sums(heads, options, ours, theirs, weights):
+    def sums(heads, options, rows, axis_name=None):
+        ours, theirs, weights = rows
         found = losses.fused_linear_kd(
-            ours, heads[0].T, theirs, heads[1].T, divergence=divergence, weights=weights, **options
+            ours, heads[0].T, theirs, heads[1].T, divergence=divergence, weights=weights, axis_name=axis_name, **options
         )
         return found.sum, found.count
 
-    return Term(*_over_rows(sums, (heads, options), (ours, theirs, weights), ctx.axis))
+    return Term(*_spread(sums, heads, options, (ours, theirs, weights), ctx.axis))
 
 
 def label_term(ctx: Context, labels: Array) -> Term:
@@ -47,16 +48,17 @@ def label_term(ctx: Context, labels: Array) -> Term:
     ours = _states(ctx.student)
     usable = ctx.batch.mask(ours.shape[:2], labelled=True)
 
-    def sums(head, ours, labels, usable):
+    def sums(heads, options, rows, axis_name=None):
+        (head,), (ours, labels, usable) = heads, rows
         # A teacher one wide that says nothing, and counts nothing.
         nothing = jnp.zeros((*ours.shape[:2], 1), ours.dtype), jnp.zeros((1, len(head)), head.dtype)
-        labels = jnp.where(usable, labels, 0)
         found = losses.fused_linear_kd(
-            ours, head.T, *nothing, labels, kd_weight=0.0, weights=usable, ignore_index=NO_LABEL
-        )
+            ours, head.T, *nothing, jnp.where(usable, labels, 0), kd_weight=0.0, weights=usable, ignore_index=NO_LABEL,
+            axis_name=axis_name, **options,
+        )  # fmt: skip
         return found.sum, found.count
 
-    return Term(*_over_rows(sums, (_head(ctx.student_call, ours),), (ours, labels, usable), ctx.axis))
+    return Term(*_spread(sums, (_head(ctx.student_call, ours),), {}, (ours, labels, usable), ctx.axis))
 
 
 def _states(output: ModelOutput) -> Array:
@@ -69,14 +71,23 @@ def _head(call, states: Array) -> Array:
     return call(WEIGHTS).astype(states.dtype)
 
 
-def _over_rows(sums, given: tuple, rows: tuple[Array, ...], axis: Axis) -> tuple[Array, Array]:
-    """`sums(*given, *rows)` of the rows held here. Under `jit` over several devices each sums over its own, which the partitioner
-    left to itself would gather first, and the result is that of all."""
+def _spread(sums, heads: tuple[Array, ...], options: dict, rows: tuple[Array, ...], axis: Axis) -> tuple[Array, Array]:
+    """`sums(heads, options, rows)`, of all rows. Under `jit` over several devices these share it, which the partitioner left to
+    itself would not have them do.
+
+    Where the step has fewer tokens than there are kinds, each takes a part of the vocabulary for all tokens, so that states go
+    from device to device, and neither a head nor its gradient; else each takes its own rows.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if axis is not None or len(mesh.axis_names) != 1 or mesh.size == 1 or len(rows[0]) % mesh.size:
-        return sums(*given, *rows)
+    if axis is not None or len(mesh.axis_names) != 1 or mesh.size == 1:
+        return sums(heads, options, rows)
     (name,) = mesh.axis_names
-    held, whole = PartitionSpec(name), PartitionSpec()
-    part = lambda given, rows: tuple(x[None] for x in sums(*given, *rows))
-    found = jax.shard_map(part, in_specs=(whole, held), out_specs=held)(given, rows)
+    held, whole, (kinds, _) = PartitionSpec(name), PartitionSpec(), heads[0].shape
+    if rows[0].shape[0] * rows[0].shape[1] < kinds and kinds % mesh.size == 0:
+        part = lambda heads, options, rows: sums(heads, options, rows, axis_name=name)
+        return jax.shard_map(part, in_specs=(held, whole, whole), out_specs=whole)(heads, options, rows)
+    if len(rows[0]) % mesh.size:
+        return sums(heads, options, rows)
+    part = lambda heads, options, rows: tuple(x[None] for x in sums(heads, options, rows))
+    found = jax.shard_map(part, in_specs=(whole, whole, held), out_specs=held)(heads, options, rows)
     return jnp.sum(found[0]), jnp.sum(found[1])
