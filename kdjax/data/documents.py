@@ -25,6 +25,9 @@ JARGON_FILE = Path("/usr/share/doc/jargon-text/jargon.txt.gz")  # of Debian's pa
 FILES = (".txt", ".jsonl")
 HELD_OUT = 0.1  # of a set that has no test part
 PARAGRAPHS = 20  # of a .txt, in a document
+# What a line of a .jsonl has, the first of these that it does; instructions as Alpaca and databricks-dolly-15k have them.
+COLUMNS = (("prompt", "response"), ("instruction", "output"), ("instruction", "response"), ("text",))
+ABOUT = ("input", "context")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +65,9 @@ def load_documents(name: str, *, split: str, split_seed: int = 0) -> Documents:
 
     Args:
       name: "python_topics"; "jargon", the Jargon File where it is installed; a file .txt, whose documents are 20 paragraphs each,
-        or .jsonl with an object a line, {"text": ...} or {"prompt": ..., "response": ...}; or a folder with train.txt or
-        train.jsonl (and test, validation), or with any .txt.
+        or .jsonl with an object a line, {"text": ...}, {"prompt": ..., "response": ...}, or {"instruction": ..., "response": ...}
+        (or "output"), which is asked as Alpaca does, with "input" or "context" where that is given; or a folder with train.txt
+        or train.jsonl (and test, validation), or with any .txt.
       split: "train", "test" or "validation".
       split_seed: of the choice of a test part, a tenth of the documents, where the set has none.
 
@@ -164,13 +168,31 @@ def _of_lines(name: str, split: str, path: Path) -> Documents:
     if not rows:
         raise DataError(f"{path} has no rows; give it some, or leave that file out.")
     there = set(rows[0][1])
-    keys = ("prompt", "response") if {"prompt", "response"} <= there else ("text",)
-    if keys[0] not in there:
-        raise DataError(f"{path} has {', '.join(sorted(there))} in its first line; write text, or prompt and response.")
+    keys = next((keys for keys in COLUMNS if set(keys) <= there), None)
+    if keys is None:
+        raise DataError(f"{path} has {', '.join(sorted(there))} in its first line; write text, or prompt and response, or "
+                        "instruction and response.")  # fmt: skip
     columns = []
     for key in keys:
         lost = next((number for number, row in rows if not isinstance(row.get(key), str) or not row[key].strip()), None)
         if lost is not None:
             raise DataError(f"{path} has no text for {key!r} in line {lost}; fill it in, or leave the line out.")
-        columns.append(tuple(row[key] for _, row in rows))
-    return Documents(name, split, *columns)
+        columns.append([row[key] for _, row in rows])
+    if keys[0] == "instruction":
+        columns[0] = [_asked(path, number, row) for number, row in rows]
+    return Documents(name, split, *map(tuple, columns))
+
+
+def _asked(path: Path, number: int, row: dict) -> str:
+    """An instruction, and what it is about where that is said, as Alpaca's prompts have them."""
+    about = next((row[key] for key in ABOUT if row.get(key)), "")
+    if not isinstance(about, str):
+        raise DataError(
+            f"{path} has no text for what its instruction is about in line {number}; write a text, or leave it out."
+        )
+    beside = ", paired with an input that provides further context" if about.strip() else ""
+    said = f"### Instruction:\n{row['instruction']}\n\n" + f"### Input:\n{about}\n\n" * bool(about.strip())
+    return (
+        f"Below is an instruction that describes a task{beside}. Write a response that appropriately completes the request.\n\n"
+        f"{said}### Response:\n"
+    )

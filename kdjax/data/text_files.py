@@ -31,7 +31,7 @@ def read_table(path: Path, columns: Columns) -> tuple[tuple[str, ...], tuple[str
     keys = chosen_columns(str(path), tuple(rows[0][1]), columns)
     parts: list[tuple[str, ...]] = []
     for key in filter(None, keys):
-        lost = next((number for number, row in rows if row.get(key) is None or row[key] == ""), None)
+        lost = next((number for number, row in rows if not isinstance(row.get(key), str) or not row[key]), None)
         if lost is not None:
             raise DataError(
                 f"{path} has nothing in the column {key!r} of row {lost}; fill it in, or leave the row out."
@@ -59,7 +59,7 @@ def _separated(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def json_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a .jsonl, an object a line, with the numbers of their lines.
 
     Raises:
@@ -80,10 +80,10 @@ def json_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and truth as text; None of what is no label and no text."""
+    """Numbers and truth as text; what is no label and no text as it is."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value if isinstance(value, str) else str(value) if isinstance(value, int) else None
+    return str(value) if isinstance(value, int) else value
 
 
 def read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Published accuracies and average precisions, data of `configs/published.json`: what others obtained, never what kdjax did."""
+"""Published results, data of `configs/published.json`: what others obtained, never what kdjax did."""
 
 import functools
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Published(NamedTuple):
     """One value of a table.
 
     Attributes:
-      text: accuracy in %, or average precision in points, as it is printed; with AP50 and AP75 where they are known.
+      text: accuracy in %, average precision in points or ROUGE-L, as it is printed; with AP50 and AP75 where they are known.
       rule: of which epoch ("last epoch", "best epoch"), or "not stated".
       source: paper or code that prints it.
       n: runs that it is the mean of; 0 if that is not said.
@@ -33,6 +33,8 @@ def _rows() -> tuple[dict, ...]:
 def _value(row: dict) -> Published:
     if "top1" in row:
         text = f"{row['top1']:.2f}"
+    elif "rouge_l" in row:
+        text = f"ROUGE-L {row['rouge_l']:.1f}"
     else:
         text = f"{row['ap']:.1f}" + (f" ({row['ap50']:.1f} / {row['ap75']:.1f})" if "ap50" in row else "")
     return Published(text, row["rule"], row["source"], row.get("n", 0))

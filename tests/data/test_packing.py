@@ -3,6 +3,7 @@
 import collections
 import gzip
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -82,9 +83,32 @@ def test_files_and_folders_of_ones_own(tmp_path, capsys):
     assert load_documents(str(tmp_path), split="test").first == ("three",)
 
 
+def test_instructions_are_asked_as_alpaca_asks(tmp_path):
+    lines = [
+        {"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "closed_qa"},
+        {"instruction": "Say hello.", "context": "", "response": "Hello."},
+    ]
+    alpaca = [{"instruction": x["instruction"], "input": x["context"], "output": x["response"]} for x in lines]
+    found = []
+    for name, rows in (("dolly", lines), ("alpaca", alpaca)):
+        (tmp_path / name).mkdir()
+        for part in ("train", "test"):
+            (tmp_path / name / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found.append(load_documents(str(tmp_path / name), split="train"))
+    first, second = found[0].first
+    assert found[0].responses == found[1].responses == ("3", "Hello.") and found[0].first == found[1].first
+    assert first.startswith(
+        "Below is an instruction that describes a task, paired with an input that provides further context."
+    )
+    assert first.endswith("request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n")
+    assert "Input" not in second and second.endswith("request.\n\n### Instruction:\nSay hello.\n\n### Response:\n")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ('{"instruction": "a", "input": ["b"], "output": "b"}', "no text for what its instruction is about in line 1"),
+        ('{"instruction": "a", "input": "b"}', "write text, or prompt and response, or instruction and response"),
         ('{"text": "a"}\n{"text": null}\n', "no text for 'text' in line 2"),
         ('{"prompt": "a", "response": ""}', "no text for 'response' in line 1"),
         ('{"prompt": "a"}', "write text, or prompt and response"), ("[1]", "no object in line 1"), ("{", "no JSON in line 1"),

@@ -178,6 +178,12 @@ def test_a_method_has_the_student_write_and_may_be_compared():
     assert (minillm.student.on_policy, minillm.student.teacher_writes) == (0.5, 0.2) and not minillm.problems()
     assert not labels.student.on_policy
     check_alike({"labels": labels, "minillm": minillm})
+    for path, start in (("configs/language/on_policy.py", 300), ("configs/language/dolly.py", 3)):
+        further = load_config(path)
+        ways = {name: further(name) for name in ("labels", "forward_kl", "gkd", "distillm")}
+        check_alike(ways)
+        assert all(not way.problems() and way.lineage[0].duration.amount == start for way in ways.values())
+    assert further("minillm").student.duration == steps(5000)
     distillm = by_method(labels, "distillm")
     assert distillm.student.on_policy == Adaptive() and from_data(to_data(distillm)) == distillm
 
