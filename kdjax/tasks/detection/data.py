@@ -257,7 +257,7 @@ class Detection(Task):
         channels: Any = found.channels
         make = lambda mean, std: cls(
             name=data or "coco", image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std),
-            stretch=network in SSDS,
+            stretch=network in SSDS, turn=network not in SSDS,
         )  # fmt: skip
         return found, make, model
 

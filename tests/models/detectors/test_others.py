@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kdjax.experiment.artifacts import saved_experiment
 from kdjax.experiment.convert import convert
 from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.trained import load_trained
@@ -138,6 +139,8 @@ def test_a_checkpoint_becomes_a_finished_detector(name, tmp_path):
     made = convert(file, name, tmp_path / "run", width=8)
     canvas = "300, 300" if name == "ssd300" else "800, 1344"
     assert (made.num_classes, made.inputs, made.names) == (7, f"uint8[{canvas}, 3]", "published")
+    data = saved_experiment(tmp_path / "run").data
+    assert (data.stretch, data.turn) == ((True, False) if name == "ssd300" else (False, True))
     trained = load_trained(tmp_path / "run")
     back = to_torch(shape, trained.variables.params, trained.variables.state, table)
     for entry, value in held.items():
