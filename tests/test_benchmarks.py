@@ -11,6 +11,7 @@ import benchmark
 import benchmark_detection
 import benchmark_generation
 import benchmark_peers
+import benchmark_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +101,15 @@ def test_rows_of_a_detector_are_measured_and_right(tmp_path):
     path = tmp_path / "found.json"
     tiny = "--teacher-width 4 --student-width 4 --size 32 --batch-size 2 --rounds 1"
     status = benchmark_detection.main(f"{tiny} --json {path}".split())
+    rows = measured_and_right(status, json.loads(path.read_text()))
+    assert len(rows) == 3 and all(row["correct"] for row in rows.values())
+
+
+@pytest.mark.slow  # six steps of transformers
+def test_rows_of_texts_are_measured_and_right(tmp_path):
+    path = tmp_path / "found.json"
+    tiny = "--width 64 --depth 2 --vocabulary 512 --length 8 --batch-size 2 --rounds 1"
+    status = benchmark_text.main(f"{tiny} --json {path}".split())
     rows = measured_and_right(status, json.loads(path.read_text()))
     assert len(rows) == 3 and all(row["correct"] for row in rows.values())
 
@@ -285,7 +295,9 @@ def test_the_benchmark_needs_the_core_alone():
     """No library beyond jax, flax, optax and chex is loaded, but rich, by flax."""
     heavy = {"orbax", "tensorflow", "tensorflow_datasets", "grain", "array_record", "tyro", "tensorboardX", "matplotlib",
              "torch", "keras"}  # fmt: skip
-    modules = "benchmark, benchmark_detection, benchmark_generation, benchmark_peers, benchmark_objectives"
+    modules = (
+        "benchmark, benchmark_detection, benchmark_generation, benchmark_peers, benchmark_objectives, benchmark_text"
+    )
     code = f"import sys, {modules}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
     assert not heavy & set(done.stdout.split())
