@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -117,7 +118,10 @@ def _there(path: Path, where: str) -> str:
 
 def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
     files = sorted((root / "annotations").glob("*.json"))
-    chosen = [f for f in files if any(word in f.stem.lower() for word in words) and "caption" not in f.stem.lower()]
+    words = (*words, "trainval") if words == SPLITS["train"] else words
+    chosen = [f for f in files if set(words) & set(re.findall("[a-z]+", f.stem.lower()))]
+    # Captions and keypoints lie beside, and the pictures of a test split that has no boxes.
+    chosen = [f for f in chosen if not f.stem.lower().startswith(("caption", "image_info"))]
     chosen = [f for f in chosen if "instances" in f.stem] or chosen
     if not chosen:
         return None
@@ -210,7 +214,7 @@ def _voc_one(file: Path) -> tuple[list, list, list, tuple[float, float]]:
             raise DataError(f"{file} defines entities, which are not read.")
         boxes, labels, difficult = [], [], []
         whole = ElementTree.fromstring(text)
-        size = float(whole.findtext("size/height") or 0), float(whole.findtext("size/width") or 0)
+        size = tuple(float((whole.findtext(f"size/{side}") or "").strip() or 0) for side in ("height", "width"))
         for one in whole.iter("object"):
             box = one.find("bndbox")
             boxes.append([float(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax")])
@@ -231,9 +235,7 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
         described = (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
         lines = described.read_text().splitlines() if described.is_file() else []
         try:
-            rows = np.array([[float(word) for word in line.split()[:5]] for line in lines if line.strip()]).reshape(
-                -1, 5
-            )
+            rows = np.array([_yolo_row(line) for line in lines if line.strip()]).reshape(-1, 5)
             height, width = picture_size(str(file))
         except ValueError as error:
             raise DataError(f"{described} is no description of YOLO (class, centre, size a line): {error}.") from error
@@ -254,18 +256,36 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
     return AnnotatedSplit(tuple(pictures), names or tuple(map(str, range(largest + 1))))
 
 
+def _yolo_row(line: str) -> list[float]:
+    """Class, centre and size; of a polygon those of the box around it.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    label, *numbers = map(float, line.split())
+    if len(numbers) in (4, 5):  # the fifth says how sure somebody was
+        return [label, *numbers[:4]]
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise ValueError(f"{len(numbers) + 1} numbers in a line")
+    edges = [(min(along), max(along)) for along in (numbers[0::2], numbers[1::2])]
+    return [label, *((low + high) / 2 for low, high in edges), *(high - low for low, high in edges)]
+
+
 def _yolo_names(root: Path) -> tuple[str, ...]:
     """Names of the classes: a line each in classes.txt, or `names` of data.yaml in one of its usual forms."""
     for name in ("classes.txt", "obj.names"):
         if (root / name).is_file():
             return tuple(line.strip() for line in (root / name).read_text().splitlines() if line.strip())
     for file in (*root.glob("*.yaml"), *root.glob("*.yml")):
-        lines = file.read_text().splitlines()
+        lines = [re.sub(r"(^|\s)#.*", "", line) for line in file.read_text().splitlines()]
         for i, line in enumerate(lines):
             if line.startswith("names:"):
-                inside = line.partition(":")[2].strip().strip("[]")
+                inside = line.partition(":")[2].strip()
+                if inside.startswith("["):
+                    listed = " ".join([inside, *lines[i + 1 :]])[1:].partition("]")[0]
+                    return tuple(word.strip().strip("'\"") for word in listed.split(",") if word.strip())
                 if inside:
-                    return tuple(word.strip().strip("'\"") for word in inside.split(","))
+                    return tuple(word.strip().strip("'\"") for word in inside.strip("{}").split(","))
                 items = [x.strip() for x in lines[i + 1 :]]
                 end = next(
                     (j for j, x in enumerate(items) if x and not (x[0] == "-" or x.partition(":")[0].isdigit())), None

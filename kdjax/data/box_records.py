@@ -102,10 +102,10 @@ def _annotations(builder: Any, records: Records) -> list[Annotated]:
     if kept.exists():
         with contextlib.suppress(*BROKEN):  # a damaged one is made anew
             check_npz(kept)
-            table = dict(np.load(kept, allow_pickle=False))
-            short = any(len(table[n]) != table["counts"].sum() for n in COLUMNS)
-            if short or not len(table["counts"]) == len(table["tall"]) == len(records):
-                table = None
+            found = dict(np.load(kept, allow_pickle=False))
+            short = any(len(found[n]) != found["counts"].sum() for n in COLUMNS)
+            if not short and len(found["counts"]) == len(found["tall"]) == len(records):
+                table = found
     if table is None:
         read = [row for part in readers().map(lambda part: _read(records, part), list(records.parts())) for row in part]
         table = {name: np.concatenate([row[name] for row in read]) for name in COLUMNS}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,6 +133,8 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
       Unreadable: what is wrong with it.
     """
     with _explained(file), _open(file) as image:
+        if image.format == "PNG" and _noted(file):  # how it lies, perhaps behind the pixels
+            image.load()
         turn, size = _orientation(image), image.size
         ending = _ENDS.get(image.format)
         if ending is not None and ending not in _tail(file):
@@ -212,6 +215,12 @@ def _orientation(image) -> int:
     """How a picture lies in its file, 1 for upright. (TIFF is put upright by Pillow.)"""
     noted = image.format != "TIFF" and ("exif" in image.info or "Raw profile type exif" in image.info)
     return image.getexif().get(_ORIENTATION, 1) if noted else 1
+
+
+def _noted(file: str | bytes) -> bool:
+    """Whether a PNG may say how it lies."""
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    return b"eXIf" in content or b"Raw profile type" in content
 
 
 def _reduce(image, factor: float) -> None:

@@ -44,6 +44,7 @@ def _separated(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Rows of a .csv or .tsv, whose first line names the columns, with the numbers of their last lines."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         tabs = path.suffix == ".tsv"
+        csv.field_size_limit(LARGEST - 1)
         reader = csv.DictReader(
             file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
         )
@@ -83,7 +84,8 @@ def _plain(value: Any) -> Any:
     """Numbers and truth as text; what is no label and no text as it is."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int) else value
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if whole else value
 
 
 def read_text(path: Path) -> str:

@@ -127,7 +127,7 @@ def _of_files(name: str, files: Mapping[str, Path], split: str, columns: Columns
 def _classes(name: str, columns: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     """Names of the classes: numbers from 0 on as such, anything else in the order of the alphabet."""
     found = {label for labels in columns for label in labels}
-    if all(label.isdecimal() and len(label) < 7 for label in found):
+    if all(label.isdecimal() and len(label) < 7 and label == str(int(label)) for label in found):
         last = max(map(int, found))
         if last >= 10 * len(found):
             raise DataError(

@@ -153,7 +153,9 @@ def compile_phase(
         judge = None
         if isinstance(phase.on_policy, Adaptive):
             held = held_out(dataset, phase)
-            judge = judge_by(networks.student, teacher, objective, held, task.evaluation_view, clock)
+            judge = judge_by(
+                networks.student, teacher, objective, held, task.evaluation_view, clock, in_chunks=networks.in_chunks
+            )
         step = on_policy(
             step, networks.student, task.written, phase.on_policy, clock, teacher=teacher,
             teacher_writes=phase.teacher_writes, judge=judge,

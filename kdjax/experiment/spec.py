@@ -177,6 +177,11 @@ class Experiment:
                 )
             if not isinstance(phase.on_policy, Schedule | Adaptive) and not 0 <= phase.on_policy <= 1:
                 found.append(f"Phase {phase.name!r} has on_policy={phase.on_policy}; it is a share, 0 to 1.")
+            if isinstance(phase.on_policy, Adaptive) and phase.on_policy.replay < self.data.batch_size:
+                found.append(
+                    f"Phase {phase.name!r} has on_policy.replay={phase.on_policy.replay}, less than a batch of "
+                    f"{self.data.batch_size} that is written at once; use that or more."
+                )
             if not 0 <= phase.teacher_writes <= 1:
                 found.append(f"Phase {phase.name!r} has teacher_writes={phase.teacher_writes}; it is a share, 0 to 1.")
             elif phase.teacher_writes and not (phase.on_policy and phase.taught):
@@ -229,10 +234,12 @@ class Experiment:
 
         At a tenth of the learning rates: six steps have no room for a warm-up, without which some objectives diverge.
         """
+        data = self.data.shrunk()
         phases = tuple(
             dataclasses.replace(
                 phase,
                 duration=Duration(6, "steps"),
+                microbatches=1 if data.batch_size % phase.microbatches else phase.microbatches,
                 network=self.data.shrunk_network(phase.network),
                 optimizer=dataclasses.replace(phase.optimizer, learning_rate=0.1 * phase.optimizer.learning_rate),
             )
@@ -241,7 +248,7 @@ class Experiment:
         return dataclasses.replace(
             self,
             name=f"{self.name}-tiny",
-            data=self.data.shrunk(),
+            data=data,
             phases=phases,
             log_every=2,
             evaluate_every=Duration(3, "steps"),

@@ -17,6 +17,7 @@ from kdjax.models.transformers.sampling import Beside
 from kdjax.objectives import Bound
 from kdjax.reduction import gather_rows, group_losses
 from kdjax.schedules import Adaptive, Schedule, value_at
+from kdjax.training.inputs import run_teacher
 from kdjax.training.state import TrainState, Variables
 from kdjax.training.step import Step
 from kdjax.types import Array, Axis, Batch, Clock, Context, Network, Tree
@@ -146,8 +147,9 @@ def of_batch(batch: Batch) -> dict[str, Any]:
 
 
 def judge_by(
-    student: Network, teacher: Network | None, objective: Bound, batch: Batch, view: Callable[[Any], Any], clock: Clock
-) -> Judge:
+    student: Network, teacher: Network | None, objective: Bound, batch: Batch, view: Callable[[Any], Any], clock: Clock,
+    *, in_chunks: bool = False,
+) -> Judge:  # fmt: skip
     """The objective's loss on a batch that is not trained on, in evaluation mode, alike on every device.
 
     Args:
@@ -155,13 +157,18 @@ def judge_by(
       batch: of the held-out examples.
       view: what networks see of its inputs.
       clock: of the phase.
+      in_chunks: whether the step takes logits a few tokens at a time, see `kdjax.training.make_step`.
     """
 
     def loss(state: TrainState, frozen: Variables | None) -> Array:
         seen = view(batch.inputs)
-        said, _ = student.apply(state.params["student"], state.state["student"], seen, train=False)
-        taught = None if teacher is None else teacher.apply(frozen.params, frozen.state, seen, train=False)[0]
-        ctx = Context(said, taught, batch, clock.at(state.step), train=False)
+        own = state.params["student"], state.state["student"]
+        said, _ = student.apply(*own, seen, train=False)
+        taught, ask, _ = run_teacher(teacher, frozen, {"main": seen}, None)
+        ctx = Context(
+            said, taught.get("main"), batch, clock.at(state.step), train=False, teacher_call=ask,
+            student_call=(lambda part, *arrays: student.parts[part](*own, *arrays)) if in_chunks else None,
+        )  # fmt: skip
         terms, _ = objective.apply(state.params["objective"], state.state["objective"], ctx, train=False)
         return sum(group_losses(terms).values(), start=jnp.zeros(()))
 

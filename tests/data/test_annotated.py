@@ -1,6 +1,7 @@
 """Folders of pictures with boxes, as COCO, Pascal VOC and YOLO lay them out."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from kdjax.data import evaluation_batches
 from kdjax.data.annotated import open_annotated
 from kdjax.data.errors import DataError
-from kdjax.data.pictures import fitted
+from kdjax.data.pictures import fitted, picture_size
 from kdjax.tasks.detection import Detection
 
 BOXES = {"a": [(2.0, 3.0, 30.0, 20.0), (10.0, 5.0, 14.0, 25.0)], "b": []}
@@ -211,6 +212,74 @@ def test_tall_pictures_are_fitted_on_a_turned_canvas(form, said, tmp_path):
     assert [list(batch.index) for batch in batches] == [[0, 0], [1, 1]]
     square = Detection(name=str(tmp_path), image_size=(64, 64), turn=True)
     assert square.one_shape and square.load().held.groups is None
+
+
+def test_a_polygon_of_yolo_is_the_box_around_it(tmp_path):
+    yolo(tmp_path, "train")
+    described = tmp_path / "labels/train/a.txt"
+    described.write_text("1 .1 .2 .3 .2 .3 .6 .1 .6\n0 .5 .5 .2 .2 0.9")
+    (picture,) = [one for one in open_annotated(tmp_path, "train").pictures if len(one.boxes)]
+    width, height = SIZE["a"]
+    np.testing.assert_allclose(
+        picture.boxes, np.array([[0.1, 0.2, 0.3, 0.6], [0.4, 0.4, 0.6, 0.6]]) * np.array([width, height] * 2)
+    )
+    assert list(picture.labels) == [1, 0]
+    for wrong in ("0 .1 .2 .3", "0 .1 .2 .3 .4 .5 .6 .7"):
+        described.write_text(wrong)
+        with pytest.raises(DataError, match=r"a\.txt is no description of YOLO .*numbers in a line"):
+            open_annotated(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: ['cat', 'dog',\n  \"bird\"]  # all\nnc: 3", "names:  # classes\n  0: cat\n  1: dog\n  2: bird\nnc: 3",
+        "names:\n- cat\n- dog\n- bird\n", "names: [cat, dog, bird]",
+    ],
+)  # fmt: skip
+def test_names_of_yolo_in_every_usual_form(text, tmp_path):
+    yolo(tmp_path, "train")
+    (tmp_path / "data.yaml").write_text(text)
+    assert open_annotated(tmp_path, "train").class_names == ("cat", "dog", "bird")
+
+
+def test_a_file_of_coco_is_chosen_by_its_words(tmp_path):
+    """Not by what is in them by chance; the official pictures of a test split without boxes are left alone."""
+    for split in ("train", "val"):
+        coco(tmp_path, split)
+        (tmp_path / f"annotations/instances_{split}2017.json").rename(
+            tmp_path / f"annotations/trains_latest_{split}.json"
+        )
+        (tmp_path / f"{split}2017").rename(tmp_path / split)
+    whole = json.loads((tmp_path / "annotations/trains_latest_val.json").read_text())
+    whole["annotations"] = whole["annotations"][:1]
+    (tmp_path / "annotations/trains_latest_val.json").write_text(json.dumps(whole))
+    (tmp_path / "annotations/image_info_test2017.json").write_text("{}")
+    assert [len(open_annotated(tmp_path, split).pictures[0].boxes) for split in ("train", "test")] == [2, 1]
+
+
+def test_a_size_that_is_blank_is_not_needed(tmp_path):
+    voc(tmp_path, "train")
+    file = tmp_path / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("<annotation>", "<annotation><size><width> </width><height/></size>"))
+    assert open_annotated(tmp_path, "train").pictures[0].tall is None
+
+
+def test_a_note_behind_the_pixels_of_a_png_is_heeded(tmp_path):
+    """As it is where the picture is decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file, plain = tmp_path / "late.png", tmp_path / "plain.png"
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(plain)
+    content, data = plain.read_bytes(), exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = len(data).to_bytes(4, "big") + b"eXIf" + data + zlib.crc32(b"eXIf" + data).to_bytes(4, "big")
+    end = content.rindex(b"IEND") - 4
+    file.write_bytes(content[:end] + chunk + content[end:])
+    assert picture_size(str(file)) == picture_size(file.read_bytes()) == (60, 40) and picture_size(str(plain)) == (
+        40,
+        60,
+    )
+    assert fitted(str(file), (60, 60), 3).size == (60, 40)
 
 
 def test_a_picture_is_turned_and_fitted(tmp_path):

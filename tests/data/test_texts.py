@@ -44,6 +44,15 @@ def test_a_folder_of_tables_has_its_splits_and_numbers_classes_together(tmp_path
     assert said(train) == [("a", "b"), ("c", "d")] and said(held) == [("e", "a"), ("f", "d")]
 
 
+def test_labels_with_zeros_before_them_are_names_and_cells_may_be_long(tmp_path):
+    lines = [f"{'long ' * 40_000 if i == 3 else 'text'} {i},0{i % 3}" for i in range(30)]
+    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(lines))
+    assert load_texts(str(tmp_path / "own.csv"), split="train").class_names == ("00", "01", "02")
+    rows = [{"text": f"text {i}", "label": float(i % 3)} for i in range(30)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_texts(str(tmp_path / "own.jsonl"), split="train").class_names == ("0", "1", "2")
+
+
 def test_pairs_and_columns_of_other_names(tmp_path):
     path = csv_file(tmp_path / "a.csv", [("q", "s", "1"), ("r", "t", "0")] * 4, ("question", "sentence", "label"))
     pairs = load_texts(str(path), split="train")

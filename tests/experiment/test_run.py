@@ -151,6 +151,13 @@ def test_jit_and_pmap_on_eight_devices_agree(tmp_path, data_dir, builder):
 
 
 def test_tiny_shrinks_any_config(tmp_path, builder):
+    assert (
+        dataclasses.replace(small(), data=dataclasses.replace(small().data, batch_size=48))
+        .replace_phase("student", microbatches=3)
+        .tiny()
+        .problems()
+        == []
+    )  # batches of 32
     experiment = small(length=9000).tiny()
     results = run(experiment, tmp_path / "run", builder=builder)
     assert results["student"]["steps"] == 6

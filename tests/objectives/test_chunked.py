@@ -18,8 +18,9 @@ from kdjax.objectives.tokens import chunked
 from kdjax.schedules import Linear, steps
 from kdjax.tasks.language import Language, LanguageNetwork
 from kdjax.training import Variables, init_state, make_runner, make_step, runners
+from kdjax.training.on_policy import judge_by
 from kdjax.training.optimizers import SGD
-from kdjax.types import Batch, DataInfo, ModelOutput
+from kdjax.types import Batch, Clock, DataInfo, ModelOutput
 
 ROWS, LENGTH, WORDS, MORE = 8, 5, 11, 48  # words fewer and more than tokens
 OBJECTIVE = Sum(objectives=(
@@ -105,6 +106,23 @@ def test_logits_are_never_there(whole):
         step = make_step(student, teacher, objective, optax.sgd(1.0), in_chunks=in_chunks)
         state = init_state(student, objective, optax.sgd(1.0), seed=0)
         texts.append(jax.jit(step).lower(state, Variables(*teacher.init(None)), batch).compile().as_text())
+    assert f"[{ROWS},{LENGTH},{WORDS}]" in texts[0] and f"[{ROWS},{LENGTH},{WORDS}]" not in texts[1]
+
+
+def test_what_an_adaptive_share_goes_by_is_the_same():
+    """And is had without whole logits."""
+    student, teacher, batch = made_of()
+    shapes = [output_shapes(network, batch.inputs) for network in (student, teacher)]
+    bound, clock = bind(OBJECTIVE, *shapes, DataInfo(WORDS)), Clock(total_steps=10, steps_per_epoch=5)
+    with jax.enable_x64(True):
+        state, frozen = init_state(student, bound, optax.sgd(1.0), seed=0), Variables(*teacher.init(None))
+        values, texts = [], []
+        for pieces in (False, True):
+            judge = judge_by(student, teacher, bound, batch, lambda x: x, clock, in_chunks=pieces)
+            compiled = jax.jit(judge).lower(state, frozen).compile()
+            values.append(float(compiled(state, frozen)))
+            texts.append(compiled.as_text())
+    assert values[1] == pytest.approx(values[0], rel=1e-9) and values[0] > 0
     assert f"[{ROWS},{LENGTH},{WORDS}]" in texts[0] and f"[{ROWS},{LENGTH},{WORDS}]" not in texts[1]
 
 

@@ -19,7 +19,7 @@ from kdjax.objectives.detection.locations import decoded
 from kdjax.tasks.dataset import NOT_HERE, Dataset
 from kdjax.tasks.detection.average_precision import evaluate
 from kdjax.tasks.detection.decoding import Detected, detect
-from kdjax.tasks.detection.drawing import draw_one
+from kdjax.tasks.detection.drawing import called, draw_one
 from kdjax.tasks.detection.errors import split_errors
 from kdjax.tasks.detection.examples import COUNTS, OWN, Boxes, BoxFiles, drawn, empty, in_files, in_records
 from kdjax.tasks.detection.judging import Shown, judged, passing_on
@@ -320,14 +320,17 @@ class Detection(Task):
             made = fitted(str(file), (width, height) if turned else (height, width), channels, stretch=self.stretch)
         except Unreadable as error:
             raise ValueError(f"{file} {error}") from error
-        return {"image": made.pixels, "size": np.array(made.size, np.int32)}
+        return {"image": made.pixels, "size": np.array(made.size, np.int32), "scale": np.array(made.scale, np.float32)}
 
     def answers(self, inputs, output, names, top):
         found = jax.device_get(self.found(jax.tree.map(jnp.asarray, output), inputs))
+        boxes = found.boxes
+        if "scale" in inputs:  # of a file, in whose pixels they are said
+            boxes = boxes / np.tile(np.asarray(inputs["scale"]), 2)[:, None]
         text = lambda box: " ".join(f"{x:.0f}" for x in box)
         return [
-            [(f"{names[c]} at {text(box)}", float(s)) for box, s, c in zip(*row, strict=True) if c >= 0][:top]
-            for row in zip(found.boxes, found.scores, found.labels, strict=True)
+            [(f"{called(names, c)} at {text(box)}", float(s)) for box, s, c in zip(*row, strict=True) if c >= 0][:top]
+            for row in zip(boxes, found.scores, found.labels, strict=True)
         ]
 
     def drawn(self, inputs, output, names, path):

@@ -36,6 +36,11 @@ def draw_box(axes: Any, box: np.ndarray, colour: str, text: str = "", style: str
         axes.annotate(text, (left, top), (1, 1), textcoords="offset points", color=colour, fontsize=7)
 
 
+def called(names: Sequence[str], label: int) -> str:
+    """The name of a class, or its number where it has none."""
+    return names[label] if label < len(names) else str(label)
+
+
 def draw_one(image: np.ndarray, found: Detected, names: Sequence[str], path: Path) -> None:
     """One picture with what was found in it, into a file."""
     height, width = image.shape[:2]
@@ -43,7 +48,7 @@ def draw_one(image: np.ndarray, found: Detected, names: Sequence[str], path: Pat
     show_picture(axes, image)
     for box, score, label in zip(found.boxes[0], found.scores[0], found.labels[0], strict=True):
         if label >= 0 and score >= SURE:
-            draw_box(axes, box, COLOURS[label % len(COLOURS)], f"{names[label]} {score:.2f}")
+            draw_box(axes, box, COLOURS[label % len(COLOURS)], f"{called(names, label)} {score:.2f}")
     made.savefig(path, dpi=120)
     pyplot().close(made)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.data import evaluation_batches
 from kdjax.data.errors import DataError, note
 from kdjax.tasks.detection.drawing import draw_errors, draw_side_by_side
 from kdjax.tasks.detection.edges import draw_edges, draw_level_errors
@@ -29,7 +30,10 @@ def pictures_of(
     except DataError as error:  # a folder of data sets that is not the usual one
         note(f"the report shows no pictures: {error}")
         return (errors,)
-    chosen = held.read(np.arange(min(len(held), SHOWN)))
+    groups = getattr(held, "groups", None)
+    alike = np.arange(len(held)) if groups is None else np.flatnonzero(groups == groups[0])  # on one canvas
+    more = {} if groups is None else {"together": alike[:SHOWN]}
+    chosen = held.read(alike[:SHOWN], **more)
     networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
     for name, summary in comparison["methods"].items():
         networks[name] = folder / name / f"seed{summary['seeds'][0]}"
@@ -72,19 +76,22 @@ def measured_rows(size: int, batch_size: int) -> np.ndarray:
 
 
 def by_level(data: Any, held: Any, rows: np.ndarray, network: Callable) -> dict[int, EdgeErrors]:
-    """How far the edges of what a network finds in some pictures are off, by the stride of the level that found it."""
-    step = min(data.eval_batch_size, len(rows))
+    """How far the edges of what a network finds in some pictures are off, by the stride of the level that found it; in pixels of
+    their files."""
     found, there, levels = [], [], []
-    for start in range(0, len(rows), step):
-        batch = held.read(rows[start : start + step])
-        output = network(batch["inputs"])
-        said = jax.device_get(data.found(output, batch["inputs"]))
-        found.append((said.boxes, said.scores, said.labels, rows[start : start + step]))
-        levels.append(said.levels[said.scores > 0])
-        there.append(batch["targets"])
+    for batch in evaluation_batches(held, rows, min(data.eval_batch_size, len(rows))):
+        output = network(batch.inputs)
+        said = jax.device_get(data.found(output, batch.inputs))
+        real, targets = batch.where, batch.targets
+        scale = np.tile(targets["scale"], 2)[:, None] if "scale" in targets else 1.0
+        found.append(tuple(x[real] for x in (said.boxes / scale, said.scores, said.labels, batch.index)))
+        levels.append(said.levels[real][said.scores[real] > 0])
+        there.append(
+            {name: x[real] for name, x in (targets | {"boxes": targets["boxes"] / scale, "index": batch.index}).items()}
+        )
     targets = {name: np.concatenate([each[name] for each in there]) for name in there[0]}
     more = {name: targets[name] for name in OF_OBJECTS if name in targets}
     detections = Detections.of_batch(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    objects = Objects.of_batch(targets["boxes"], targets["labels"], targets["labels"] >= 0, rows, **more)
+    objects = Objects.of_batch(targets["boxes"], targets["labels"], targets["labels"] >= 0, targets["index"], **more)
     errors = edge_errors_by_level(detections, np.concatenate(levels), objects, max_detections=data.max_detections)
     return {output.strides[level]: error for level, error in errors.items()}

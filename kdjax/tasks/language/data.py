@@ -144,7 +144,7 @@ class Language(Task):
         length = min(self.length, 32)
         return dataclasses.replace(
             super().shrunk(), name=TOPICS, tokenizer="bytes", length=length, prompt=min(self.prompt, length // 2),
-            eval_examples=64,
+            eval_examples=64, validation=min(self.validation, 8),
         )  # fmt: skip
 
     # --- views ---

@@ -144,6 +144,7 @@ class Text(Task):
         own, length = self.tokenizer.partition(":")[0] in ("bytes", "words"), min(self.length, 32)
         return dataclasses.replace(
             super().shrunk(), name=PYTHON_DOCS, keys=Columns(), length=length, eval_examples=128,
+            validation=min(self.validation, 64), labelled=min(self.labelled, 512),
             buckets=tuple(width for width in self.buckets if width < length),
             tokenizer=self.tokenizer if own else "words",
         )  # fmt: skip
@@ -207,9 +208,10 @@ class Text(Task):
     # --- report ---
 
     def pictures(self, comparison, folder, load):
-        held = self.load().held
+        dataset = self.load()
+        held = dataset.held
         assert isinstance(held, TextExamples)
-        rows = np.unique(np.linspace(0, len(held) - 1, SHOWN).astype(int))
+        rows = dataset.held_index[np.unique(np.linspace(0, len(dataset.held_index) - 1, SHOWN).astype(int))]
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
             networks[name] = folder / name / f"seed{summary['seeds'][0]}"

@@ -1,6 +1,7 @@
 """Detection as a task: boxes follow their pictures, evaluation counts every picture once, a run goes through."""
 
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from kdjax.data import fashion_boxes
 from kdjax.data.errors import DataError
 from kdjax.models import output_shapes
 from kdjax.tasks.detection import Detection, Detector
+from kdjax.tasks.detection.decoding import Detected
 from kdjax.tasks.detection.examples import Boxes
 from kdjax.tasks.detection.matching import found_and_true
 from kdjax.tasks.detection.views import drawn_scales, mirrored
@@ -173,6 +175,19 @@ def test_a_run_goes_through_and_draws(tmp_path, capsys, data_dir=None):
     again = json.loads((tmp_path / "again/student/result.json").read_text())
     assert again["last"] == result["last"] and again["hash"] == result["hash"]
     capsys.readouterr()
+
+
+def test_what_is_found_in_a_file_is_said_in_its_pixels(tmp_path):
+    """By the name of the class, or its number."""
+    Image.fromarray(np.zeros((80, 160, 3), np.uint8)).save(tmp_path / "wide.png")
+    task = Detection(name=str(tmp_path), image_size=(40, 40))
+    inputs = task.decoded(str(tmp_path / "wide.png"), {"image": np.zeros((1, 40, 40, 3), np.uint8)})
+    assert list(inputs["size"]) == [20, 40]
+    found = Detected(boxes=np.array([[[2.0, 4, 10, 16]]]), scores=np.array([[0.75]]), labels=np.array([[1]]))
+    inputs = {name: np.asarray(x)[None] for name, x in inputs.items()}
+    with mock.patch.object(Detection, "found", lambda *_: found):
+        for names, word in ((("cat", "dog"), "dog"), ((), "1")):
+            assert task.answers(inputs, np.zeros(1), names, 5) == [[(f"{word} at 8 16 40 64", 0.75)]]
 
 
 @pytest.mark.slow  # a detector is compiled for two shapes

@@ -183,8 +183,16 @@ def test_a_method_has_the_student_write_and_may_be_compared():
         ways = {name: further(name) for name in ("labels", "forward_kl", "gkd", "distillm")}
         check_alike(ways)
         assert all(not way.problems() and way.lineage[0].duration.amount == start for way in ways.values())
+        assert len(
+            ways["labels"].tiny().data.load().train
+        )  # of data that are smaller than what is held out of the real ones
     assert further("minillm").student.duration == steps(5000)
-    distillm = by_method(labels, "distillm")
+    few = dataclasses.replace(
+        distillm := by_method(labels, "distillm"), data=dataclasses.replace(labels.data, validation=8)
+    )
+    assert not few.problems()
+    small = few.replace_phase("student", on_policy=Adaptive(replay=10))
+    assert "replay=10, less than a batch of 16" in small.problems()[0]
     assert distillm.student.on_policy == Adaptive() and from_data(to_data(distillm)) == distillm
 
 
