@@ -120,7 +120,8 @@ class Batch:
           elements, labelled_elements: `[B, L]` masks of elements, such as `labels != -100`.
 
         Raises:
-          ValueError: a mask of rows that is not `[B]`, of elements that does not begin so, or both `targets` and `labels`.
+          ValueError: a mask of rows that is not `[B]`, of elements that does not begin so, an index that is no integers `[B]`, or
+            both `targets` and `labels`.
         """
         if targets is not None and labels is not None:
             raise ValueError("targets and labels are the same argument; give one of them.")
@@ -131,6 +132,10 @@ class Batch:
         parts = {"elements": elements, "labelled_elements": labelled_elements}
         parts = {name: _element_mask(mask, size, name) for name, mask in parts.items()}
         index = None if index is None else jnp.asarray(index)
+        if index is not None and (index.shape != (size,) or not jnp.issubdtype(index.dtype, jnp.integer)):
+            raise ValueError(
+                f"index is {index.dtype} {list(index.shape)}; give the position of each row in its data set, integers [{size}]."
+            )
         return cls(inputs=inputs, targets=targets, index=index, **rows, **parts)
 
     @property

@@ -65,6 +65,12 @@ def test_a_mask_of_another_kind_is_refused(masks, said):
         Batch.of(jnp.zeros((SIZE, SIZE)), **masks)
 
 
+@pytest.mark.parametrize("index", [3, np.arange(7), np.arange(SIZE)[:, None], np.arange(SIZE, dtype=np.float32)])
+def test_positions_that_are_none_are_refused(index):
+    with pytest.raises(ValueError, match=r"index is .*; give the position of each row in its data set, integers \[8\]"):
+        Batch.of(jnp.zeros((SIZE, SIZE)), index=index)
+
+
 def test_values_of_other_elements_are_refused():
     batch = Batch.of(jnp.zeros(SIZE), elements=REAL)
     for shape in ((SIZE, 5), (SIZE, 4, SIZE)):

@@ -1,5 +1,6 @@
 """What a new user meets first: names, paths, help, one's own network and method, a locale without letters for ±."""
 
+import inspect
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from kdjax import losses, terminal
 from kdjax.cli import main
 from kdjax.experiment import ExperimentError, program
 from kdjax.experiment.export import export
+from kdjax.models.referenced import _known
 from kdjax.objectives import METHODS
 from kdjax.objectives.catalogue import find_methods
 from kdjax.references import load_reference, read_options, write_options
@@ -135,6 +137,25 @@ def test_a_network_that_cannot_be_is_refused_in_a_sentence(reference, options, s
         )
 
 
+def test_a_width_is_not_taken_for_the_channels_of_the_data():
+    """Nor for the classes; what must be given is filled in by any of its names."""
+
+    def widths(num_classes, channels=32, out_features=64, *, rngs):
+        """A width each."""
+
+    def needed(classes, channels, *, rngs):
+        """Both must be given."""
+
+    def both(in_channels, channels, *, rngs):
+        """One of them is meant."""
+
+    facts = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    known = lambda function: _known(facts, inspect.signature(function).parameters)
+    assert known(widths) == {"num_classes": 10}
+    assert known(needed) == {"classes": 10, "channels": 1}
+    assert known(both) == {"in_channels": 1}
+
+
 @pytest.mark.parametrize(("name", "options"), [("LinenNet", ("width=3",)), ("made", ())])
 def test_a_linen_class_and_a_function_make_networks_too(name, options):
     from kdjax.models import output_shapes
@@ -174,6 +195,16 @@ def test_what_is_wrong_is_said_before_anything_is_written(changes, said, data_di
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert os.listdir() == ["file"]
+
+
+def test_a_link_that_leads_nowhere_is_said(data_dir, tmp_path, monkeypatch, capsys):
+    """Such as to a disk that is not there."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink("/nowhere/at/all", "runs")
+    for place in ([], ["--run", "runs/mine"]):
+        assert main(["distill", SMOKE, "--method", "kd", "--tiny", "--data-dir", data_dir, *place]) == 1
+        error = capsys.readouterr().err
+        assert "runs is a link to /nowhere/at/all, which is not there, so " in error and error.count("\n") == 1
 
 
 def test_the_home_folder_is_meant_by_its_sign(own_run, data_dir, tmp_path, monkeypatch, capsys):

@@ -66,7 +66,7 @@ def from_arrays(x, y, *, test=None, validation=None, class_names=(), name: str =
     """
     splits = {"train": (x, y), "test": test, "validation": validation}
     known = f"arrays:{name}"
-    parts = Parts({split: pair for split, pair in splits.items() if pair is not None}, tuple(map(str, class_names)))
+    parts = Parts({split: pair for split, pair in splits.items() if pair is not None}, _names(class_names))
     check_split(known, parts, "train", 0)
     _AT_HAND[known] = parts
     return known
@@ -147,7 +147,7 @@ def _sorted_out(path: Path, keys: dict[str, Any]) -> Parts:
     try:
         for key, read in keys.items():
             if key.lower() in NAMES:
-                names = tuple(map(str, read()))
+                names = _names(read())
                 continue
             words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_").replace(".", "_").split("_")
             role = {roles[word] for word in words if word in roles}
@@ -236,6 +236,11 @@ def _plain_labels(where: str, y: Any) -> np.ndarray:
         text = ", numpy.unique(y, return_inverse=True)[1], and the names as class_names" * (y.dtype.kind in "US")
         raise DataError(f"The labels of {where} are {y.dtype}; give whole numbers from 0 on{text}.")
     return y
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Names of the classes; those in bytes are UTF-8."""
+    return tuple(x.decode("utf-8", errors="replace") if isinstance(x, bytes) else str(x) for x in given)
 
 
 def _check_largest(name: str, split: str, y: np.ndarray, trained: int, *, named: bool) -> None:

@@ -111,10 +111,11 @@ def _annotations(builder: Any, records: Records) -> list[Annotated]:
         table = {name: np.concatenate([row[name] for row in read]) for name in COLUMNS}
         table["counts"] = np.array([len(row["labels"]) for row in read], np.int64)
         table["tall"] = np.array([row["tall"] for row in read])
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **table)
-        temporary.replace(kept)
+        with contextlib.suppress(OSError):  # kept for the next time, where that can be
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}.npz")
+            np.savez(temporary, **table)
+            temporary.replace(kept)
     ends = np.cumsum(table["counts"])
     columns = zip(*(np.split(table[name], ends[:-1]) for name in COLUMNS), strict=True)
     return [

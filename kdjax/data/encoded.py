@@ -1,6 +1,7 @@
 """Examples that are kept as encoded pictures, in a folder or by TFDS: decoded and cropped as they are read, by many threads."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -191,10 +192,11 @@ def _readable(files: Files, state: str, reading: Reading) -> tuple[np.ndarray, d
         wrong = {int(row): what for row, _, what in lines}
     else:
         wrong = faults(files, lambda file, row: whole.decode(file), range(len(files)))
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text("".join(f"{row} {what}\n" for row, what in wrong.items()), encoding="utf-8")
-        temporary.replace(kept)
+        with contextlib.suppress(OSError):  # kept for the next time, where that can be
+            home.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}")
+            temporary.write_text("".join(f"{row} {what}\n" for row, what in wrong.items()), encoding="utf-8")
+            temporary.replace(kept)
     return np.array([row for row in range(len(files)) if row not in wrong], np.int64), wrong
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdjax.data.errors import DataError
 from kdjax.data.splits import test_part
+from kdjax.terminal import visible
 
 SPLITS = {
     "train": ("train", "training"),
@@ -104,12 +105,10 @@ def open_folder(name: str, root: Path, split: str, split_seed: int = 0) -> Folde
     folders = split_folders(root)
     if not folders:
         return _held_out(name, root, split, split_seed)
-    where = folders.get(split)
-    if where is None:
-        other = {"test": "validation", "validation": "test"}.get(split)
-        if other not in folders:
-            return _held_out(name, folders["train"], split, split_seed)
-        where = folders[other]
+    if set(folders) == {"train"}:
+        return _held_out(name, folders["train"], split, split_seed)
+    other = {"test": "validation", "validation": "test"}.get(split, split)
+    where = folders[split if split in folders else other]
     found = scan(where)
     if split == "train":
         return found
@@ -128,10 +127,14 @@ def scan(root: Path) -> Folder:
     """All files of class folders, those in folders within them too. Hidden files are left out; links are followed.
 
     Raises:
-      DataError: fewer than two classes, an empty one, or a class twice.
+      DataError: fewer than two classes, an empty one, a class twice, or one whose name is no text.
     """
     folders = _folders(root)
     names = tuple(_class_name(path) for path in folders)
+    garbled = next((name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)), None)
+    if garbled is not None:  # it could be written nowhere
+        raise DataError(f"{root} has a class folder whose name is not in this system's encoding, {visible(garbled)}; rename "
+                        "it, or set PYTHONUTF8=1 where file names are UTF-8.")  # fmt: skip
     if len(names) < 2:
         inside = f"only {names[0]!r}" if names else "no folders"
         raise DataError(
@@ -184,10 +187,11 @@ def _folders(root: Path) -> list[Path]:
     """Folders in a folder, by name."""
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if _counts(entry.name) and entry.is_dir())
+            names = [entry.name for entry in entries if _counts(entry.name) and entry.is_dir()]
     except OSError as error:
         raise DataError(f"{root} cannot be read ({error.strerror}); give a folder that can.") from error
-    return [Path(root, name) for name in names]
+    # By the name as it reads, whichever of its spellings in Unicode a system has written.
+    return [Path(root, name) for name in sorted(names, key=lambda name: (unicodedata.normalize("NFC", name), name))]
 
 
 def _counts(name: str) -> bool:

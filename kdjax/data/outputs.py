@@ -55,6 +55,10 @@ def read_outputs(path: str | Path, examples: int) -> np.ndarray:
             raise DataError(f"probs of {path} do not add up to 1 in every row; are they logits?")
         with np.errstate(divide="ignore"):
             said = np.log(said)
+    elif said.shape[-1] > 1 and (said >= 0).all() and np.allclose(said.sum(-1), 1, atol=1e-3):
+        raise DataError(
+            f"logits of {path} are all at least 0 and add up to 1 in every row, as probabilities do; call them probs."
+        )
     index = np.arange(len(said)) if index is None else index
     if index.shape != said.shape[:1] or not np.issubdtype(index.dtype, np.integer):
         raise DataError(f"index of {path} is {index.dtype} {list(index.shape)}; it must be integers [{len(said)}].")

@@ -192,10 +192,11 @@ def all_labels(builder, split: str, records: Records) -> np.ndarray:
     found = readers().map(lambda part: records.labels_of(records.examples(part)), list(records.parts()))
     labels = np.concatenate([np.zeros(0, np.int32), *found])
     if state:
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, labels)
-        temporary.replace(kept)
+        with contextlib.suppress(OSError):  # kept for the next time, where that can be
+            home.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}.npy")
+            np.save(temporary, labels)
+            temporary.replace(kept)
     return labels
 
 

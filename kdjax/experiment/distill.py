@@ -86,7 +86,8 @@ def distill(
         if (stored / "config.json").exists() and not (stored / "experiment.json").exists():
             teacher = _taken(task, student, stored)
     if isinstance(teacher, str | Path):
-        phases = (Phase(name="teacher", network=_stored(stored), weights=str(stored)),)
+        model, weights = _stored(stored)
+        phases = (Phase(name="teacher", network=model, weights=str(weights)),)
     elif teacher is not None:
         phases = (Phase(name="teacher", network=_model(teacher, "teacher", trained=True)),)
     twice = sorted({"name", "network", "objective", "duration", "optimizer", "teacher"} & set(options))
@@ -151,10 +152,12 @@ def _taken(task: Task, student: Any, folder: Path) -> Model:
         raise ExperimentError(str(error)) from error
 
 
-def _stored(folder: Path) -> Model:
-    """The network that a run folder's student is."""
+def _stored(folder: Path) -> tuple[Model, Path]:
+    """The network that a run folder's student is, or that of a phase's own folder, and where its weights lie."""
     from kdjax.experiment.artifacts import saved_experiment
 
     place = folder if (folder / "experiment.json").exists() else folder.parent
     experiment = saved_experiment(place)
-    return (experiment.student if place == folder else experiment.phase(folder.name)).network
+    if place != folder:
+        return experiment.phase(folder.name).network, folder
+    return experiment.student.network, folder / experiment.student.name

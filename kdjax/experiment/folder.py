@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,11 @@ def check_place(folder: Path) -> None:
             f"Runs are written to local folders, and {folder} is an address; give a folder, and copy it there afterwards."
         )
     for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            raise ExperimentError(
+                f"{place} is a link to {os.readlink(place)}, which is not there, so {folder} cannot be a run folder; mend "
+                "the link, or choose another with --run."
+            )
         if place.exists():
             if not place.is_dir():
                 raise ExperimentError(
@@ -210,7 +216,7 @@ def find_network(path: Path, phase: str, seen: tuple[Path, ...] = ()) -> Path:
     A phase that took its network from elsewhere leads there.
     """
     folders = [child for child in path.glob("*/") if counts(child)]
-    candidates = [path, path / phase, *sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
+    candidates = [path, path / phase, *sorted(folders, key=_order_of(path), reverse=True)]
     for candidate in candidates:
         if (candidate / NETWORK).exists():
             return candidate
@@ -223,6 +229,15 @@ def find_network(path: Path, phase: str, seen: tuple[Path, ...] = ()) -> Path:
                 )
             return find_network(there, phase, (*seen, there))
     raise ExperimentError(f"{path} holds no finished network; give the folder of a run or phase that has ended.")
+
+
+def _order_of(path: Path) -> Callable[[Path], Any]:
+    """By what the folders of a run's phases are in order: of the phases, or where these are not known of time."""
+    try:
+        names = [phase.name for phase in serialization.load(path / EXPERIMENT).phases]
+    except (ExperimentError, OSError):
+        names = []
+    return lambda folder: (names.index(folder.name) if folder.name in names else -1, folder.stat().st_mtime)
 
 
 def network_folder(phase: Phase, place: Path) -> Path:

@@ -5,6 +5,7 @@ same student again with another objective. Warm-ups, chains of assistants and bo
 """
 
 import dataclasses
+import os
 from typing import Literal
 
 from kdjax.objectives import CrossEntropy, Objective, part_names, reads_teacher, unmixed
@@ -65,6 +66,11 @@ class Phase:
     """which weights are the phase's result: of the last step, or of the best evaluation"""
     seed_offset: int = 0
     """added to the run's seed for this network, so that networks of one kind begin differently"""
+
+    def __post_init__(self):
+        outputs = os.path.expanduser(self.teacher_outputs)
+        if outputs and os.path.exists(outputs):  # a saved run is read from anywhere
+            object.__setattr__(self, "teacher_outputs", os.path.abspath(outputs))
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from kdjax.models import modes
 
 
 class Heeding:
-    """Watches one training call, also of layers inside `nnx.scan`, `nnx.vmap`, `nnx.remat` and `nnx.jit`.
+    """Watches one call, also of layers inside `nnx.scan`, `nnx.vmap`, `nnx.remat` and `nnx.jit`.
 
     These hand out new arrays for what they left untouched, so that nothing can be told by comparing before and after. What is
     watched is the act: a hook of each statistic, and a subclass of each dropout, which they take along.
@@ -34,6 +34,11 @@ class Heeding:
         if self.statistics and not self.wrote and not self._replaced(module):
             return modes.STATISTICS
         return modes.DROPOUT if self.dropouts and not self.dropped else ""
+
+    @property
+    def moved(self) -> str:
+        """What the call did that belongs to training, or ""."""
+        return modes.MOVES if self.wrote else modes.DROPS if self.dropped else ""
 
     def _replaced(self, module: nnx.Module) -> bool:
         """Whether a statistic is another variable than before, which has no hook."""

@@ -38,7 +38,8 @@ def from_linen(
     """A network from a Flax Linen module.
 
     Args:
-      module: an unbound module. BatchNorm takes its statistics over all devices, whatever `axis_name` the model gives it.
+      module: a module; of a bound one the variables are taken, where none are given. BatchNorm takes its statistics over all
+        devices, whatever `axis_name` the model gives it.
       inputs: example inputs (or `jax.ShapeDtypeStruct`) with a batch axis, from which `init` makes the variables.
       features, preactivations: paths of submodules, such as `("block_0", "block_1")`, whose outputs are the stages of these
         fields of the `ModelOutput`; "block_0:input" is what that module is given. One path of layers under `nn.scan` is a
@@ -62,7 +63,7 @@ def from_linen(
     Random numbers of every stream (`self.make_rng("noise")`) come from the step's key.
 
     Raises:
-      TypeError: it is no unbound Linen module.
+      TypeError: it is no Linen module.
       ValueError: `mode` is no such thing; `variables` has no "params"; or, when it runs: a path is unknown or its module runs
         not once; or, in training, if it has batch statistics, or dropout, that do not heed it; or, under pmap and shard_map,
         if what normalises is not `nn.BatchNorm` and there is no `axis_name` field.
@@ -72,7 +73,10 @@ def from_linen(
         mend = (
             "give its .module, and variables={'params': its .params}" if holds else "give an instance, or use from_nnx"
         )
-        raise TypeError(f"from_linen takes an unbound Linen module, not a {_kind(module)}; {mend}.")
+        raise TypeError(f"from_linen takes a Linen module, not a {_kind(module)}; {mend}.")
+    if module.scope is not None:
+        module, own = module.unbind()
+        variables = own if variables is None else variables
     if variables is not None:
         variables = _plain(variables)
         if variables and "params" not in variables:
@@ -117,6 +121,13 @@ def from_linen(
                 raise
             raise ValueError(
                 f"{title} writes variables in evaluation, where nothing may change; let it write in training alone ({error})."
+            ) from error
+        except flax.errors.ScopeCollectionNotFound as error:
+            if variables is None:
+                raise
+            raise ValueError(
+                f"{title} reads variables that are not among those given, {', '.join(sorted(variables))}; give all of them, "
+                f"variables={{'params': ..., 'batch_stats': ...}} ({error})."
             ) from error
         except flax.errors.InvalidRngError as error:
             if train:

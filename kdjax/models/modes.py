@@ -102,6 +102,23 @@ def unheard(model: str, what: str, call: Callable, told: Mapping[str, Any], flag
     return ValueError(f"{model} has {what}: {problem}; {mend}, or mode={{}} if this is meant.")
 
 
+def restless(model: str, what: str, call: Callable, told: Mapping[str, Any]) -> ValueError:
+    """The error for a model that does in evaluation what belongs to training.
+
+    Args:
+      model: its name.
+      what: what it does.
+      call: its `__call__`.
+      told: the arguments by which it was told the mode.
+    """
+    parameters = inspect.signature(call).parameters
+    guess = next((n for n, p in parameters.items() if isinstance(p.default, bool) and n not in told), None)
+    mend = f"pass mode={{{guess!r}: {parameters[guess].default}}}, the argument's name and its value in training" if guess else (
+        "give it an argument train, and hand it on to BatchNorm (use_running_average=not train) and Dropout"
+    )  # fmt: skip
+    return ValueError(f"{model} {what} in evaluation; {mend}.")
+
+
 def moves(model: str) -> ValueError:
     """The error for a model that is said to be the same in training and evaluation, and takes statistics of the batch."""
     return ValueError(
@@ -112,3 +129,4 @@ def moves(model: str) -> ValueError:
 
 STATISTICS = "batch statistics that training leaves as they are"
 DROPOUT = "dropout that drops nothing in training"
+MOVES, DROPS = "moves its batch statistics", "drops (Dropout)"

@@ -76,7 +76,10 @@ def from_nnx(
     kind = type(model).__name__ if isinstance(model, nnx.Module) else getattr(model, "__name__", "nnx model")
     kept = Taps.of(taps, features, preactivations, embedding)
     functional = functionalise(model, trainable=trainable)
-    heeds = []  # filled by the first training call that is sound: later ones are not watched
+    heeds, rests = (
+        [],
+        [],
+    )  # filled by the first call in training, and in evaluation, that is sound: later ones are not watched
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
         def run(module):
@@ -89,9 +92,13 @@ def from_nnx(
                 told["rngs"] = nnx.Rngs(key) if train else None
             _set_types(module)
             notes, sown = _install(module, kept), _listen(module, losses)
-            watch = Heeding(module) if train and not heeds else None
+            watch = Heeding(module) if not (heeds if train else rests) else None
             raw = (call or _plain_call)(module, inputs, **told)
-            if watch is not None:
+            if watch is not None and not train:
+                if mode != {} and (what := watch.moved):
+                    raise modes.restless(title, what, forward, {n: v for n, v in told.items() if n != "rngs"})
+                rests.append(True)
+            elif watch is not None:
                 told.pop("rngs", None)
                 own = {name: value for name, value in flags.items() if name in vars(module)}
                 if mode == {} and watch.wrote:

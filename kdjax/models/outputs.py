@@ -49,7 +49,7 @@ def of_model(raw: Any, output: Callable[[Any], Any], inputs: Any) -> Any:
     have `[C]`.
 
     Raises:
-      TypeError: the logits are no floats `[B, ..., C]`.
+      TypeError: the logits are no floats `[B, ..., C]`, or the features no tuple.
     """
     made = output(raw)
     made = ModelOutput(logits=made) if _is_array(made) else made
@@ -63,6 +63,8 @@ def of_model(raw: Any, output: Callable[[Any], Any], inputs: Any) -> Any:
             f"The model's logits are {logits.dtype} {list(logits.shape)}; they must be floats [B, C], or [B, L, C] of elements: "
             "pass output=function_that_makes_them."
         )
+    if _is_array(getattr(made, "features", ())):
+        raise TypeError("features of the model's output are one array; give a tuple of stages, features=(array,).")
     return made
 
 

@@ -21,6 +21,17 @@ USUAL = {
     "in_channels": ("in_channels", "in_chans", "num_channels", "input_channels", "channels", "in_features", "input_dim"),
     "image_size": ("image_size", "img_size", "input_size", "resolution"),
 }  # fmt: skip
+# Of these, names that may also mean a width or the like: they are filled in where they must be given, and nothing else is.
+PERHAPS = {
+    "classes",
+    "out_features",
+    "output_dim",
+    "num_channels",
+    "channels",
+    "in_features",
+    "input_dim",
+    "resolution",
+}
 
 
 def from_reference(
@@ -47,8 +58,7 @@ def from_reference(
             raise ValueError(f"{reference} is built already, so it takes no options; name its class.")
         return _adapted(found, inputs, name, taps)
     kind = found if isinstance(found, type) else _returned(found, reference)
-    known = {other: value for fact, value in facts.items() for other in USUAL.get(fact, (fact,))}
-    arguments = _arguments(found, reference, known, given)
+    arguments = _arguments(found, reference, _known(facts, _parameters(found)), given)
     if issubclass(kind, nnx.Module):
         takes_rngs = "rngs" in _parameters(found)
         return from_nnx(lambda rngs: found(**arguments, **({"rngs": rngs} if takes_rngs else {})), name=name, **taps)
@@ -92,6 +102,17 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     own = dict(inspect.signature(function.__init__).parameters)
     own.pop(next(iter(own)))
     return own
+
+
+def _known(facts: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What is known of the data, by the names that these parameters have for it."""
+    known = {}
+    for fact, value in facts.items():
+        names = [name for name in USUAL.get(fact, (fact,)) if name in parameters]
+        sure = [name for name in names if name not in PERHAPS]
+        needed = [name for name in names if parameters[name].default is inspect.Parameter.empty]
+        known |= dict.fromkeys(sure or needed, value)
+    return known
 
 
 def _arguments(

@@ -238,6 +238,13 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
             f"The student gives one logit and the data has {data.num_classes} classes: a softmax of one is always 1, so nothing "
             "would be learned; give a logit a class."
         )
+    reads_labels = any({"student.logits", "labels"} <= set(part.reads) for part in objective.parts)
+    if not problems and reads_labels and logits["student"] is not None and data is not None:
+        ours = logits["student"].shape[-1]
+        if ours < data.num_classes:
+            problems.append(
+                f"The student gives {ours} logits and the data has {data.num_classes} classes; give a logit a class."
+            )
     return problems
 
 

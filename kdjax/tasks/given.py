@@ -48,6 +48,14 @@ class GivenNetwork(Model):
             )
         if isinstance(found, Network):
             return found
+        if self.trained and not (
+            isinstance(found, nnx.Module) or (isinstance(found, nn.Module) and found.scope is not None)
+        ):
+            kind = "Linen module" if isinstance(found, nn.Module) else "constructor"
+            raise ValueError(
+                f"{self.name!r} is to teach as it is, and is a {kind} without "
+                "weights; give a trained NNX module, or kdjax.models.from_linen(module, inputs, variables=...)."
+            )
         if isinstance(found, nn.Module):
             return from_linen(found, inputs, name=self.name)
         if isinstance(found, nnx.Module) or callable(found):
@@ -194,6 +202,7 @@ def given_data(
     for split, (inputs, labels) in {"train": train, "test": test}.items():
         inputs, labels = jax.tree.map(np.asarray, inputs), None if labels is None else np.asarray(labels)
         _check_inputs(f"{name}, {split}", inputs)
+        labels = _classes_of(f"{name}, {split}", inputs, labels)
         sizes = sorted({len(leaf) for leaf in jax.tree.leaves((inputs, labels))})
         if len(sizes) != 1 or sizes[0] == 0:
             raise DataError(
@@ -242,6 +251,23 @@ def _check_inputs(where: str, inputs: Tree) -> None:
             raise DataError(
                 f"The inputs of {where}, hold {what}; give arrays of numbers [N, ...], numpy.asarray(inputs)."
             )
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            row = int(np.argwhere(~np.isfinite(leaf))[0][0])
+            raise DataError(f"The inputs of {where}, are not finite in row {row}; mend it, or leave it out.")
+
+
+def _classes_of(where: str, inputs: Tree, labels: Any) -> Any:
+    """Labels `[N, 1]`, as Keras has them, without that axis; classes spelt out as rows of 0 and a 1 are refused."""
+    if labels is None or labels.ndim != 2 or any(leaf.ndim > 1 and leaf.shape[1] == labels.shape[1] for leaf in
+                                                 jax.tree.leaves(inputs)):  # fmt: skip
+        return labels  # a class of each element
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    if ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
+        raise DataError(
+            f"The labels of {where}, are rows of 0 and a 1, {list(labels.shape)}; give classes, labels.argmax(axis=1)."
+        )
+    return labels
 
 
 def named(found: Any, fallback: str) -> str:

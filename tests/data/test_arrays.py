@@ -31,7 +31,7 @@ def test_an_npz_by_its_usual_names(keys, tmp_path):
 
 
 def test_one_pair_is_split_and_npy_files_are_read_from_disk(tmp_path, capsys):
-    np.savez(tmp_path / "one.npz", images=X, labels=Y, class_names=np.array(["a", "b", "c"]))
+    np.savez(tmp_path / "one.npz", images=X, labels=Y, class_names=np.array([b"a", b"b", b"c"]))
     train, test = (load(str(tmp_path / "one.npz"), split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (24, 6) and train.class_names == ("a", "b", "c")
     assert np.bincount(test.labels).tolist() == [2, 2, 2]

@@ -9,6 +9,7 @@ from PIL import Image
 from kdjax.data import Crop, DataError, Pipeline, Reading, encoded, load, sources
 from kdjax.data.check import check
 from kdjax.data.splits import test_part as part_for_test
+from kdjax.data.texts import load_texts
 
 SQUARE = Reading(size=6)
 
@@ -57,6 +58,43 @@ def test_class_folders_alone_are_split_by_class(tmp_path, capsys):
     assert shades[0] | shades[1] == set(range(25)) and not shades[0] & shades[1]
     other = load(root, split="test", split_seed=4)
     assert set(other.images[other.labels == 0, 0, 0, 0].tolist()) != shades[1]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a flat test folder"])
+def test_a_train_folder_without_a_test_part_shares_nothing_with_what_is_held_out(beside, tmp_path):
+    """Of pictures, and of texts in folders."""
+    tree(tmp_path / "pets", ("train",), count=10)
+    if beside:
+        put(tmp_path / "pets/test/0.png")
+    parts = [load(str(tmp_path / "pets"), split=split, reading=SQUARE) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [16, 4]
+    shades = [set(part.read(np.arange(len(part)))["inputs"][:, 3, 3, 0].tolist()) for part in parts]
+    assert not shades[0] & shades[1] and len(shades[0] | shades[1]) == 20
+    for name in ("cat", "dog"):
+        for i in range(10):
+            file = tmp_path / f"words/train/{name}/{i}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{name} {i}")
+    train, test = (load_texts(str(tmp_path / "words"), split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (16, 4) and not set(train.first) & set(test.first)
+
+
+def test_classes_have_one_order_in_whatever_spelling(tmp_path):
+    """Of Unicode: a system may have written an accent as a letter of its own."""
+    for split, cafe in (("train", "cafe\u0301"), ("test", "caf\u00e9")):
+        for name, shade in ((cafe, 200), ("cafz", 20)):
+            put(tmp_path / split / name / "0.png", shade)
+    parts = [load(str(tmp_path), split=split) for split in ("train", "test")]
+    assert parts[0].class_names == parts[1].class_names
+    shades = [part.read(np.arange(2))["inputs"][:, 0, 0, 0].tolist() for part in parts]
+    assert shades[0] == shades[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
+def test_a_class_whose_name_is_in_no_encoding_is_refused(tmp_path):
+    tree(tmp_path)
+    os.rename(os.fsencode(tmp_path / "train/cat"), os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    says(r"a class folder whose name is not in this system's encoding, .*; rename it", str(tmp_path), split="train")
 
 
 def test_the_choice_is_the_same_for_ever():

@@ -1,5 +1,7 @@
 """kdjax.distill: one's own networks and arrays by one call, with all that a run has."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from flax import nnx
 import kdjax
 from kdjax.data import DataError
 from kdjax.experiment import ExperimentError, program
+from kdjax.experiment.distill import _stored
+from kdjax.experiment.folder import find_network
 from kdjax.json_files import read_json
 from kdjax.models import from_linen, from_nnx, to_nnx
 from kdjax.objectives import KD, CrossEntropy
@@ -209,6 +213,27 @@ def test_what_the_teacher_says_of_arrays_is_kept(teacher, tmp_path, monkeypatch)
         )
 
 
+def test_a_bound_linen_module_teaches_with_its_variables_and_labels_may_have_an_axis(tmp_path):
+    """Of one, as those of Keras have."""
+    truth = RNG.normal(size=(6, 3)).astype(np.float32)
+    labels = (X @ truth).argmax(axis=1)[:, None]
+    bound = nn.Dense(3).bind({"params": {"kernel": 5 * truth, "bias": np.zeros(3, np.float32)}})
+    data = (X[:64], labels[:64]), (X[64:], labels[64:])
+    results = kdjax.distill(student, bound, data, "kd", folder=tmp_path / "run", **SMALL)
+    assert results["student"]["last"]["teacher"]["top1"] == 1.0
+
+
+def test_a_run_teaches_by_its_student_whatever_its_folders_are_called_and_how_old_they_are(tmp_path):
+    """Architecture and weights of one phase."""
+    run = tmp_path / "run"
+    kdjax.distill(student, MLP(16, nnx.Rngs(3)), DATA, "kd", folder=run, **SMALL)
+    assert find_network(run, "") == run / "student"
+    os.utime(run / "teacher")
+    assert find_network(run, "") == run / "student"
+    model, place = _stored(run)
+    assert place == run / "student" and model.name == "student" and _stored(run / "teacher")[1] == run / "teacher"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
@@ -220,6 +245,13 @@ def test_what_the_teacher_says_of_arrays_is_kept(teacher, tmp_path, monkeypatch)
         ({"objective": "dkd", "teacher": None}, ExperimentError, "has no teacher"),
         ({"student": 3}, ExperimentError, "give an NNX module or its constructor"),
         ({"student": lambda rngs: nnx.Linear(6, 5, rngs=rngs)}, ExperimentError, "The teacher has 3 classes and the student 5"),
+        ({"student": lambda rngs: nnx.Linear(6, 2, rngs=rngs), "objective": CrossEntropy()}, ExperimentError,
+         "The student gives 2 logits and the data has 3 classes"),
+        ({"teacher": student}, ExperimentError, "'student' is to teach as it is, and is a constructor without weights"),
+        ({"teacher": nn.Dense(3)}, ExperimentError, "'Dense' is to teach as it is, and is a Linen module without weights"),
+        ({"data": ((X[:64], np.eye(3, dtype=int)[Y[:64]]), DATA[1])}, DataError, r"rows of 0 and a 1, \[64, 3\]; give classes"),
+        ({"data": ((np.where(np.arange(64)[:, None] == 5, np.nan, X[:64]), Y[:64]), DATA[1])}, DataError,
+         "inputs of given, train, are not finite in row 5"),
         ({"duraton": epochs(1)}, ExperimentError, "unexpected keyword argument 'duraton'"),
         ({"objective": "crd_shared"}, ExperimentError, "reads student.embedding, which the student network does not give"),
     ],

@@ -102,6 +102,7 @@ def test_probabilities_become_logits(tmp_path):
         ({"logits": np.zeros((4, 2), int)}, "must be floats"),
         ({"logits": np.full((4, 2), np.nan)}, "is nan in row 0"),
         ({"probs": np.ones((4, 2))}, "do not add up to 1"),
+        ({"logits": np.full((4, 2), 0.5)}, "add up to 1 in every row, as probabilities do; call them probs"),
         ({"logits": np.zeros((5, 2))}, "is of example 4, and there are 4"),
         ({"logits": np.zeros((2, 2)), "index": np.array([1, 1])}, "has example 1 twice"),
         ({"logits": np.zeros((2, 2)), "index": np.array([1.0, 2.0])}, "index of .* is float64"),

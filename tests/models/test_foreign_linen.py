@@ -186,6 +186,28 @@ def test_what_is_no_module_is_refused():
         from_linen(nn.Dense(3), X, variables=nn.Dense(3).init(KEY, X)["params"])
 
 
+def test_a_bound_module_brings_its_variables():
+    """Unless others are given."""
+    variables = nn.Dense(3).init(KEY, X)
+    bound, none = nn.Dense(3).bind(variables), {"params": jax.tree.map(jnp.zeros_like, variables["params"])}
+    for network, wanted in ((from_linen(bound, X), variables), (from_linen(bound, X, variables=none), none)):
+        said = network.apply(*network.init(jax.random.key(5)), X, train=False)[0].logits
+        np.testing.assert_allclose(said, nn.Dense(3).apply(wanted, X), rtol=1e-6)
+
+
+def test_variables_that_lack_a_collection_are_refused():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+    given = {"params": Normed().init(KEY, X, False)["params"]}
+    with pytest.raises(
+        ValueError, match="Normed reads variables that are not among those given, params; give all of them"
+    ):
+        output_shapes(from_linen(Normed(), X, variables=given), X)
+
+
 def test_random_numbers_in_evaluation_are_refused():
     class Noisy(nn.Module):
         @nn.compact

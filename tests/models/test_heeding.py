@@ -59,6 +59,30 @@ def test_nnx_layers_inside_a_transformation_that_do_not_listen_are_found_out(how
         jax.eval_shape(lambda k, n=heard: n.apply(*n.init(k), X, train=True, rngs=k), KEY)
 
 
+class Unusual(nnx.Module):
+    """Trains unless it is told otherwise, by an argument of a name that is not known."""
+
+    def __init__(self, layer, rngs):
+        self.block = DeafBlock(rngs, layer)
+
+    def __call__(self, x, fit=True):
+        return self.block(x, not fit)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"), [("norm", "moves its batch statistics"), ("drop", "drops"), ("attention", "drops")]
+)
+def test_a_model_that_trains_in_evaluation_is_found_out(layer, said):
+    """It would be evaluated, and teach, so."""
+    plain, told = (from_nnx(Unusual(layer, nnx.Rngs(0)), mode=mode) for mode in (None, {"fit": True}))
+    x = X if layer != "attention" else X[:, None]
+    with pytest.raises(
+        ValueError, match=rf"Unusual {said}.* in evaluation; pass mode={{'fit': True}}, the argument's name"
+    ):
+        jax.eval_shape(lambda k: plain.apply(*plain.init(k), x, train=False), KEY)
+    jax.eval_shape(lambda k: told.apply(*told.init(k), x, train=False), KEY)
+
+
 class OwnStatistics(nn.Module):
     """Batch statistics of a module of one's own."""
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from kdjax.losses import checks
+from kdjax.losses import checks, logspace
 from kdjax.losses.tokens.divergences import skew_fkl, skew_rkl
 
 __all__ = ["distillm2", "distillm2_alpha", "distillm2_gap", "minillm_advantages", "minillm_policy"]
@@ -255,7 +255,8 @@ def _mean(values: Array, weights: Array) -> Array:
 
 
 def _log_probability(logits: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    log_p = jax.nn.log_softmax(logits)
+    return logspace.pick(log_p, logspace.one_hot(labels, log_p.shape[-1]))
 
 
 def _alike(array, reference: Array, name: str) -> Array:

@@ -1,6 +1,8 @@
 """How a config names images and their classes, and how they become batches, views and a table."""
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +13,7 @@ from kdjax.data import Crop, Reading, Source, load, make_splits, stand_in
 from kdjax.data.errors import DataError, note
 from kdjax.data.overlap import said as overlapping
 from kdjax.data.pictures import Unreadable
+from kdjax.data.sources import own_path
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
@@ -50,6 +53,13 @@ class Classification(Task):
     """seed of the choice of validation and labelled examples, and of test ones where a set has none"""
     views: Views = Views()
     """augmentation and normalisation, on the device; one number for mean or std is that of all channels"""
+
+    def __post_init__(self):
+        if self.name.endswith((".npz", ".npy")) or os.path.isdir(os.path.expanduser(self.name)):
+            with contextlib.suppress(DataError):  # which is said where it is read
+                own = own_path(self.name)
+                if own is not None:  # a saved run is read from anywhere
+                    object.__setattr__(self, "name", os.path.abspath(own))
 
     metric: ClassVar = Metric("top1", "top-1 %", 100, 2, unit="points")
     columns: ClassVar = (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdjax.cli import main
 from kdjax.data import Crop, Pipeline, from_arrays
-from kdjax.experiment import ExperimentError
+from kdjax.experiment import ExperimentError, Phase
 from kdjax.experiment import program as programs
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, bind
@@ -97,6 +97,21 @@ def test_arrays_from_python(builder, tmp_path):
     with pytest.raises(ExperimentError, match="'dkd' reads labels as class indices, and the data has soft ones"):
         plain = small(DKD(), data={"name": name})
         builder.program(plain, plain.student)
+
+
+def test_a_saved_path_is_read_from_anywhere(tmp_path, monkeypatch):
+    """Of arrays, and of a folder by its bare name; names of sets stay."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", x_train=np.zeros((4, 2, 2, 1), np.uint8))
+    (tmp_path / "my pictures").mkdir()
+    (tmp_path / "digits").mkdir()
+    for name in ("mine.npz", "./mine.npz", "my pictures"):
+        assert Classification(name=name).name == str(tmp_path / name)
+    for name in ("digits", "cifar100", "none.npz"):
+        assert Classification(name=name).name == name
+    (tmp_path / "said.npz").write_bytes(b"")
+    phase = Phase(network=Classifier(name="small_cnn"), teacher_outputs="said.npz")
+    assert phase.teacher_outputs == str(tmp_path / "said.npz")
 
 
 def test_soft_labels_are_refused_by_what_reads_classes():
