@@ -47,12 +47,6 @@ def compare(argv):
     config, early = read_config("compare", argv, CompareOptions)
     if config is None:
         return 0
-    from kdjax.experiment.spec import ExperimentError
-
-    if len({label(name) for name in early.methods}) < len(early.methods):
-        raise ExperimentError(
-            f"Of {', '.join(map(label, early.methods))} two are called alike; give each its own name."
-        )
     experiments, options = parsed_methods("compare", argv, config, early.methods, early)
     from kdjax.experiment.compare import compare as run_comparison
     from kdjax.experiment.program import Builder
@@ -185,13 +179,14 @@ def study(argv):
 
 def parsed_methods(command, argv, config, methods, options):
     """`(experiments by method, options)` of a command line for several methods, of which some have settings others have not."""
-    from kdjax.experiment.config import of_each
+    from kdjax.experiment.config import called, of_each
 
+    names = called(methods)
     made = {name: config(name) for name in methods}
     words = of_each(
         argv, {name: experiment.tiny() if "--tiny" in argv else experiment for name, experiment in made.items()}
     )
-    parsed = {label(name): parse(command, words[name], experiment, options) for name, experiment in made.items()}
+    parsed = {name: parse(command, words[one], made[one], options) for name, one in zip(names, methods, strict=True)}
     return {name: experiment for name, (experiment, _) in parsed.items()}, next(iter(parsed.values()), (None, options))[
         1
     ]

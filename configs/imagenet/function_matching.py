@@ -20,7 +20,9 @@ from kdjax.training.optimizers import AdamW
 
 def experiment(name: str = "function_matching") -> Experiment:
     # The released weight decay is not multiplied by the learning rate, as AdamW's is: 3e-4 / 0.03.
-    optimizer = AdamW(learning_rate=0.03 * (WarmUp(length=steps(5000)) * Cosine()), weight_decay=1e-2, clip=1.0)
+    optimizer = AdamW(
+        learning_rate=0.03 * (WarmUp(length=steps(5000)) * Cosine()), weight_decay=1e-2, decay_vectors=False, clip=1.0
+    )
     views = Views(flip=True, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), mixup=1.0)
     return Experiment(
         name="imagenet-function-matching",

@@ -23,10 +23,14 @@ def paired_gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str,
       `p`, two-sided, of no difference. Both are None for a single seed, and `p` where all differences are alike.
     """
     difference = np.asarray(values) - np.asarray(baseline)
+    largest = max(np.abs(values).max(), np.abs(baseline).max())
+    if np.ptp(difference) <= 1e-12 * largest:  # alike but for rounding
+        difference = np.full(difference.shape, difference[0])
     gain = spread(difference) | {"better": int((difference > 0).sum()), "half_width": None, "p": None}
     if len(difference) > 1:
         from scipy import stats
 
+        gain["sd"] *= float(np.ptp(difference) > 0)  # that of equal numbers is not 0 in floats
         error = gain["sd"] / np.sqrt(len(difference))
         gain["half_width"] = float(stats.t.ppf(1 - LEVEL / 2, len(difference) - 1) * error)
         if error > 0:

@@ -1,6 +1,7 @@
 """Phases that have ended: kept, found again, taken over from other runs, evaluated, and used."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,12 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
             "parameters": count_parameters(network.params),
             "last": {"step": before.get("steps", 0), **program.evaluate(network, teacher)},
             "hash": facts["hash"],
-            "from": str(source),
         }
         builder.networks[source, program] = Finished(network, result)
+    # What was named from here on is found from here on, so that runs that belong together can be moved.
+    there = str(source) if os.path.isabs(phase.weights) else os.path.relpath(source, place.absolute())
     found = builder.networks[source, program]
+    found = Finished(found.network, found.result | {"from": there})
     record(place, found, f"The network in {source}")
     return found
 

@@ -111,11 +111,18 @@ def compare(
                     raise
                 announce(f"{name} failed, the others go on: {error}")
                 continue
-            runs[name] = [result[experiment.student.name] for result in results]
+            runs[name] = [_whole(result, experiment) for result in results]
         comparison = summarise(first, runs, teacher, builder)
         comparison |= {"together": len(seeds) if together else None, "failed": failed}
         by_first(lambda: write_json(folder / COMPARISON, comparison), ExperimentError)
         return comparison
+
+
+def _whole(result: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """What the student came to, with the time of the phases before that trained it too."""
+    seconds = [result[phase.name].get("seconds") for phase in experiment.lineage]
+    known = [s for s in seconds if s is not None]
+    return result[experiment.student.name] | {"seconds": sum(known) if known else None}
 
 
 def check_alike(experiments: dict[str, Experiment]) -> None:
@@ -178,7 +185,9 @@ def summarise(
                     summary["metrics"][key]["values"], methods[BASELINE]["metrics"][key]["values"]
                 )
         gains = {name: summary["gain"] for name, summary in methods.items() if "gain" in summary}
-        for name, p in holm({name: gain["p"] for name, gain in gains.items() if gain["p"] is not None}).items():
+        # Where every seed has the same difference there is no p, and the comparison is one of the family all the same.
+        several = {name: gain["p"] for name, gain in gains.items() if gain["half_width"] is not None}
+        for name, p in holm({name: 1.0 if p is None else p for name, p in several.items()}).items():
             gains[name]["p_holm"] = p
     name, result = next(reversed(teacher.items())) if teacher else (None, None)
     return {
@@ -192,7 +201,7 @@ def summarise(
             "evaluated": len(dataset.held_index),
             "description": dataset.description,
         },
-        "steps": student.compiled.clock.total_steps,
+        "steps": sum(builder.program(experiment, p).compiled.clock.total_steps for p in experiment.lineage),
         "batch_size": task.batch_size,
         "student": student.networks.student.name,
         "teacher": None if result is None else {

@@ -19,7 +19,7 @@ from kdjax.experiment.schemes import with_method
 from kdjax.experiment.spec import Experiment, ExperimentError
 from kdjax.objectives import Sum, method, part_names
 from kdjax.places import local
-from kdjax.references import load_file
+from kdjax.references import label, load_file
 
 Config = Callable[[str | None], Experiment]
 
@@ -108,6 +108,18 @@ def check_method(name: str) -> None:
         method(name)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+
+
+def called(methods: Sequence[str]) -> list[str]:
+    """What methods are called, each by itself.
+
+    Raises:
+      ExperimentError: two are called alike.
+    """
+    names = [label(name) for name in methods]
+    if len(set(names)) < len(names):
+        raise ExperimentError(f"Of {', '.join(names)} two are called alike; give each its own name.")
+    return names
 
 
 def by_method(experiment: Experiment, name: str) -> Experiment:

@@ -135,9 +135,12 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
 
 def _may_change(difference: str, folder: Path, experiment: Experiment) -> bool:
     """Whether a run may be gone on with in spite of a difference: of what is done where training is not finite, and of a phase
-    that has not ended its learning rate and which of its weights are kept."""
+    that has not ended its learning rate and which of its weights are kept. Of a comparison the first alone, for its runs are to
+    be alike."""
     if difference.startswith("on_nan:"):
         return True
+    if (folder / COMPARISON).exists():
+        return False
     found = re.match(r"phases\.(\d+)\.(optimizer\.learning_rate\b|keep:)", difference)
     return found is not None and not (folder / experiment.phases[int(found[1])].name / RESULT).exists()
 
@@ -222,7 +225,7 @@ def find_network(path: Path, phase: str, seen: tuple[Path, ...] = ()) -> Path:
             return candidate
         result = read_result(candidate)
         if result is not None and "from" in result:
-            there = Path(result["from"])
+            there = Path(os.path.normpath(candidate.absolute() / result["from"]))
             if there in seen:
                 raise ExperimentError(
                     f"{path} took its network from {there}, which took it from there; name another run."

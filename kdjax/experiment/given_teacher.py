@@ -35,7 +35,7 @@ def taught_by(experiment: Experiment, folder: Path, builder: Builder) -> Experim
     if (model := taken_as_it_is(experiment, name, folder)) is not None:
         return experiment.replace_phase(name, network=model, weights="", start="", teacher="")
     if folder.suffix in WEIGHTS and not folder.is_dir():
-        folder = converted(folder, experiment.phase(name).network)
+        folder = converted(folder, experiment.phase(name).network, getattr(experiment.data, "views", None))
     source = network_folder(dataclasses.replace(experiment.phase(name), weights=str(folder)), folder / name)
     changes: dict[str, Any] = {"weights": str(folder)}
     facts = read_network(source)
@@ -66,10 +66,10 @@ def taken_as_it_is(experiment: Experiment, name: str, folder: Path) -> Model | N
     return None
 
 
-def converted(path: Path, model: Any) -> Path:
+def converted(path: Path, model: Any, views: Any = None) -> Path:
     """The folder of a finished run that a file of published weights becomes, in the user's cache: once for each content.
 
-    The network is the one that the config has for the teacher, and its `mean` and `std` if it has them.
+    The network is the one that the config has for the teacher, and its `mean` and `std` if it has them, else those of the views.
     """
     from kdjax.experiment.convert import PHASE, convert
 
@@ -78,7 +78,8 @@ def converted(path: Path, model: Any) -> Path:
             digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise ExperimentError(f"{path} cannot be read ({error.strerror or error}); give a file of weights.") from error
-    digest.update(repr(model).encode())
+    options = {name: getattr(model, name, None) or getattr(views, name, None) or () for name in ("mean", "std")}
+    digest.update(repr((model, options)).encode())
     folder = cache_folder("converted") / f"{model.name}-{digest.hexdigest()[:16]}"
     if (folder / PHASE / RESULT).exists():
         return folder
@@ -87,7 +88,6 @@ def converted(path: Path, model: Any) -> Path:
             f"{path} is not made a network by several processes; run kdjax convert {path} --network {model.name} --run FOLDER "
             "once, and give --teacher FOLDER."
         )
-    options = {name: getattr(model, name, None) or () for name in ("mean", "std")}
     temporary = folder.with_name(f"{folder.name}-{os.getpid()}.tmp")
     convert(path, model.name, temporary, width=getattr(model, "width", 0), **options, overwrite=True)
     try:

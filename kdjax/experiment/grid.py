@@ -12,7 +12,7 @@ from kdjax.experiment.folder import COMPARISON, check_place
 from kdjax.experiment.lock import locked
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
-from kdjax.json_files import write_json
+from kdjax.json_files import read_json, write_json
 from kdjax.objectives import Objective, Sum, part_names
 from kdjax.schedules import Duration
 from kdjax.tasks import Task
@@ -96,6 +96,8 @@ def grid(
         chosen = best(tuned, task)
         announce(f"chosen on {tuned['data']['evaluated']:,} validation {task.noun}: {chosen}")
         settings = points[chosen][1]
+        if not overwrite:
+            by_first(lambda: set_aside(folder, chosen, announce), ExperimentError)
         entries = {BASELINE: baseline} if baseline is not None and method != BASELINE else {}
         entries[method] = with_settings(experiment, settings)
         tested = compare(
@@ -112,6 +114,19 @@ def grid(
         }  # fmt: skip
         by_first(lambda: write_json(folder / GRID, found), ExperimentError)
         return found
+
+
+def set_aside(folder: Path, chosen: str, announce: Callable[[str], None]) -> None:
+    """Moves the test runs of another choice out of the way, that of a grid which was smaller."""
+    if not (folder / GRID).exists():
+        return
+    before = read_json(folder / GRID, ExperimentError, "delete it: the report is made anew").get("chosen")
+    if before in (None, chosen) or not (folder / TESTED).exists():
+        return
+    number = next(i for i in itertools.count(1) if not (folder / f"{TESTED}-before{i}").exists())
+    (folder / TESTED).rename(folder / f"{TESTED}-before{number}")
+    announce(f"the choice was {before} before, whose test runs are now in {TESTED}-before{number}: the test examples were looked "
+             "at more than once")  # fmt: skip
 
 
 def axes_of(words: Sequence[str]) -> list[Axis]:

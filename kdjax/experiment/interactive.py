@@ -9,7 +9,7 @@ from typing import Any
 from kdjax.experiment import grid_report, summary, tables
 from kdjax.experiment.compare import BASELINE
 from kdjax.experiment.compare import compare as run_comparison
-from kdjax.experiment.config import by_method, configs_of_folder, load_config
+from kdjax.experiment.config import by_method, called, configs_of_folder, load_config
 from kdjax.experiment.folder import run_place
 from kdjax.experiment.grid import Axis
 from kdjax.experiment.grid import grid as run_grid
@@ -130,7 +130,7 @@ def compare(
     Raises:
       ExperimentError, DataError, TrainingError, CheckpointError: what is wrong, in one sentence.
     """
-    experiments = {label(name): _experiment(config, name) for name in methods}
+    experiments = {name: _experiment(config, one) for name, one in zip(called(methods), methods, strict=True)}
     first = next(iter(experiments.values()), None) or _experiment(config, None)
     folder = _place(folder, f"{first.name}-compare")
     comparison = run_comparison(
@@ -207,7 +207,8 @@ def reproduce(
     named = {n: load_config(str(p)) for n, p in configs_of_folder(str(configs), pairs).items()} if isinstance(
         configs, str | Path) else dict(configs)  # fmt: skip
     wanted = dict.fromkeys((BASELINE, *methods))
-    experiments = {name: {label(method): config(method) for method in wanted} for name, config in named.items()}
+    wanted = dict(zip(called(wanted), wanted, strict=True))
+    experiments = {name: {m: config(one) for m, one in wanted.items()} for name, config in named.items()}
     place = _place(folder, f"{Path(configs).name if isinstance(configs, str | Path) else 'pairs'}-reproduce")
     results = run_pairs(
         experiments, seeds, place, teachers=None if teachers is None else local(teachers, ExperimentError, "Teachers"),

@@ -137,7 +137,8 @@ def train_together(
             else load_phase(program, place)
             for experiment, place, own in zip(experiments, places, finished, strict=True)
         ]
-    checkpoints = open_checkpoints(shared, phase, taught["teacher_hash"])
+    # Of these seeds in this order, whatever others were trained together here before.
+    checkpoints = open_checkpoints(shared / "-".join(str(own) for own, _ in seeds), phase, taught["teacher_hash"])
     state, facts, resumed = newest(checkpoints, joined(*states))
     steps = replicated(compiled.one, count, how)
 

@@ -123,7 +123,15 @@ def verdicts(comparison: dict[str, Any], task: Task) -> list[str]:
         count = len(gain["values"])
         difference = metric.amount(gain["mean"])
         direction = "gains" if (gain["mean"] > 0) == metric.higher_is_better else "loses"
-        if gain["half_width"] is None:
+        if gain["half_width"] in (None, 0.0) and gain["mean"] == 0:
+            sentences.append(
+                f"{name} ends where {BASELINE} only does, with {count} seed{'s' * (count > 1)}: no spread, so no verdict."
+            )
+        elif gain["half_width"] == 0.0:
+            sentences.append(
+                f"{name} {direction} {difference} over {BASELINE} only with each of {count} seeds: no spread, so no verdict."
+            )
+        elif gain["half_width"] is None:
             sentences.append(
                 f"{name} {direction} {difference} over {BASELINE} only, with one seed: no spread, so no verdict."
             )
@@ -185,8 +193,8 @@ def best_two(methods: dict[str, Any], metric: Metric) -> list[str]:
 
 
 def clear(gain: dict[str, Any]) -> bool:
-    """Whether the 95 % interval of a paired difference leaves out 0."""
-    return abs(gain["mean"]) > gain["half_width"]
+    """Whether the 95 % interval of a paired difference leaves out 0. One without width says nothing."""
+    return abs(gain["mean"]) > gain["half_width"] > 0
 
 
 def interval(gain: dict[str, Any], metric: Metric) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from kdjax.training import Runner, Variables, content_hash
 from kdjax.training.processes import any_of, by_first, is_first, of_first
 from kdjax.training.teacher_cache import CacheError, Storage, TeacherCache, with_teacher
 from kdjax.types import Batch, Clock, ModelOutput, Network
+
+PROBE = "said.npy"  # what the teacher said of the first examples, in its folder of a cache
 
 
 def outputs_folder(named: str) -> Path:
@@ -122,10 +125,40 @@ class TeacherOutputs:
             inputs = jax.tree.map(placed, dataset.train.read(examples)["inputs"])
             return np.asarray(compiled(variables, inputs, placed(numbers.astype(np.int32))))
 
+        rows = np.resize(np.arange(min(len(dataset.train), at_once)), at_once)
+        self._check(answer(rows, np.zeros(at_once, np.int32)))
         self._iterate = with_teacher(
             pipeline.iterate, self.cache, steps_per_pass=clock.steps_per_pass or clock.steps_per_epoch,
             rows=pipeline.indices, numbers=lambda number: np.asarray(numbers(number)), answer=answer, at_once=at_once,
         )  # fmt: skip
+
+    def _check(self, said: np.ndarray) -> None:
+        """Refuses a cache of a teacher that has these weights and says something else: by another normalisation, or other code.
+
+        Raises:
+          CacheError: it does, or what was said there cannot be read.
+        """
+        path = self.cache.folder / PROBE
+
+        def keep():
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(f".{os.getpid()}.npy")
+                np.save(temporary, said)
+                temporary.replace(path)
+
+        by_first(keep, CacheError)
+        try:
+            before = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CacheError(f"{path} cannot be read ({error}); delete {path.parent}.") from error
+        # Devices differ in the last digits, and in fewer where they multiply in less precision.
+        same = before.shape == said.shape and np.abs(before - said).max() <= 0.01 * max(before.std(), said.std()) + 1e-4
+        if any_of(not same):
+            raise CacheError(
+                f"The outputs in {path.parent} are of a teacher with the same weights that says something else of the same "
+                "inputs: another mean and std, or other code; name another --cache-dir, or delete that folder."
+            )
 
     def iterate(self, start: int) -> Iterator[Batch]:
         return self._iterate(start)

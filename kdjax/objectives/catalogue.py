@@ -218,8 +218,9 @@ def extra_parameters(objective: Objective) -> int:
     for part in objective.parts:
         if judge := getattr(part, "judge", ""):  # of crops of objects
             roles[judge] = ModelOutput(logits=shape(8, 80))
+    classes = roles["student"].logits.shape[-1]
     params, _ = jax.eval_shape(
-        bind(objective, roles["student"], roles["teacher"], DataInfo(100, 50_000, targets=targets)).init,
+        bind(objective, roles["student"], roles["teacher"], DataInfo(classes, 50_000, targets=targets)).init,
         jax.random.key(0),
     )
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -5,6 +5,7 @@ import dataclasses
 from kdjax.experiment.schemes import student_phases
 from kdjax.experiment.spec import Experiment, Phase
 from kdjax.objectives import DKD, Objective, Sum, method
+from kdjax.objectives.logits.wrappers import Wrapper
 from kdjax.schedules import Steps, epochs
 from kdjax.tasks.classification import Classification, Classifier, Views
 from kdjax.training.optimizers import SGD
@@ -46,10 +47,16 @@ def cifar100(teacher: str, student: str, name: str = "kd") -> Experiment:
 def of_pair(teacher: str, student: str, name: str) -> Objective:
     """A method's objective with the settings that its authors have for a pair; the method's own where none are known."""
     objective, beta = method(name).objective, DKD_BETA.get((teacher, student))
-    if name != "dkd" or beta is None:
+    if name not in ("dkd", "loca_dkd") or beta is None:
         return objective
-    parts = [dataclasses.replace(part, beta=beta) if isinstance(part, DKD) else part for part in objective.parts]
-    return Sum(objectives=tuple(parts))
+    return Sum(objectives=tuple(_with_beta(part, beta) for part in objective.parts))
+
+
+def _with_beta(part: Objective, beta: float) -> Objective:
+    """A part with this beta, where it is DKD or a wrapper of it."""
+    if isinstance(part, Wrapper):
+        return dataclasses.replace(part, inner=_with_beta(part.inner, beta))
+    return dataclasses.replace(part, beta=beta) if isinstance(part, DKD) else part
 
 
 def cifar100_sgd(rate: float = 0.05) -> SGD:

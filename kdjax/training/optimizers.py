@@ -110,9 +110,13 @@ class DOT(Optimizer):
         return GroupedTransformation(init, update)
 
 
+VECTORS = ("bias", "scale", "biases", "positions", "class_token", "distillation_token")
+
+
 def matrix(path: tuple, leaf: Any) -> bool:
-    """Whether a parameter is no vector: neither is one of several layers that are stacked for a loop, by its name."""
-    return leaf.ndim > 1 and getattr(path[-1], "key", "") not in ("bias", "scale")
+    """Whether a parameter is no vector: neither is one of several layers that are stacked for a loop, nor a token, a position or
+    a table of biases, by its name."""
+    return leaf.ndim > 1 and getattr(path[-1], "key", "") not in VECTORS
 
 
 def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:

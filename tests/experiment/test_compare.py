@@ -1,6 +1,7 @@
 """Comparisons: one teacher, equal budgets, honest tables, a report that stands alone."""
 
 import dataclasses
+import html
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from kdjax.experiment.config import load_config
 from kdjax.experiment.phase import make_loop
 from kdjax.experiment.report import write_report
 from kdjax.experiment.run import run
+from kdjax.experiment.schemes import with_method
 from kdjax.experiment.tables import rows_of, show_comparison, verdicts
 from kdjax.objectives import KD, CrossEntropy, FitNet
 from kdjax.schedules import steps
@@ -87,7 +89,7 @@ def test_the_report_stands_alone(compared):
     for row in rows_of(comparison, TASK):
         assert all(cell in page for cell in row)
     for sentence in verdicts(comparison, TASK):
-        assert sentence in page
+        assert html.escape(sentence) in page
     assert "{" not in re.sub(r"<style>.*?</style>|<code>.*?</code>", "", page, flags=re.S), "nothing is left unfilled"
 
 
@@ -179,6 +181,35 @@ def test_spread_and_gain():
     assert gain["half_width"] == pytest.approx(4.302653 * 0.0152753 / 3**0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("labels", [(210, 232), (210, 232, 171), (210, 232, 171, 99, 300)])
+def test_the_same_difference_in_every_seed_is_no_test(labels):
+    """However floats round it: it has no spread to be judged by."""
+    baseline = np.array(labels) / 360
+    gain = paired_gain((np.array(labels) + 1) / 360, baseline)
+    assert gain["sd"] == gain["half_width"] == 0 and gain["p"] is None and gain["better"] == len(labels)
+    assert paired_gain(baseline, baseline)["half_width"] == 0
+    sentences = said(list((np.array(labels) + 1) / 360), list(baseline), dkd=list(baseline))
+    assert f"kd gains 0.28 points of top-1 over labels only with each of {len(labels)} seeds: no spread" in sentences[0]
+    assert f"dkd ends where labels only does, with {len(labels)} seeds: no spread, so no verdict" in sentences[1]
+    assert "kd, the best, is not clearly better than dkd" in sentences[2]
+    assert "kd ends where labels only does, with 1 seed: no spread" in said([0.5], [0.5])[0]
+
+
+def test_a_phase_before_counts_among_steps_and_time(tmp_path, builder):
+    """Of the method that has one, whichever is named first."""
+    base = small(length=10)
+    methods = {name: with_method(base, name) for name in ("ft", "labels")}
+    found = compare(methods, (0,), tmp_path / "run", builder=builder)
+    runs = {name: [json.loads((tmp_path / f"run/{name}/seed0/{phase.name}/result.json").read_text()) for phase in one.lineage]
+            for name, one in methods.items()}  # fmt: skip
+    assert (
+        len(runs["ft"]) == 2 and found["steps"] == sum(one["steps"] for one in runs["ft"]) == runs["labels"][0]["steps"]
+    )
+    for name, results in runs.items():
+        wanted = sum(one["seconds"] for one in results)
+        assert found["methods"][name]["seconds"]["mean"] == pytest.approx(wanted)
+
+
 def test_several_comparisons_are_corrected_for_being_several():
     # Holm (1979): the k-th smallest p times what is left, never below a smaller one.
     assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx(
@@ -208,16 +239,16 @@ def said(kd, labels=LABELS, teacher=None, **others):
 
 
 def test_verdicts_say_what_the_numbers_say():
-    assert "kd gains 2.00 points" in said([0.52, 0.521, 0.522])[0]
-    assert "kd loses 2.00 points" in said([0.48, 0.481, 0.482])[0]
+    assert "kd gains 2.03 points" in said([0.52, 0.521, 0.523])[0]
+    assert "kd loses 1.97 points" in said([0.48, 0.481, 0.483])[0]
     assert "no clear difference" in said([0.52, 0.49, 0.53])[0]
     assert "no verdict" in said([0.9], [0.1])[0]
-    assert "closes 50 % of the gap" in said([0.52, 0.521, 0.522], teacher=0.541)[0]
-    assert "gap" not in said([0.52, 0.521, 0.522], teacher=0.51)[0], "a student better than its teacher closes no gap"
+    assert "closes 51 % of the gap" in said([0.52, 0.521, 0.523], teacher=0.541)[0]
+    assert "gap" not in said([0.52, 0.521, 0.523], teacher=0.51)[0], "a student better than its teacher closes no gap"
 
 
 def test_the_best_two_are_compared_with_each_other():
-    assert "dkd, the best, is better than kd" in said([0.52, 0.521, 0.522], dkd=[0.54, 0.541, 0.542])[-1]
+    assert "dkd, the best, is better than kd" in said([0.52, 0.521, 0.522], dkd=[0.54, 0.541, 0.543])[-1]
     assert "dkd, the best, is not clearly better than kd" in said([0.52, 0.521, 0.522], dkd=[0.53, 0.511, 0.54])[-1]
 
 

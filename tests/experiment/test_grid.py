@@ -2,12 +2,16 @@
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 import kdjax
 from kdjax.experiment import ExperimentError
+from kdjax.experiment import grid as grid_module
 from kdjax.experiment.config import by_method
+from kdjax.experiment.folder import find_network
 from kdjax.experiment.grid import Axis, axes_of, best, edges, full_path, grid, with_settings
 from kdjax.experiment.grid_report import grid_rows, sentences, show_grid, write_grid_report
 from kdjax.objectives import KD, CrossEntropy, Standardize
@@ -53,6 +57,24 @@ def test_the_report_has_the_whole_grid(searched):
     for row in rows:
         assert all(cell in page and cell in console.file.getvalue() for cell in row)
     assert any("at the end of what was tried" in sentence for sentence in sentences(found, EXPERIMENT.data))
+
+
+def test_it_may_be_moved_and_another_choice_leaves_the_first_aside(searched, builder, tmp_path, monkeypatch):
+    """A larger grid may choose otherwise; what was tested before stays, and it is said."""
+    folder, found = searched
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    result = json.loads((moved / "test/kd/seed0/teacher/result.json").read_text())
+    assert not Path(result["from"]).is_absolute()
+    place = find_network(moved / "test/kd/seed0", "teacher")
+    assert place == moved / "validation/teacher/teacher"
+    said, other = [], next(name for name in found["points"] if name != found["chosen"])
+    monkeypatch.setattr(grid_module, "best", lambda *_: other)
+    again = grid(
+        EXPERIMENT, "kd", AXES, (0, 1), moved, baseline=BASELINE, builder=builder, resume=True, announce=said.append
+    )
+    assert again["chosen"] == other and (moved / "test-before1/kd").exists() and (moved / "test/kd").exists()
+    assert any(f"the choice was {found['chosen']} before" in line and "more than once" in line for line in said)
 
 
 @pytest.mark.slow  # runs twice; resuming a comparison is tested by itself

@@ -76,6 +76,15 @@ def test_stopped_together_they_go_on_together(together, teacher, tmp_path, build
         assert found["student"]["hash"] == wanted["student"]["hash"]
         assert found["student"]["last"] == wanted["student"]["last"]
     assert run() == results, "finished"
+    other = [
+        dataclasses.replace(one, name=f"seed{seed}", seed=seed)
+        for one, seed in zip(experiments(teacher), (3, 5), strict=True)
+    ]
+    more = run_together(
+        other, [places[0], tmp_path / "seed5"], tmp_path / "t", how="unrolled", builder=builder
+    )  # among others
+    assert more[0]["student"]["hash"] == results[0]["student"]["hash"]
+    assert more[1]["student"]["hash"] not in [one["student"]["hash"] for one in results]
 
 
 @pytest.mark.parametrize("fastest", ["vmapped", "apart"])

@@ -1,11 +1,14 @@
 """A run whose teacher's outputs are kept is the run whose teacher runs at every step."""
 
+import dataclasses
+
 import pytest
 
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.run import run
 from kdjax.objectives import DKD, KD, CrossEntropy, FitNet
 from kdjax.tasks.classification import Views
+from kdjax.training.teacher_cache import CacheError
 from tests.experiment.conftest import small
 
 OBJECTIVE = CrossEntropy() + DKD(beta=2.0, temperature=2.0)
@@ -50,6 +53,18 @@ def test_a_frozen_teacher_has_outputs_of_its_own(live, tmp_path, builder):
         and other["teacher_cache"]["computed"] == first["teacher_cache"]["computed"]
     )
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_teacher_that_sees_its_inputs_otherwise_is_another(live, tmp_path, builder):
+    """With the same weights, as after a mean that was forgotten."""
+    cached("float32", live, tmp_path, builder)
+    experiment = small(OBJECTIVE, student={"teacher_cache": "float32"}, cache_dir=str(tmp_path / "cache"))
+    network = dataclasses.replace(experiment.phase("teacher").network, mean=(0.9,), std=(0.05,))
+    experiment = experiment.replace_phase("teacher", weights=str(live[0] / "teacher"), network=network)
+    with pytest.raises(
+        CacheError, match="the same weights that says something else of the same inputs: another mean and std"
+    ):
+        run(experiment, tmp_path / "other", builder=builder)
 
 
 @pytest.mark.parametrize(

@@ -225,9 +225,12 @@ def test_an_optimizer_without_an_update_says_so():
 
 def test_vectors_of_layers_that_are_stacked_are_left_alone_too():
     params = {"blocks": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}}
+    # Tokens, positions and tables of biases of transformers, as their released recipes leave them.
+    apart = dict.fromkeys(("class_token", "distillation_token", "positions", "biases"), jnp.ones((1, 4, 3)))
+    params["blocks"] |= apart
     decaying = AdamW(learning_rate=0.1, weight_decay=0.5, decay_vectors=False)
     transformation = build(decaying, Clock(), LABELS_ONLY)
     params = {"student": params, "objective": {}}
     updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, params), transformation.init(params), params)
     moved = {name: bool(jnp.any(x)) for name, x in updates["student"]["blocks"].items()}
-    assert moved == {"kernel": True, "bias": False, "scale": False}
+    assert moved == {"kernel": True, "bias": False, "scale": False, **dict.fromkeys(apart, False)}

@@ -100,7 +100,9 @@ def _standardise(rows: Array, kept: Array, count: Array, eps: float) -> Array:
     rows = jnp.where(kept, rows, 0)
     centred = jnp.where(kept, rows - jnp.sum(rows, axis=0, keepdims=True) / count, 0)
     variance = jnp.sum(centred**2, axis=0, keepdims=True) / count + eps
-    varies = variance > 0
+    # What rounding leaves of a constant feature is no variance.
+    least = (8 * jnp.finfo(rows.dtype).eps) ** 2 * lax.stop_gradient(jnp.sum(rows**2, axis=0, keepdims=True)) / count
+    varies = variance > least
     return jnp.where(varies, centred * lax.rsqrt(jnp.where(varies, variance, 1)), 0)
 
 

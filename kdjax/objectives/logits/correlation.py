@@ -123,7 +123,7 @@ METHODS = {
         _LABELS + 0.9 * MLLD(official=True), "batch", "the same as its released code computes it", CIFAR
     ),
     "lskd_mlld": Method(
-        _LABELS + 9.0 * MLLD(official=True, standardize=True),
+        _LABELS + 9.0 * MLLD(official=True, standardize=True, temperatures=(2.0, 3.0, 5.0, 2.0, 6.0)),
         "batch",
         "multi-level, its KL of standardised logits",
         CIFAR,

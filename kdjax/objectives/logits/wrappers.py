@@ -63,6 +63,28 @@ class Wrapper(Objective):
         return self.inner.decays
 
     @property
+    def teacher_mode(self):
+        return self.inner.teacher_mode
+
+    @property
+    def carries(self):
+        return self.inner.carries
+
+    @property
+    def deploys(self):
+        return self.inner.deploys
+
+    @property
+    def combines(self):
+        return self.inner.combines
+
+    def combine(self, gradients):
+        return self.inner.combine(gradients)
+
+    def deploy(self, module, output, teacher_call):
+        return self.inner.deploy(module, output, teacher_call)
+
+    @property
     def per_element(self):
         return self.inner.per_element
 
@@ -72,6 +94,10 @@ class Wrapper(Objective):
     def logits(self, ctx: Context) -> tuple[Array, Array]:
         """The student's and the teacher's logits as the inner objective is to see them."""
         raise TypeError(f"{type(self).__name__} does not say what it changes; define logits.")
+
+    def number(self, ctx: Context, member: int) -> Context:
+        """The context of one member of an ensemble, whose draws are its own."""
+        return dataclasses.replace(ctx, key=None if ctx.key is None else jax.random.fold_in(ctx.key, member))
 
     def terms(self, module, ctx):
         changed = self._change(ctx)
@@ -83,7 +109,10 @@ class Wrapper(Objective):
         taps = ctx.teacher.taps
         if "members" in taps:  # [B, M, C], each a teacher of its own
             members = [dataclasses.replace(ctx.teacher, logits=x) for x in jnp.unstack(taps["members"], axis=-2)]
-            changed = [self.logits(dataclasses.replace(ctx, teacher=member))[1] for member in members]
+            each = [self.number(ctx, i) for i in range(len(members))]
+            changed = [
+                self.logits(dataclasses.replace(c, teacher=member))[1] for c, member in zip(each, members, strict=True)
+            ]
             taps = {**taps, "members": jnp.stack(changed, axis=-2)}
         return dataclasses.replace(
             ctx,
@@ -101,6 +130,13 @@ class Standardize(Wrapper):
 
     def logits(self, ctx):
         return losses.standardize(ctx.student.logits), losses.standardize(ctx.teacher.logits)
+
+
+def temperature_of(objective: Objective) -> float | Schedule:
+    """At which an objective softens the teacher, one within wrappers too; 1 for those that have no temperature of their own."""
+    while not hasattr(objective, "temperature") and isinstance(objective, Wrapper):
+        objective = objective.inner
+    return getattr(objective, "temperature", 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +158,7 @@ class LoCa(Wrapper):
             teacher,
             ctx.batch.labels,
             alpha=value_at(self.alpha, ctx.progress),
-            temperature=value_at(getattr(self.inner, "temperature", 1.0), ctx.progress),
+            temperature=value_at(temperature_of(self.inner), ctx.progress),
         )
         return ctx.student.logits, only_labelled(calibrated, teacher, ctx)
 
@@ -192,8 +228,9 @@ METHODS = {
     "lskd": Method(
         0.1 * CrossEntropy() + 9.0 * Standardize(inner=KD(temperature=2.0)), "logit", "KD of standardised logits", CIFAR
     ),
+    # As released: beta is the multiplied alpha times 9 again, for every pair, and the temperature that is set is not DKD's.
     "lskd_dkd": Method(
-        CrossEntropy() + 9.0 * (RAMP * Standardize(inner=DKD(alpha=1.0, beta=8.0, temperature=2.0))),
+        CrossEntropy() + RAMP * Standardize(inner=DKD(alpha=9.0, beta=81.0, temperature=4.0)),
         "logit",
         "DKD of standardised logits",
         CIFAR,

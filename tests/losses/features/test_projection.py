@@ -220,6 +220,17 @@ def test_a_constant_feature_is_zero(form):
     assert np.isfinite(nothing) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("rows", [3, 48, 100])
+@pytest.mark.parametrize("value", [0.7, 1e4])
+def test_what_rounding_leaves_of_a_constant_feature_is_no_variance(rows, value):
+    """Whether its mean is that number to the last digit or not."""
+    student, teacher = draw(4, rows, 8, scale=1.0), draw(5, rows, 8, scale=1.0)
+    student[:, 0] = value
+    _, gradient = mean_and_gradient(lambda s: srd(s, teacher, mode="correlation", bn_eps=0.0), jnp.asarray(student))
+    np.testing.assert_array_equal(gradient[:, 0], 0)
+    assert np.abs(gradient[:, 1:]).max() < 10
+
+
 @over_forms
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_types_are_computed_in_float32(form, dtype):
