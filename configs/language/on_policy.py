@@ -5,8 +5,8 @@ the texts alone, for 300 steps, and goes on from there for 150 by each method. `
 teacher on the texts; `gkd`, `minillm`, `distillm` and `distillm2` have it write half of their batches, or an adaptive share.
 Eight documents are held out of training, by which `distillm` finds its share; no other method reads them.
 
-Run with two seeds and the texts of Python 3.11 (17 minutes of CPU time): NLL a byte 1.472 of the teacher, 1.914 of `labels`, 1.884
-of `forward_kl`, 1.901 of `distillm`, 1.957 of `gkd`, 1.961 of `minillm`, 2.013 of `distillm2`.
+Run with two seeds and the texts of Python 3.11 (17 minutes of CPU time): NLL a byte 1.472 of the teacher, 1.914 of `labels`,
+1.884 of `forward_kl`, 1.901 of `distillm`, 1.957 of `gkd`, 1.961 of `minillm`, 2.013 of `distillm2`.
 """
 
 import dataclasses
