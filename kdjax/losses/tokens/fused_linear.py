@@ -4,7 +4,7 @@ import difflib
 import functools
 import numbers
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from kdjax.losses import checks
-from kdjax.losses.tokens.fused_linear_parts import TERMS, Network, Setting, on_the_same_axes, sums
+from kdjax.losses.tokens.fused_linear_parts import STORED, TERMS, Network, Setting, on_the_same_axes, sums
 
 __all__ = ["FusedLinearKD", "fused_linear_kd"]
 
@@ -41,14 +41,17 @@ class FusedLinearKD(NamedTuple):
 def fused_linear_kd(
     student_hidden: ArrayLike,
     student_head: ArrayLike,
-    teacher_hidden: ArrayLike,
-    teacher_head: ArrayLike,
+    teacher_hidden: ArrayLike | None = None,
+    teacher_head: ArrayLike | None = None,
     labels: ArrayLike | None = None,
     *,
     divergence: str = "forward_kl",
+    topk: tuple[ArrayLike, ArrayLike] | None = None,
+    missing: Literal["other_bucket", "renormalize"] = "other_bucket",
     temperature: ArrayLike = 1.0,
-    alpha: ArrayLike = 0.1,
+    alpha: ArrayLike | None = None,
     beta: ArrayLike = 0.5,
+    head_mass: ArrayLike = 0.5,
     kd_weight: ArrayLike = 1.0,
     ce_weight: ArrayLike = 1.0,
     weights: ArrayLike | None = None,
@@ -74,14 +77,18 @@ def fused_linear_kd(
     Args:
       student_hidden: `[..., D]`, usually `[B, L, D]`: what the head is applied to.
       student_head: `[D, V]`; give a tied embedding `[V, D]` transposed.
-      teacher_hidden: `[..., D']`, of the same leading axes; a constant.
+      teacher_hidden: `[..., D']`, of the same leading axes; a constant. None, as the head, where `topk` is given.
       teacher_head: `[D', V]`, of the same vocabulary; a constant.
       labels: `[...]` integer tokens, or None for no cross-entropy. A label outside 0 to V - 1 that is
         not `ignore_index` makes `sum` and `ce` nan and sends nothing back, as in `cross_entropy`.
-      divergence: "forward_kl", "reverse_kl", "jsd", "skew_fkl" or "skew_rkl".
+      divergence: "forward_kl", "reverse_kl", "symmetric_kl", "jsd", "skew_fkl", "skew_rkl", "tvd" or "akl".
+      topk: `(ids, logprobs)`, each `[..., k]`, the most likely tokens of a teacher as `topk_signal` gives them, in place of its
+        states and head; the divergence is then that of `topk_kl`.
+      missing: of `topk`, what became of all other tokens, see `topk_kl`.
       temperature: of the divergence: a number, a traced scalar, or an array that broadcasts to the leading axes.
-      alpha: that of the skew divergences; likewise.
+      alpha: that of the skew divergences, 0.1 if not given, and of `symmetric_kl`, 0.9; likewise.
       beta: that of `jsd`; likewise.
+      head_mass: that of `akl`; likewise.
       kd_weight: factor of the divergence, a number or traced scalar.
       ce_weight: factor of the cross-entropy; likewise. Both parts are divided by one count if `sum / count` is; to
         average the cross-entropy over the rows with a label alone, multiply its factor by `count` over their number.
@@ -92,7 +99,7 @@ def fused_linear_kd(
       chunk_size: rows at a time. Memory grows with it; how many are fastest depends on the device.
       axis_name: the mapped axis under pmap or shard_map over which the vocabulary is spread in order: heads and biases
         are this device's columns, `[D, V / devices]`, and all else is alike on all devices. Labels count from the
-        beginning of the whole vocabulary. See Devices.
+        beginning of the whole vocabulary. Not for "akl", which sorts whole rows, nor `topk`. See Devices.
 
     Returns:
       A `FusedLinearKD`, in nats. Where rows are spread over devices, all of it is of this device's rows.
@@ -120,28 +127,44 @@ def fused_linear_kd(
     >>> print(*(f"{value:.4f}" for value in loss))
     0.8672 2.0000 0.5539 0.3133 1.0000
     """
-    if divergence not in TERMS:
+    if topk is not None:
+        if not (teacher_hidden is None and teacher_head is None and teacher_bias is None):
+            raise ValueError("topk is a teacher by itself; leave teacher_hidden, teacher_head and teacher_bias out.")
+        divergence = STORED
+    elif teacher_hidden is None or teacher_head is None:
+        raise ValueError("There is no teacher; give teacher_hidden and teacher_head, or topk.")
+    if axis_name is not None and divergence in ("akl", STORED):
+        raise ValueError(f"{divergence} is of whole rows of the vocabulary, which is not spread over {axis_name!r}; leave "
+                         "axis_name out, and spread the rows.")  # fmt: skip
+    if divergence not in (*TERMS, STORED):
         nearest = difflib.get_close_matches(str(divergence), TERMS, n=1, cutoff=0)[0]
         raise ValueError(f"divergence is {divergence!r}; did you mean {nearest!r}? It is one of {list(TERMS)}.")
     if not isinstance(chunk_size, numbers.Integral) or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}; give the rows to take at a time, a whole number from 1.")
     student = _network("student", student_hidden, student_head, student_bias)
-    teacher = lax.stop_gradient(_network("teacher", teacher_hidden, teacher_head, teacher_bias))
     leading = student.hidden.shape[:-1]
-    _same_tokens(teacher, student)
-    real = jnp.result_type(jnp.float32, *jax.tree.leaves((student, teacher)))
+    if topk is None:
+        teacher = lax.stop_gradient(_network("teacher", teacher_hidden, teacher_head, teacher_bias))
+        _same_tokens(teacher, student)
+        rows, fixed = {"taught": teacher.hidden}, {"head": teacher.head, "bias": teacher.bias}
+    else:
+        rows, fixed = _stored(*topk, leading, missing), {}
+    real = jnp.result_type(jnp.float32, *(x for x in jax.tree.leaves((student, rows, fixed)) if not _counts(x)))
     logits = jax.ShapeDtypeStruct((*leading, student.head.shape[1]), real)
     weights = _row_weights(weights, leading, real)
     softened = not (isinstance(temperature, numbers.Real) and temperature == 1)
     temperature = checks.softening(temperature, logits)
-    rows = {"taught": teacher.hidden, "weight": weights, "temperature": temperature if softened else None}
+    rows |= {"weight": weights, "temperature": temperature if softened else None}
     at_ends = False
     if divergence == "jsd":
         limits = jnp.finfo(real)
         at_ends = not (isinstance(beta, numbers.Real) and limits.tiny <= beta <= 1 - limits.eps)
         rows["share"] = checks.per_example(beta, logits, "beta", above=0, below=1)
-    elif divergence in ("skew_fkl", "skew_rkl"):
-        rows["share"] = checks.per_example(alpha, logits, "alpha", above=0, below=1)
+    elif divergence in ("skew_fkl", "skew_rkl", "symmetric_kl"):
+        usual = 0.9 if divergence == "symmetric_kl" else 0.1
+        rows["share"] = checks.per_example(usual if alpha is None else alpha, logits, "alpha", above=0, below=1)
+    elif divergence == "akl":
+        rows["share"] = checks.per_example(head_mass, logits, "head_mass", above=0, below=1)
     labelled = jnp.zeros(leading, real)
     if labels is not None:
         rows["label"] = checks.class_indices(labels, logits, "student_hidden")
@@ -149,11 +172,10 @@ def fused_linear_kd(
     for name, factor in ("kd_weight", kd_weight), ("ce_weight", ce_weight):
         if jnp.ndim(factor):
             raise ValueError(f"{name} has shape {jnp.shape(factor)}; give a number here, and one a row in weights.")
-    fixed = {"head": teacher.head, "bias": teacher.bias}
     fixed |= {"kd": jnp.asarray(kd_weight, real), "ce": jnp.asarray(ce_weight, real)}
     flat = functools.partial(jax.tree.map, lambda x: jnp.reshape(x, (-1, *x.shape[len(leading) :])))
     student, rows = student._replace(hidden=flat(student.hidden)), flat(rows)
-    setting = Setting(divergence, chunk_size, axis_name, at_ends)
+    setting = Setting(divergence, chunk_size, axis_name, at_ends, missing)
     total, kd, ce = sums(setting, *on_the_same_axes(student, *lax.stop_gradient((rows, fixed)), axis_name))
     of_rows = lax.stop_gradient((jnp.sum(weights), kd, ce, jnp.sum(labelled)))
     return FusedLinearKD(total, *of_rows)
@@ -176,6 +198,23 @@ def _network(name: str, hidden, head, bias) -> Network:
             f"{name}_bias has shape {found.bias.shape}, {name}_head {found.head.shape}: give one number for each column."
         )
     return found
+
+
+def _stored(ids, logprobs, leading: tuple[int, ...], missing: str) -> dict[str, Array]:
+    """The rows of a stored teacher, checked."""
+    ids, logprobs = jnp.asarray(ids), lax.stop_gradient(jnp.asarray(logprobs))
+    chex.assert_type(ids, int, custom_message="topk's ids must be integer token indices", exception_type=TypeError)
+    chex.assert_type(logprobs, float, custom_message="topk's logprobs must be floating point", exception_type=TypeError)
+    if ids.shape != logprobs.shape or ids.shape[:-1] != leading:
+        raise ValueError(f"topk has ids {ids.shape} and logprobs {logprobs.shape}, student_hidden leading axes {leading}: give "
+                         "[..., k] of the same tokens.")  # fmt: skip
+    if missing not in ("other_bucket", "renormalize"):
+        raise ValueError(f'missing is {missing!r}; use "other_bucket" or "renormalize".')
+    return {"ids": ids, "logprobs": logprobs}
+
+
+def _counts(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def _same_tokens(teacher: Network, student: Network) -> None:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from kdjax.losses import logspace
-from kdjax.losses.tokens.divergences import _log_mixture
+from kdjax.losses.tokens.divergences import _head_share, _log_mixture
+from kdjax.losses.tokens.topk import topk_kl
 
 Array = jax.Array
 
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
     chunk_size: int
     axis_name: Hashable
     at_ends: bool  # the beta of jsd may be 0 or 1
+    missing: str = ""  # of a stored top-k, what became of the other tokens
 
 
 # Each divergence: one token's part of it, and its slope by the student's log-probability. The forms are those of
@@ -71,13 +73,28 @@ def _jsd(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array
     return jax.tree.map(lambda x, end: jnp.where(high, end, x), found, _reverse(log_s, log_t, share, at_ends))
 
 
+def _both(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
+    parts = _forward(log_s, log_t, share, at_ends), _reverse(log_s, log_t, share, at_ends)
+    return jax.tree.map(lambda forward, reverse: (1 - share) * forward + share * reverse, *parts)
+
+
+def _variation(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
+    p_s = jnp.exp(log_s)
+    gap = p_s - jnp.exp(log_t)
+    return 0.5 * gap * jnp.sign(gap), 0.5 * jnp.sign(gap) * p_s
+
+
 TERMS = {
     "forward_kl": _forward,
     "reverse_kl": _reverse,
+    "symmetric_kl": _both,
     "jsd": _jsd,
     "skew_fkl": _skew_forward,
     "skew_rkl": _skew_reverse,
+    "tvd": _variation,
+    "akl": _both,  # its share is of each row, found when its probabilities are
 }
+STORED = "topk_kl"  # whose teacher is no network
 
 # What stands in the rows of weight 0, those that fill up the last chunk among them, which may hold anything.
 HARMLESS = {"hidden": 0, "taught": 0, "temperature": 1, "share": 0.5}
@@ -136,7 +153,8 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
             if chunk.get(name) is not None:
                 kept = counted[:, None] if chunk[name].ndim == 2 else counted
                 chunk[name] = jnp.where(kept, chunk[name], harmless)
-        at_chunk = student._replace(hidden=chunk["hidden"]), Network(chunk["taught"], fixed["head"], fixed["bias"])
+        taught = None if setting.divergence == STORED else Network(chunk["taught"], fixed["head"], fixed["bias"])
+        at_chunk = student._replace(hidden=chunk["hidden"]), taught
         sums, by_logits = _chunk(setting, *at_chunk, chunk, fixed, differentiate)
         sums = jax.tree.map(jnp.add, so_far[0], sums)
         if not differentiate:
@@ -153,23 +171,22 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
     return sums, added._replace(hidden=jnp.reshape(by_hidden, (-1, by_hidden.shape[-1]))[:number])
 
 
-def _chunk(setting: Setting, student: Network, teacher: Network, rows: dict, fixed: dict, differentiate: bool):
+def _chunk(setting: Setting, student: Network, teacher: Network | None, rows: dict, fixed: dict, differentiate: bool):
     """The sums over some rows, and the gradient of the first by the student's logits `[rows, V]`, or None."""
     axis_name, weight = setting.axis_name, rows["weight"]
-    temperature, share = (None if rows.get(x) is None else rows[x][:, None] for x in ("temperature", "share"))
-    z_s, z_t = (_logits(network, weight.dtype) for network in (student, teacher))
-    all_s, all_t = (_log_softmax(z, temperature, axis_name) for z in (z_s, z_t))
-    kept = (all_s != -jnp.inf) & (all_t != -jnp.inf)
-    log_s, log_t = (jnp.where(kept, log_p, 0) for log_p in (all_s, all_t))
-
-    terms, slope = TERMS[setting.divergence](log_s, log_t, share, setting.at_ends)
-    kd = _weighted(_whole(jnp.sum(jnp.where(kept, terms, 0), axis=-1), axis_name), weight)
-    total, ce, by_logits = fixed["kd"] * kd, jnp.zeros_like(kd), None
-    if differentiate:
-        pull = (fixed["kd"] * weight)[:, None]
-        by_logits = _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
+    z_s, temperature = (
+        _logits(student, weight.dtype),
+        None if rows.get("temperature") is None else rows["temperature"][:, None],
+    )
+    all_s, kd, by_logits = None, None, None
+    if teacher is None:
+        kd, by_logits = _stored(setting, z_s, rows, fixed, differentiate)
+    else:
+        all_s = _log_softmax(z_s, temperature, axis_name)
+        kd, by_logits = _heard(setting, all_s, teacher, rows, fixed, temperature, differentiate)
+    total, ce = fixed["kd"] * kd, jnp.zeros_like(kd)
     if "label" in rows:
-        log_p = all_s if temperature is None else _log_softmax(z_s, None, axis_name)
+        log_p = all_s if all_s is not None and temperature is None else _log_softmax(z_s, None, axis_name)
         width = log_p.shape[-1]
         first = 0 if axis_name is None else width * lax.axis_index(axis_name)
         target = logspace.one_hot(rows["label"] - first, width)
@@ -182,6 +199,38 @@ def _chunk(setting: Setting, student: Network, teacher: Network, rows: dict, fix
             by_log_p = jnp.where(target & (log_p != -jnp.inf), -pull, 0)
             by_logits = by_logits + _through_softmax(by_log_p, log_p, None, axis_name)
     return (total, kd, ce), by_logits
+
+
+def _heard(setting: Setting, all_s: Array, teacher: Network, rows: dict, fixed: dict, temperature, differentiate: bool):
+    """The sum of the divergence from a teacher's logits, and its gradient by the student's, with its factor."""
+    axis_name, weight = setting.axis_name, rows["weight"]
+    share = None if rows.get("share") is None else rows["share"][:, None]
+    all_t = _log_softmax(_logits(teacher, weight.dtype), temperature, axis_name)
+    kept = (all_s != -jnp.inf) & (all_t != -jnp.inf)
+    log_s, log_t = (jnp.where(kept, log_p, 0) for log_p in (all_s, all_t))
+    if setting.divergence == "akl":
+        share = 1 - _head_share(*(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), share[:, 0])[:, None]
+    terms, slope = TERMS[setting.divergence](log_s, log_t, share, setting.at_ends)
+    kd = _weighted(_whole(jnp.sum(jnp.where(kept, terms, 0), axis=-1), axis_name), weight)
+    if not differentiate:
+        return kd, None
+    pull = (fixed["kd"] * weight)[:, None]
+    return kd, _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
+
+
+def _stored(setting: Setting, z_s: Array, rows: dict, fixed: dict, differentiate: bool):
+    """The same for a teacher of which the most likely tokens are stored."""
+    temperature = 1.0 if rows.get("temperature") is None else rows["temperature"]
+
+    def loss(z):
+        return jnp.sum(
+            topk_kl(z, rows["ids"], rows["logprobs"], rows["weight"], missing=setting.missing, temperature=temperature)
+        )
+
+    if not differentiate:
+        return loss(z_s), None
+    kd, pull = jax.vjp(loss, z_s)
+    return kd, fixed["kd"] * pull(jnp.ones_like(kd))[0]
 
 
 def _weighted(values: Array, weight: Array) -> Array:

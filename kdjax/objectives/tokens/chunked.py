@@ -40,7 +40,7 @@ def divergence_term(ctx: Context, divergence: str, **options: Array | float) -> 
         )
         return found.sum, found.count
 
-    return Term(*_spread(sums, heads, options, (ours, theirs, weights), ctx.axis))
+    return Term(*_spread(sums, heads, options, (ours, theirs, weights), ctx.axis, by_kinds=divergence != "akl"))
 
 
 def label_term(ctx: Context, labels: Array) -> Term:
@@ -71,19 +71,21 @@ def _head(call, states: Array) -> Array:
     return call(WEIGHTS).astype(states.dtype)
 
 
-def _spread(sums, heads: tuple[Array, ...], options: dict, rows: tuple[Array, ...], axis: Axis) -> tuple[Array, Array]:
+def _spread(
+    sums, heads: tuple[Array, ...], options: dict, rows: tuple[Array, ...], axis: Axis, *, by_kinds: bool = True
+) -> tuple[Array, Array]:
     """`sums(heads, options, rows)`, of all rows. Under `jit` over several devices these share it, which the partitioner left to
     itself would not have them do.
 
     Where the step has fewer tokens than there are kinds, each takes a part of the vocabulary for all tokens, so that states go
-    from device to device, and neither a head nor its gradient; else each takes its own rows.
+    from device to device, and neither a head nor its gradient; else each takes its own rows, as it does without `by_kinds`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if axis is not None or len(mesh.axis_names) != 1 or mesh.size == 1:
         return sums(heads, options, rows)
     (name,) = mesh.axis_names
     held, whole, (kinds, _) = PartitionSpec(name), PartitionSpec(), heads[0].shape
-    if rows[0].shape[0] * rows[0].shape[1] < kinds and kinds % mesh.size == 0:
+    if by_kinds and rows[0].shape[0] * rows[0].shape[1] < kinds and kinds % mesh.size == 0:
         part = lambda heads, options, rows: sums(heads, options, rows, axis_name=name)
         return jax.shard_map(part, in_specs=(held, whole, whole), out_specs=whole)(heads, options, rows)
     if len(rows[0]) % mesh.size:

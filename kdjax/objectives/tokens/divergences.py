@@ -101,6 +101,7 @@ class SymmetricKL(Divergence):
     formula: ClassVar = "mean (1 − α) KL(p_t ‖ p_s) + α KL(p_s ‖ p_t)"
     paper: ClassVar = _DISTILLM
     options: ClassVar = ("temperature", "alpha")
+    chunked: ClassVar = "symmetric_kl"
     divergence = staticmethod(losses.symmetric_kl)
 
 
@@ -156,6 +157,7 @@ class TVD(Divergence):
 
     formula: ClassVar = "mean ½ Σ_c |p_t − p_s|"
     paper: ClassVar = _DISTILLM
+    chunked: ClassVar = "tvd"
     divergence = staticmethod(losses.tvd)
 
 
@@ -172,6 +174,7 @@ class AKL(Divergence):
         2024, "2404.02657",
     )  # fmt: skip
     options: ClassVar = ("temperature", "head_mass")
+    chunked: ClassVar = "akl"
     divergence = staticmethod(losses.akl)
 
 

@@ -39,9 +39,14 @@ DIVERGENCES = {
     "jsd, by row": {"beta": BETAS},
     "skew_fkl": {"alpha": 0.2},
     "skew_rkl": {"alpha": 0.2},
+    "symmetric_kl": {"alpha": 0.3},
+    "tvd": {},
+    "akl": {"head_mass": 0.6},
 }
 EVERY = pytest.mark.parametrize("key", DIVERGENCES)
-FIVE = pytest.mark.parametrize("key", ["forward_kl", "reverse_kl", "jsd", "skew_fkl", "skew_rkl"])
+SEVEN = ["forward_kl", "reverse_kl", "jsd", "skew_fkl", "skew_rkl", "symmetric_kl", "tvd"]
+ALL = pytest.mark.parametrize("key", [*SEVEN, "akl"])  # which sorts whole rows
+SEVEN = pytest.mark.parametrize("key", SEVEN)
 
 
 def fused(student, teacher, labels=None, *, key, chunk_size=3, **how):
@@ -154,7 +159,7 @@ def test_leading_axes_and_values_by_row():
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-6, 0.1, 0.5, 1 - 1e-6, 1.0])
-@FIVE
+@SEVEN
 def test_slopes_are_those_of_the_terms_at_any_gap(key, share):
     log_p = -np.array([1e-6, 0.1, 1.0, 1.001, 15.0, 40.0, 90.0, 1e3, 1e4], np.float32)
     log_s, log_t = (x.reshape(-1) for x in np.meshgrid(log_p, log_p))
@@ -174,7 +179,7 @@ def excluding(tree, *tokens, **more):
 
 
 @PRECISIONS
-@FIVE
+@ALL
 def test_excluded_tokens_and_logits_of_ten_thousand(key, precision):
     labels = np.array([3, -100, 0, 6, 2, 5, 2])  # 5 is a token that the student excludes
     student = excluding(STUDENT, 1, 5, hidden=STUDENT["hidden"] * np.logspace(-2, 4, ROWS, dtype=np.float32)[:, None])
@@ -192,7 +197,7 @@ def test_excluded_tokens_and_logits_of_ten_thousand(key, precision):
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-@FIVE
+@ALL
 def test_a_network_without_any_token_has_nothing_to_compare(key, who):
     student, teacher = (excluding(x, *range(TOKENS)) if who == name else x for name, x in ARRAYS.items())
     found, gradient = with_gradient(fused, student, teacher, key=key, temperature=2.0)
@@ -318,7 +323,7 @@ def test_memory_does_not_grow_with_the_rows():
 TREE = {"hidden": P(), "head": P(None, "vocabulary"), "bias": P("vocabulary")}
 
 
-@FIVE
+@SEVEN
 def test_a_vocabulary_spread_over_eight_devices(key):
     labels, weights = np.array([3, -100, 0, 6, 2, 999, 2]), np.where(np.arange(ROWS) == 5, 0, WEIGHTS)
     student, teacher = excluding(STUDENT, 1), excluding(TEACHER, 1, 7)
@@ -373,6 +378,36 @@ def test_rows_over_one_axis_and_the_vocabulary_over_another(how):
         same(jax.jit(step)(student, teacher, labels), expected, "f64")
 
 
+# A teacher of which the most likely tokens are stored
+
+
+@PRECISIONS
+@pytest.mark.parametrize("missing", ["other_bucket", "renormalize"])
+def test_a_stored_teacher_is_that_of_whole_logits(missing, precision):
+    """With labels, weights and a temperature; rows of weight 0 may hold anything."""
+    with computing_in(precision) as real:
+        student, teacher = jax.tree.map(real, (STUDENT, TEACHER))
+        ids, logprobs = losses.topk_signal(teacher["hidden"] @ teacher["head"] + teacher["bias"][None], 3)
+        logprobs = jnp.where((WEIGHTS == 0)[:, None], jnp.nan, logprobs)
+        how = {"missing": missing, "temperature": real(1.7)}
+
+        def whole(student):
+            z = student["hidden"] @ student["head"] + student["bias"][None]
+            kd = losses.topk_kl(z, ids, logprobs, real(WEIGHTS), **how)
+            ce = jnp.where(LABELS != -100, losses.cross_entropy(z, jnp.where(LABELS == -100, 0, LABELS)), 0)
+            return jnp.sum(0.6 * kd + 0.3 * real(WEIGHTS) * ce)
+
+        def few(student):
+            return losses.fused_linear_kd(
+                student["hidden"], student["head"], labels=LABELS, student_bias=student["bias"], topk=(ids, logprobs),
+                weights=real(WEIGHTS), kd_weight=0.6, ce_weight=0.3, chunk_size=3, **how,
+            ).sum  # fmt: skip
+
+        for found, expected in zip(*(jax.jit(jax.value_and_grad(f))(student) for f in (few, whole)), strict=True):
+            same(found, expected, precision)
+        np.testing.assert_allclose(few(student), whole(student), rtol=1e-5)  # where nothing is differentiated
+
+
 # What is refused
 
 
@@ -384,6 +419,17 @@ def call(**changed):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
+        ({"teacher_head": None}, ValueError, "There is no teacher; give teacher_hidden and teacher_head, or topk"),
+        (
+            {"topk": (LABELS[:, None], WEIGHTS[:, None])},
+            ValueError,
+            "topk is a teacher by itself; leave teacher_hidden",
+        ),
+        (
+            {"divergence": "akl", "axis_name": "v"},
+            ValueError,
+            "akl is of whole rows of the vocabulary, .* leave axis_name out",
+        ),
         ({"student_head": STUDENT["head"].T}, ValueError, r"student_head \(8, 4\): give .* must be transposed"),
         ({"teacher_head": STUDENT["head"]}, ValueError, r"teacher_hidden has shape \(7, 3\), teacher_head \(4, 8\)"),
         ({"student_head": np.zeros((4, 0), np.float32)}, ValueError, "at least one column"),
