@@ -12,6 +12,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 SILENT, PROBES, BETWEEN = 4, 3, 3  # seconds until a silent host is probed, how often, and seconds between: 13 in all
 BYE = b"."  # the last that a process sends which ends well
@@ -47,7 +49,18 @@ def watch(client, host: str, number: int, count: int) -> None:
     for other, connection in connections.items():
         keep_alive(connection)
         threading.Thread(target=listen, args=(connection, other, connections, ending), daemon=True).start()
+    sys.excepthook = patiently(sys.excepthook)
     atexit.register(leave, connections, ending)
+
+
+def patiently(say: Callable[..., object]) -> Callable[..., None]:
+    """Says an error that nobody caught a second later: it may be that another process is gone, which `listen` says by then."""
+
+    def later(*error: Any) -> None:
+        time.sleep(1)
+        say(*error)
+
+    return later
 
 
 def accept(listener: socket.socket, token: str, count: int, connections: dict[int, socket.socket]) -> None:
