@@ -97,8 +97,6 @@ def step_row(
     bound, step, begun = step_of(taught, teacher)
     _, alone, begun_alone = step_of(CrossEntropy(), None)
     say = jax.jit(lambda v, x: teacher.apply(v.params, v.state, x, train=False)[0])
-    # Of decoders in pieces the teacher's own logits are never there: its pass ends at its states.
-    hear = jax.jit(lambda v, x: teacher.apply(v.params, v.state, x, train=False)[0].features[-1]) if in_chunks else say
     state = begun()
 
     def apart(params, kept, frozen):
@@ -112,7 +110,7 @@ def step_row(
     seconds = timing.turns(
         [
             stepping("taught", step, begun(), frozen, batch),
-            timing.Subject("teacher", lambda: hear(frozen, batch.inputs)),
+            timing.Subject("teacher", lambda: say(frozen, batch.inputs)),
             stepping("alone", alone, begun_alone(), None, batch),
         ],
         rounds,
