@@ -1,5 +1,6 @@
 """A phase's batches with what its teacher says of them, kept between runs in a teacher cache."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -141,13 +142,15 @@ class TeacherOutputs:
         path = self.cache.folder / PROBE
 
         def keep():
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(f".{os.getpid()}.npy")
-                np.save(temporary, said)
-                temporary.replace(path)
+            with contextlib.suppress(OSError):  # what is all there already may lie where nothing can be written
+                if not path.exists():
+                    temporary = path.with_suffix(f".{os.getpid()}.npy")
+                    np.save(temporary, said)
+                    temporary.replace(path)
 
         by_first(keep, CacheError)
+        if not path.exists():
+            return
         try:
             before = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -76,10 +76,9 @@ def from_nnx(
     kind = type(model).__name__ if isinstance(model, nnx.Module) else getattr(model, "__name__", "nnx model")
     kept = Taps.of(taps, features, preactivations, embedding)
     functional = functionalise(model, trainable=trainable)
-    heeds, rests = (
-        [],
-        [],
-    )  # filled by the first call in training, and in evaluation, that is sound: later ones are not watched
+    # Filled by the first call in training, and in evaluation, that is sound: later ones are not watched.
+    heeds: list[bool] = []
+    rests: list[bool] = []
 
     def apply(params, state, inputs, *, train, rngs=None, axis=None):
         def run(module):

@@ -174,11 +174,8 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
 def _chunk(setting: Setting, student: Network, teacher: Network | None, rows: dict, fixed: dict, differentiate: bool):
     """The sums over some rows, and the gradient of the first by the student's logits `[rows, V]`, or None."""
     axis_name, weight = setting.axis_name, rows["weight"]
-    z_s, temperature = (
-        _logits(student, weight.dtype),
-        None if rows.get("temperature") is None else rows["temperature"][:, None],
-    )
-    all_s, kd, by_logits = None, None, None
+    temperature = None if rows.get("temperature") is None else rows["temperature"][:, None]
+    z_s, all_s = _logits(student, weight.dtype), None
     if teacher is None:
         kd, by_logits = _stored(setting, z_s, rows, fixed, differentiate)
     else:
