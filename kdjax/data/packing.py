@@ -17,6 +17,8 @@ class Packed(NamedTuple):
       learned: `[N, L]` bool, whether the token behind each is learned: it is of the same text, and no part of a prompt.
       begins: `[N]`, of pairs: the column of the first token of the response.
       cut: how many prompts or responses lost something.
+      texts: `[N, L + 1]` int32, which document or pair each token is of; -1 of padding.
+      places: `[N, L + 1]` int32, which of its tokens it is, start and end among them and what was cut off as well.
     """
 
     tokens: np.ndarray
@@ -24,6 +26,8 @@ class Packed(NamedTuple):
     learned: np.ndarray
     begins: np.ndarray | None = None
     cut: int = 0
+    texts: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 def packed(texts: Sequence[str], vocabulary: Vocabulary, length: int) -> Packed:
@@ -37,19 +41,26 @@ def packed(texts: Sequence[str], vocabulary: Vocabulary, length: int) -> Packed:
     """
     rows: list[list[int]] = [[]]
     segments: list[list[int]] = [[]]
-    for numbers in vocabulary.numbers(texts):
+    sources: list[list[int]] = [[]]
+    places: list[list[int]] = [[]]
+    for text, numbers in enumerate(vocabulary.numbers(texts)):
         tokens = [*([] if vocabulary.start is None else [vocabulary.start]), *numbers, vocabulary.end]
         at = 0
         while at < len(tokens) - 1:
             if len(rows[-1]) > length - 1:  # a token alone would learn nothing
-                rows.append([])
-                segments.append([])
+                for filled in (rows, segments, sources, places):
+                    filled.append([])
             piece = tokens[at : at + length + 1 - len(rows[-1])]
             segments[-1] += [segments[-1][-1] + 1 if segments[-1] else 1] * len(piece)
             rows[-1] += piece
+            sources[-1] += [text] * len(piece)
+            places[-1] += range(at, at + len(piece))
             at += len(piece) - 1
-    made = _filled([row for row in rows if row], [row for row in segments if row], vocabulary, length)
-    return Packed(*made, (made[1][:, 1:] == made[1][:, :-1]) & (made[1][:, 1:] > 0))
+    whole = [[row for row in filled if row] for filled in (rows, segments, sources, places)]
+    tokens, numbered = _filled(whole[0], vocabulary.padding, length), _filled(whole[1], 0, length)
+    learned = (numbered[:, 1:] == numbered[:, :-1]) & (numbered[:, 1:] > 0)
+    behind = {"texts": _filled(whole[2], -1, length), "places": _filled(whole[3], -1, length)}
+    return Packed(narrow(tokens, vocabulary), numbered, learned, **behind)
 
 
 def paired(
@@ -65,7 +76,7 @@ def paired(
       prompt: tokens that a prompt may have, its start included; below `length`.
       whole: whether the tokens of prompts are learned too.
     """
-    rows, first, cut = [], [], 0
+    rows, places, first, cut = [], [], [], 0
     start = [] if vocabulary.start is None else [vocabulary.start]
     for before, behind in zip(vocabulary.numbers(prompts), vocabulary.numbers(responses), strict=True):
         kept = before[max(0, len(before) + len(start) - prompt) :]
@@ -73,11 +84,15 @@ def paired(
         cut += len(kept) < len(before) or len(row) > length + 1
         first.append(len(start) + len(kept))
         rows.append(row[: length + 1])
-    tokens, segments = _filled(rows, [[1] * len(row) for row in rows], vocabulary, length)
+        cut_off = len(before) - len(kept)
+        places.append([*range(len(start)), *range(len(start) + cut_off, cut_off + len(row))][: length + 1])
+    tokens = narrow(_filled(rows, vocabulary.padding, length), vocabulary)
+    segments = _filled([[1] * len(row) for row in rows], 0, length)
     learned = segments[:, 1:] > 0
     if not whole:
         learned &= np.arange(1, length + 1)[None] >= np.array(first)[:, None]
-    return Packed(tokens, segments, learned, np.array(first), cut)
+    texts = np.where(segments > 0, np.arange(len(rows), dtype=np.int32)[:, None], -1)
+    return Packed(tokens, segments, learned, np.array(first), cut, texts, _filled(places, -1, length))
 
 
 def positions(segments: np.ndarray) -> np.ndarray:
@@ -88,10 +103,14 @@ def positions(segments: np.ndarray) -> np.ndarray:
     return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
 
 
-def _filled(rows: list[list[int]], segments: list[list[int]], vocabulary: Vocabulary, length: int):
-    shape = len(rows), length + 1
-    tokens = np.full(shape, vocabulary.padding, np.uint16 if vocabulary.size <= 2**16 else np.int32)
-    numbers = np.zeros(shape, np.int32)
-    for i, (row, segment) in enumerate(zip(rows, segments, strict=True)):
-        tokens[i, : len(row)], numbers[i, : len(row)] = row, segment
-    return tokens, numbers
+def _filled(rows: list[list[int]], padding: int, length: int) -> np.ndarray:
+    """`[N, length + 1]` int32 of rows, filled up."""
+    filled = np.full((len(rows), length + 1), padding, np.int32)
+    for i, row in enumerate(rows):
+        filled[i, : len(row)] = row
+    return filled
+
+
+def narrow(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Tokens in the type that they are kept in."""
+    return tokens.astype(np.uint16) if vocabulary.size <= 2**16 else tokens

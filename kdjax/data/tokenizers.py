@@ -234,16 +234,17 @@ def check_numbers(name: str, folder: str) -> None:
     made, theirs = tokenizer_of(name), FromFiles(Path(folder))
     if not isinstance(made, FromFiles):
         raise ValueError(
-            f"The network in {folder} knows the tokens of the tokenizer beside it, and data.tokenizer is {made.name}; make it "
-            "that folder."
+            f"The network in {folder} knows the tokens of the tokenizer beside it, and is to read those of {made.name}; make "
+            "data.tokenizer that folder, or of a teacher alone network.tokenizer."
         )
     there = theirs._made.get_vocab(with_added_tokens=True)
     ours = made._made.get_vocab(with_added_tokens=True)
     other = min((token for token, number in ours.items() if there.get(token) != number), key=ours.get, default=None)
     if other is not None:
         raise ValueError(
-            f"Number {ours[other]} of data.tokenizer {made.name} is {other!r}, which the tokenizer beside the network in "
-            f"{folder} has as {there.get(other, 'nothing')}; use the tokens of one for both."
+            f"Number {ours[other]} of the tokenizer {made.name} is {other!r}, which the tokenizer beside the network in "
+            f"{folder} has as {there.get(other, 'nothing')}; use the tokens of one for both, or name that folder as the "
+            "teacher's network.tokenizer."
         )
 
 

@@ -1,5 +1,6 @@
 """Tokenizers as language models need them: a text to numbers with nothing around it, and back."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,10 @@ class Vocabulary(Protocol):
         """The tokens of every text."""
         ...
 
+    def numbers_and_ends(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """The tokens of every text, and how many of its bytes have been read behind each, which never falls."""
+        ...
+
     def text(self, numbers: Sequence[int]) -> str:
         """The text of tokens, without those that stand for no text."""
         ...
@@ -53,6 +58,9 @@ class ByteVocabulary:
 
     def numbers(self, texts):
         return [self._bytes.numbers(text) for text in texts]
+
+    def numbers_and_ends(self, texts):
+        return [(numbers, np.arange(1, len(numbers) + 1)) for numbers in self.numbers(texts)]
 
     def text(self, numbers):
         return bytes(n - SPECIAL for n in map(int, numbers) if n >= SPECIAL).decode("utf-8", errors="replace")
@@ -94,14 +102,32 @@ class FileVocabulary:
         return next((number for number in found if number is not None), None)
 
     def numbers(self, texts):
+        return [made.ids for made in self._encoded(texts)]
+
+    def numbers_and_ends(self, texts):
+        found = []
+        for text, made in zip(texts, self._encoded(texts), strict=True):
+            letters = np.array([len(letter.encode("utf-8", errors="replace")) for letter in text], int)
+            before = np.concatenate([[0], np.cumsum(letters)])
+            ends = np.cumsum(self.byte_counts()[made.ids].astype(int))
+            if not self._of_bytes or (len(ends) and ends[-1] != before[-1]):  # as the tokenizer itself says, by letters
+                ends = before[np.array([end for _, end in made.offsets], int)]
+            found.append((made.ids, np.maximum.accumulate(ends)))
+        return found
+
+    def _encoded(self, texts):
         self._made.no_padding()
         self._made.no_truncation()
-        return [made.ids for made in self._made.encode_batch(list(texts), add_special_tokens=False)]
+        return self._made.encode_batch(list(texts), add_special_tokens=False)
 
     def text(self, numbers):
         return self._made.decode([int(n) for n in numbers], skip_special_tokens=True)
 
     def byte_counts(self):
+        return self._byte_counts
+
+    @functools.cached_property
+    def _byte_counts(self) -> np.ndarray:
         special = {number for number, token in self._made.get_added_tokens_decoder().items() if token.special}
         counts = np.zeros(self.size, np.float32)
         for number in set(range(self.size)) - special:

@@ -65,8 +65,9 @@ def adopt(program: Program, phase: Phase, place: Path, builder: Builder, finishe
     if (source, program) not in builder.networks:
         network, facts = stored_network(program, source)
         if (source.parent / EXPERIMENT).exists():
-            theirs = serialization.load(source.parent / EXPERIMENT).data
-            otherwise = program.experiment.data.unlike(theirs, phase.network)
+            theirs = serialization.load(source.parent / EXPERIMENT)
+            seen = theirs.seen_by(theirs.phase(facts["phase"])) if "phase" in facts else theirs
+            otherwise = program.experiment.data.unlike(seen.data, phase.network)
             if otherwise:
                 note(f"the network in {source} was trained on other inputs than it sees here: {otherwise}")
         teaching = teacher_of(phase, finished)

@@ -52,22 +52,25 @@ def inspect_experiment(
     builder = builder or Builder()
     problems = experiment.problems()
     try:
-        dataset = builder.dataset(experiment.data, stand_in=True)
-        inputs = network_inputs(experiment, dataset)
+        builder.dataset(experiment.data, stand_in=True)
     except (DataError, ValueError) as error:
-        problems.append(str(error))
-        dataset = None
+        first, *rest = experiment.phases
+        return [
+            PhaseReport(first, [], {}, [], {}, [*problems, str(error)]),
+            *(PhaseReport(phase, [], {}, [], {}, []) for phase in rest),
+        ]
     reports = []
     for phase in experiment.phases:
         report = PhaseReport(phase, [], {}, [], {}, list(problems))
         problems = []
         reports.append(report)
-        if dataset is None:
-            continue
         try:
-            student = make_network(experiment.data, phase.network, dataset)
-            teacher = make_teacher(experiment, phase, dataset)
-            outputs = stored_outputs(experiment.data, phase, dataset)
+            seen = experiment.seen_by(phase)
+            dataset = builder.dataset(seen.data, stand_in=True)
+            inputs = network_inputs(seen, dataset)
+            student = make_network(seen.data, phase.network, dataset)
+            teacher = make_teacher(seen, phase, dataset)
+            outputs = stored_outputs(seen.data, phase, dataset)
         except (ValueError, ExperimentError, DataError) as error:
             report.problems.append(str(error))
             continue

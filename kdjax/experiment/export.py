@@ -70,9 +70,7 @@ def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        experiment.data.write_network(
-            chosen.network, jax.device_get(trained.variables.params), trained.classes, temporary
-        )
+        trained.task.write_network(chosen.network, jax.device_get(trained.variables.params), trained.classes, temporary)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     temporary.rename(folder)

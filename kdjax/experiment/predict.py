@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.experiment.artifacts import saved_experiment
 from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.trained import load_trained
 
@@ -33,7 +32,8 @@ def predict(
     Raises:
       ExperimentError: there is no such network, a file cannot be read, or the network says no classes of a whole file.
     """
-    trained, task = load_trained(run, phase), saved_experiment(Path(run)).data
+    trained = load_trained(run, phase)
+    task = trained.task
     said_of = jax.jit(trained)
     for start in range(0, len(files), AT_ONCE):
         some = files[start : start + AT_ONCE]

@@ -75,6 +75,10 @@ class Builder:
         Raises:
           ExperimentError: one sentence for the first thing that does not fit.
         """
+        try:
+            experiment = experiment.seen_by(phase)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
         # Seeds, names, where a network comes from and how often one looks change neither shapes nor code, nor does a phase
         # that does not teach.
         taking_part = [p for p in experiment.phases if p.name in (phase.name, *phase.teachers)]

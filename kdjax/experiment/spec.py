@@ -125,6 +125,16 @@ class Experiment:
         phases = tuple(dataclasses.replace(p, **changes) if p.name == name else p for p in self.phases)
         return dataclasses.replace(self, phases=phases)
 
+    def seen_by(self, phase: Phase) -> "Experiment":
+        """The same with its data as the networks of a phase need them, `Task.for_networks`.
+
+        Raises:
+          ValueError: they cannot be shown the same examples.
+        """
+        teachers = [self.phase(name).network for name in phase.teachers]
+        data = self.data.for_networks(phase.network, teachers, writes=bool(phase.on_policy))
+        return self if data is self.data else dataclasses.replace(self, data=data)
+
     @property
     def student(self) -> Phase:
         """The phase an experiment is about: its last."""

@@ -13,6 +13,7 @@ from kdjax.experiment.folder import NETWORK, network_folder, read_network, run_p
 from kdjax.experiment.networks import make_network, make_networks
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
+from kdjax.tasks.dataset import BESIDE
 from kdjax.tasks.facts import dataset_of
 from kdjax.tasks.given import GivenNetwork, named
 from kdjax.training import Variables
@@ -29,6 +30,7 @@ class Trained:
       view: what makes the network's inputs of these.
       seen: shapes of what the network sees of these, after normalisation.
       classes: their names, in the order of the logits; empty if they are not known.
+      task: what its examples are, as it was shown them.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class Trained:
         view: Callable[[Any], Any],
         inputs: Tree,
         classes: Sequence[str] = (),
+        task: Any = None,
     ):
-        self.classes = tuple(classes)
+        self.classes, self.task = tuple(classes), task
         self.network, self.variables, self.inputs, self.view = network, variables, inputs, view
         self.seen = jax.eval_shape(view, inputs)
 
@@ -94,6 +97,7 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
         raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
     facts = None if brings else read_network(place).get("data")
     try:
+        experiment = experiment.seen_by(chosen)
         dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
         if any(
             part.deploys for part in chosen.objective.parts
@@ -103,7 +107,10 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
             network = make_network(experiment.data, chosen.network, dataset)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
-    said = experiment.data.evaluation_view, dataset.shapes(1)["inputs"], dataset.info.class_names
+    inputs = dataset.shapes(1)["inputs"]
+    if isinstance(inputs, dict):
+        inputs = {name: x for name, x in inputs.items() if name != BESIDE}
+    said = experiment.data.evaluation_view, inputs, dataset.info.class_names, experiment.data
     if brings:
         return Trained(network, Variables(*network.init(jax.random.key(0))), *said)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

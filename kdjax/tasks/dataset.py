@@ -11,6 +11,7 @@ from kdjax.data import Examples
 from kdjax.types import DataInfo, Tree
 
 NOT_HERE = "not here: shapes alone"  # end of the description of a stand-in
+BESIDE = "teacher"  # what a teacher alone is shown of examples: inputs of this name, beside those of all
 RESIDENT_BYTES = 512 * 2**20  # inputs below this may stay on the devices
 
 

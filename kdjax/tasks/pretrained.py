@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from kdjax.data.errors import note
+from kdjax.data.tokenizers import check_numbers
 from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, read_folder
 from kdjax.models.transformers.block import KEPT
+from kdjax.tasks.dataset import BESIDE
 from kdjax.tasks.task import Model
+from kdjax.types import ModelOutput, Network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,14 @@ class TransformerModel(Model):
     """of embeddings, attention and branches; -1 for the network's own"""
     keep: tuple[str, ...] = ()
     """what of the attention objectives compare: queries, keys, values, scores"""
+    tokenizer: str = ""
+    """its own, of a teacher that knows other tokens than the student; empty for data.tokenizer"""
 
     def __post_init__(self):
-        if self.weights:
-            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))  # read from anywhere
+        for field in ("weights", "tokenizer"):  # a saved run is read from anywhere
+            path = os.path.expanduser(getattr(self, field))
+            if path and (field == "weights" or os.path.exists(path)):
+                object.__setattr__(self, field, os.path.abspath(path))
 
     def resized(self) -> bool:
         """Whether a fresh one is not of the shape of its name."""
@@ -125,3 +133,77 @@ def _read(weights: str, layers: tuple[int, ...], head: Head | None, purpose: str
         more = f" and {len(found.unused) - 3} more" if len(found.unused) > 3 else ""
         note(f"{weights} has {', '.join(found.unused[:3])}{more}, which {purpose} has no use for")
     return found
+
+
+# --- teachers with a tokenizer of their own ---
+
+
+def tokenizers(tokenizer: str, network: Model, teachers: Sequence[Model]) -> tuple[str, str]:
+    """The tokenizer of a phase's network, and that of its teachers; empty where it is the same.
+
+    Args:
+      tokenizer: of the data, which networks have that name none.
+      network: that is trained or evaluated.
+      teachers: those that teach it.
+
+    Raises:
+      ValueError: the teachers have several between them.
+    """
+    own, *theirs = (getattr(model, "tokenizer", "") or tokenizer for model in (network, *teachers))
+    others = {name for name in theirs if name != own}
+    if len(others) > 1 or (others and own in theirs):
+        raise ValueError(
+            f"Teachers with the tokenizers {', '.join(sorted(set(theirs)))} are to teach together; use those of one."
+        )
+    return own, next(iter(others), "")
+
+
+def own_tokenizer(folder: str | os.PathLike, tokenizer: str) -> str:
+    """The tokenizer of a network's folder where the data's is another; empty where it is the same, or there is none."""
+    try:
+        check_numbers(tokenizer, str(folder))
+    except ValueError:
+        return str(folder)
+    return ""
+
+
+def with_tokenizer(model: Any, theirs: str, tokenizer: str) -> Any:
+    """A network that was trained on data of one tokenizer, for data of another."""
+    theirs = getattr(model, "tokenizer", "") or theirs
+    if not hasattr(model, "tokenizer") or theirs == tokenizer:
+        return model
+    return dataclasses.replace(model, tokenizer=theirs)
+
+
+def is_beside(model: Model, tokenizer: str) -> bool:
+    """Whether a network reads other tokens than those of a tokenizer."""
+    return bool(model.tokenizer) and model.tokenizer != tokenizer
+
+
+def shown(inputs: Any, *, beside: bool) -> Any:
+    """The inputs that a network is shown: the teacher's, or all but these."""
+    if beside:
+        return inputs[BESIDE]
+    return {name: x for name, x in inputs.items() if name != BESIDE} if isinstance(inputs, Mapping) else inputs
+
+
+def reading(
+    network: Network, *, beside: bool, answer: Callable[[ModelOutput, Any], ModelOutput] = lambda output, inputs: output
+) -> Network:
+    """A network that takes its own of inputs which are tokens of two tokenizers.
+
+    Args:
+      network: takes tokens of one.
+      beside: whether it is the teacher.
+      answer: what it is taken to say, of its output and of its inputs.
+    """
+
+    def apply(params, state, inputs, **options):
+        own = shown(inputs, beside=beside)
+        output, state = network.apply(params, state, own, **options)
+        return answer(output, own), state
+
+    paths = network.paths
+    return network._replace(
+        apply=apply, paths=None if paths is None else lambda inputs: paths(shown(inputs, beside=beside))
+    )

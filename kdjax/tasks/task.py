@@ -214,6 +214,19 @@ class Task:
         """
         raise TypeError(f"{cls.__name__} reads no published weights; define read_published.")
 
+    def for_networks(self, network: Model, teachers: Sequence[Model], *, writes: bool = False) -> "Task":
+        """The task as a phase's networks need it: with tokens of a teacher that has its own beside the student's, say.
+
+        Args:
+          network: that is trained or evaluated.
+          teachers: those that teach it.
+          writes: whether it learns from what it writes itself.
+
+        Raises:
+          ValueError: they cannot be shown the same examples.
+        """
+        return self
+
     def taken(self, model: Model, folder: Path) -> Model:
         """The network of a folder of Hugging Face as it is, with the weights and the classes or tokens that it has: for
         `--teacher FOLDER`.

@@ -244,7 +244,7 @@ def uld(student_logits: ArrayLike, teacher_logits: ArrayLike) -> Array:
     Args:
       student_logits: `[..., V]`.
       teacher_logits: `[..., V']`, a constant, of the same leading axes: positions of the two tokenizations must have
-        been lined up or cut to one length. A token at -inf has no probability.
+        been lined up (`kdjax.data.alignment`) or cut to one length. A token at -inf has no probability.
 
     Returns:
       `[...]`, 0 to 2. The published loss adds their mean to a cross-entropy; the weight is not verified.

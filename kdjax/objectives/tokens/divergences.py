@@ -243,7 +243,10 @@ class TopK(Objective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ULD(Objective):
-    """Universal logit distance, for networks with different classes or vocabularies: sorted probabilities compared."""
+    """Universal logit distance, for networks with different classes or vocabularies: sorted probabilities compared.
+
+    Where the teacher has a tokenizer of its own, of the tokens behind which both have read as much (the target "aligned"); the
+    paper goes by number, to the shorter one's end."""
 
     any_classes: ClassVar = True
     formula: ClassVar = "mean Σ_i |p_s sorted − p_t sorted|"
@@ -254,7 +257,10 @@ class ULD(Objective):
 
     def terms(self, module, ctx):
         values = losses.uld(ctx.student.logits, ctx.teacher.logits)
-        return per_example(values, ctx.batch)
+        where, targets = ctx.batch.mask(values.shape), ctx.batch.targets
+        if isinstance(targets, dict) and "aligned" in targets:  # the teacher has a tokenizer of its own
+            where &= targets["aligned"]
+        return per_example(values, where)
 
 
 METHODS = {

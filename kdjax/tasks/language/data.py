@@ -18,12 +18,13 @@ from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.data.vocabulary import Vocabulary
 from kdjax.models.transformers import write_folder
 from kdjax.models.transformers.sampling import Beside, Sampling
-from kdjax.tasks.dataset import Dataset
-from kdjax.tasks.language.examples import Rows, rows_of, shown, vocabulary_called
-from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, make_decoder, problems_of
+from kdjax.tasks.dataset import BESIDE, Dataset
+from kdjax.tasks.language.examples import Rows, rows_of, shown_of, vocabulary_called
+from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, in_step, make_decoder, problems_of
 from kdjax.tasks.language.report import compare_written
 from kdjax.tasks.language.scores import language_means, language_sums
 from kdjax.tasks.language.writing import rewritten
+from kdjax.tasks.pretrained import is_beside, own_tokenizer, reading, shown, tokenizers, with_tokenizer
 from kdjax.tasks.task import NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import Batch, DataInfo, Network
@@ -60,6 +61,8 @@ class Language(Task):
     """which rows are evaluated"""
     split_seed: int = 0
     """seed of the choice of validation documents, and of test ones where a set has none"""
+    beside: str = ""
+    """tokenizer of a teacher that has its own; set by the teacher's network.tokenizer"""
 
     metric: ClassVar = Metric("nll", "NLL", 1, 3, higher_is_better=False, unit="nats")
     columns: ClassVar = (
@@ -75,9 +78,9 @@ class Language(Task):
     )
 
     def __post_init__(self):
-        for field in ("name", "tokenizer"):  # a saved run is read from anywhere
+        for field in ("name", "tokenizer", "beside"):  # a saved run is read from anywhere
             path = os.path.expanduser(getattr(self, field))
-            own = field == "tokenizer" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
+            own = field != "name" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
             if own and os.path.exists(path):
                 object.__setattr__(self, field, os.path.abspath(path))
 
@@ -104,15 +107,26 @@ class Language(Task):
             raise DataError(
                 f"{self.name} has prompts with responses in one split and documents in the other; give them alike."
             )
-        made = lambda part: rows_of(part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole)
-        learned, held = made(train), made(test)
+        theirs = vocabulary_called(self.beside) if self.beside else None
+        made = lambda part, size=0: rows_of(
+            part, vocabulary, self.length, prompt=self.prompt_size, whole=self.whole, beside=theirs, beside_length=size
+        )
+        learned = made(train)
+        held = made(test, learned.inputs[BESIDE]["input_ids"].shape[1] if theirs else 0)
         aside = None if kept is None else held if kept is test else made(kept)
         rows = np.arange(len(held))
         if 0 < self.eval_examples < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, self.eval_examples).round().astype(int)]
         kind = "documents" if train.responses is None else "pairs"
         said = f"{len(train):,} {kind}, rows of {self.length} tokens of {vocabulary.size:,} kinds"
-        info = DataInfo(vocabulary.size, len(learned), targets=("labels", "begins", "written", "drawn"))
+        targets = ("labels", "begins", "written", "drawn")
+        if theirs:
+            same = learned.inputs[BESIDE]["columns"] >= 0
+            said += (
+                f", for the teacher of {theirs.size:,}, in step with it at {np.mean(same[learned.learned]):.0%} of them"
+            )
+            targets += ("aligned",)
+        info = DataInfo(vocabulary.size, len(learned), targets=targets)
         everything = np.ones(len(learned), bool)
         return Dataset(
             learned, np.arange(len(learned)), everything, held, rows, self.evaluate_on, info, learned.inputs, said,
@@ -151,7 +165,8 @@ class Language(Task):
 
     def numbered_views(self) -> NumberedViews:
         same = lambda index, epoch, key: jnp.zeros(len(index), jnp.int32)
-        facts = {"tokenizer": self.vocabulary.fingerprint(), "length": self.length}
+        read = vocabulary_called(self.beside) if self.beside else self.vocabulary
+        facts = {"tokenizer": read.fingerprint(), "length": self.length}
         return NumberedViews(1, same, lambda inputs, numbers: inputs, facts)
 
     def decoded(self, file: Any, inputs: Any) -> Any:
@@ -163,7 +178,9 @@ class Language(Task):
             raise ValueError("There is no text to go on with; give some.")
         tokens = np.full((1, length + 1), vocabulary.padding, np.int32)
         tokens[0, : len(numbers)] = numbers
-        made = shown(Packed(tokens, (np.arange(length + 1) < len(numbers)).astype(np.int32)[None], tokens[:, 1:] > 0))
+        made = shown_of(
+            Packed(tokens, (np.arange(length + 1) < len(numbers)).astype(np.int32)[None], tokens[:, 1:] > 0)
+        )
         return {name: array[0].astype(inputs[name].dtype) for name, array in made.items()}
 
     def answers(self, inputs: Any, output: Any, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
@@ -185,14 +202,35 @@ class Language(Task):
 
     # --- networks ---
 
+    def for_networks(self, network, teachers, *, writes=False):
+        own, beside = tokenizers(self.tokenizer, network, teachers)
+        if beside and writes:
+            raise ValueError(
+                f"The teacher reads the tokens of {beside}, and what the student writes itself is of {own}; set on_policy to 0."
+            )
+        alike = (own, beside) == (self.tokenizer, self.beside)
+        return self if alike else dataclasses.replace(self, tokenizer=own, beside=beside)
+
     def network(self, model: LanguageNetwork, dataset: Dataset, *, remat: bool = False) -> Network:
+        beside = is_beside(model, self.tokenizer)
+        name = model.tokenizer if beside else self.tokenizer
+        vocabulary, inputs = vocabulary_called(name), shown(dataset.shapes(1)["inputs"], beside=beside)
         if model.trained and not problems_of(model):
-            check_numbers(self.tokenizer, model.weights)
-        length = dataset.shapes(1)["inputs"]["input_ids"].shape[1]
-        return make_decoder(model, vocabulary=self.vocabulary.size, length=length, remat=remat)
+            check_numbers(name, model.weights)
+        length = inputs["input_ids"].shape[1]
+        network = make_decoder(model, vocabulary=vocabulary.size, length=length, remat=remat)
+        if not self.beside:
+            return network
+        return reading(network, beside=beside, answer=in_step(self.vocabulary.size)) if beside else reading(
+            network, beside=False
+        )  # fmt: skip
+
+    def as_trained(self, model: Any, other: Any, classes: Sequence[str], dataset: Dataset) -> Any:
+        return with_tokenizer(model, other.tokenizer, self.tokenizer)
 
     def taken(self, model: Any, folder: Path) -> LanguageNetwork:
-        return LanguageNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()))
+        own = own_tokenizer(folder, self.tokenizer)
+        return LanguageNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()), tokenizer=own)
 
     def write_network(self, model: LanguageNetwork, params: Any, classes: Sequence[str], folder: Path) -> None:
         vocabulary = self.vocabulary
@@ -204,7 +242,7 @@ class Language(Task):
         if problems_of(model):
             return model
         return dataclasses.replace(
-            model, name="", weights="", trained=False, layers=(), width=32, depth=1, heads=0, kv_heads=0, hidden=0
+            model, name="", weights="", trained=False, layers=(), tokenizer="", width=32, depth=1, heads=0, kv_heads=0, hidden=0
         )  # fmt: skip
 
     def written(
@@ -234,6 +272,9 @@ class Language(Task):
             places[name] = folder / name / f"seed{summary['seeds'][0]}"
         networks = {name: load(place) for name, place in list(places.items())[:MOST_SHOWN]}
         return compare_written(
-            {name: one for name, one in networks.items() if "begin" in one.network.parts}, held, folder,
+            {
+                name: one for name, one in networks.items()
+                if "begin" in one.network.parts and one.task.tokenizer == self.tokenizer
+            }, held, folder,
             prompt=self.prompt_size, sampling=self.sampling, vocabulary=self.vocabulary,
         )  # fmt: skip

@@ -1,13 +1,16 @@
 """Decoders: by a published shape, of one's own shape, or from a folder of Hugging Face."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import jax.numpy as jnp
 
 from kdjax.models.transformers import SIZES, Architecture, Head, Rope, transformer
 from kdjax.models.transformers.sizes import resized
 from kdjax.tasks import pretrained
 from kdjax.tasks.pretrained import TransformerModel, begun_with, check_length, shape, with_dropout
-from kdjax.types import Network
+from kdjax.types import ModelOutput, Network
 
 DECODERS = tuple(name for name, shape in SIZES.items() if shape.causal)
 HEAD = Head(kind="tokens")
@@ -59,6 +62,28 @@ def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat:
     a, params, name = decoder_of(model, vocabulary)
     check_length(a, length, name)
     return transformer(a, HEAD, weights=params, keep=model.keep, remat=remat, name=name)
+
+
+def in_step(kinds: int) -> Callable[[ModelOutput, Any], ModelOutput]:
+    """What a teacher of other tokens says, as of the student's: its logits where it has read as much of the text, `[B, L, V']`.
+
+    Where there is no such place they are those of another, and the target "aligned" says so. What else it gives is of its own
+    tokens and left out.
+
+    Args:
+      kinds: of the student's tokens. A teacher of as many has one more here, which never comes: nothing takes their numbers for
+        the same tokens.
+    """
+
+    def answer(output: ModelOutput, inputs: Any) -> ModelOutput:
+        columns = jnp.maximum(inputs["columns"], 0)[..., None]
+        logits = jnp.take_along_axis(output.logits, columns, axis=1)
+        if logits.shape[-1] == kinds:
+            never = jnp.full((*logits.shape[:-1], 1), -jnp.inf, logits.dtype)
+            logits = jnp.concatenate([logits, never], axis=-1)
+        return ModelOutput(logits=logits, losses=output.losses)
+
+    return answer
 
 
 def decoder_of(model: LanguageNetwork, vocabulary: int) -> tuple[Architecture, dict[str, Any] | None, str]:

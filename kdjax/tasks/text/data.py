@@ -18,13 +18,14 @@ from kdjax.data.texts import Texts, load_texts
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.models.transformers import write_folder
 from kdjax.tasks.dataset import NOT_HERE, Dataset
+from kdjax.tasks.pretrained import is_beside, own_tokenizer, reading, shown, tokenizers, with_tokenizer
 from kdjax.tasks.task import NumberedViews, Task
 from kdjax.tasks.text.drawing import draw_answers
-from kdjax.tasks.text.examples import TextExamples, encoded, one, tokenizer_called
+from kdjax.tasks.text.examples import TextExamples, encoded, one, read_beside, tokenizer_called
 from kdjax.tasks.text.networks import TextNetwork, classifier_of, make_text_network, problems_of
 from kdjax.tasks.text.scores import text_means, text_sums
 from kdjax.training.metrics import Metric
-from kdjax.types import DataInfo, Network
+from kdjax.types import DataInfo, ModelOutput, Network
 
 SHOWN, MOST_SHOWN = 12, 6  # texts in a report, and networks beside each other
 
@@ -57,6 +58,8 @@ class Text(Task):
     """training examples whose label a taught network may use; 0 for all"""
     split_seed: int = 0
     """seed of the choice of validation and labelled examples, and of test ones where a set has none"""
+    beside: str = ""
+    """tokenizer of a teacher that has its own; set by the teacher's network.tokenizer"""
 
     metric: ClassVar = Metric("top1", "accuracy %", 100, 2, unit="points")
     columns: ClassVar = (
@@ -71,9 +74,9 @@ class Text(Task):
     )
 
     def __post_init__(self):
-        for field in ("name", "tokenizer"):  # a saved run is read from anywhere
+        for field in ("name", "tokenizer", "beside"):  # a saved run is read from anywhere
             path = os.path.expanduser(getattr(self, field))
-            own = field == "tokenizer" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
+            own = field != "name" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
             if own and os.path.exists(path):
                 object.__setattr__(self, field, os.path.abspath(path))
 
@@ -106,6 +109,11 @@ class Text(Task):
         held, rows = learned, splits.validation
         if test is not None:
             held, rows = encoded(test, tokenizer, self.length, self.buckets), np.arange(len(test))
+        said = f"{len(train.class_names)} classes, rows of {self.length} tokens of {tokenizer.size:,} kinds"
+        if self.beside:
+            theirs = tokenizer_called(self.beside)
+            learned, held = read_beside(theirs, self.length, learned, held)
+            said += f", for the teacher of {theirs.size:,}"
         kinds = {(texts.class_names, texts.second is None) for texts in (train, held.texts)}
         if len(kinds) > 1:
             raise DataError(f"{self.name} has other classes or pairs where it is evaluated than where it is trained on; give "
@@ -115,8 +123,8 @@ class Text(Task):
         names = train.class_names
         info = DataInfo(len(names), len(train), labels=train.labels, class_names=names)
         return Dataset(
-            learned, splits.train, splits.labelled, held, rows, self.evaluate_on, info, None if self.buckets else learned.inputs,
-            f"{len(names)} classes, rows of {self.length} tokens of {tokenizer.size:,} kinds",
+            learned, splits.train, splits.labelled, held, rows, self.evaluate_on, info, None if self.buckets else learned.arrays,
+            said,
         )  # fmt: skip
 
     def problems(self) -> list[str]:
@@ -157,7 +165,7 @@ class Text(Task):
 
     def numbered_views(self) -> NumberedViews:
         same = lambda index, epoch, key: jnp.zeros(len(index), jnp.int32)
-        facts = {"tokenizer": tokenizer_called(self.tokenizer).fingerprint(), "length": self.length}
+        facts = {"tokenizer": tokenizer_called(self.beside or self.tokenizer).fingerprint(), "length": self.length}
         return NumberedViews(1, same, lambda inputs, numbers: inputs, facts)
 
     def decoded(self, file: Any, inputs: Any) -> Any:
@@ -170,18 +178,33 @@ class Text(Task):
 
     # --- networks ---
 
+    def for_networks(self, network, teachers, *, writes=False):
+        own, beside = tokenizers(self.tokenizer, network, teachers)
+        alike = (own, beside) == (self.tokenizer, self.beside)
+        return self if alike else dataclasses.replace(self, tokenizer=own, beside=beside)
+
     def network(self, model: TextNetwork, dataset: Dataset, *, remat: bool = False) -> Network:
-        tokenizer = tokenizer_called(self.tokenizer)
+        beside = is_beside(model, self.tokenizer)
+        name = model.tokenizer if beside else self.tokenizer
+        tokenizer, inputs = tokenizer_called(name), shown(dataset.shapes(1)["inputs"], beside=beside)
         if model.trained and not problems_of(model):
-            check_numbers(self.tokenizer, model.weights)
-        length = dataset.shapes(1)["inputs"]["input_ids"].shape[1]
-        return make_text_network(
-            model, vocabulary=tokenizer.size, padding=tokenizer.padding, length=length, classes=dataset.info.num_classes,
-            names=dataset.info.class_names, remat=remat,
+            check_numbers(name, model.weights)
+        network = make_text_network(
+            model, vocabulary=tokenizer.size, padding=tokenizer.padding, length=inputs["input_ids"].shape[1],
+            classes=dataset.info.num_classes, names=dataset.info.class_names, remat=remat,
         )  # fmt: skip
+        if not self.beside:
+            return network
+        # What is said of single tokens is of others than the student's.
+        whole = lambda output, inputs: ModelOutput(output.logits, embedding=output.embedding, losses=output.losses)
+        return reading(network, beside=beside, answer=whole) if beside else reading(network, beside=False)
+
+    def as_trained(self, model: Any, other: Any, classes: Sequence[str], dataset: Dataset) -> Any:
+        return with_tokenizer(model, other.tokenizer, self.tokenizer)
 
     def taken(self, model: Any, folder: Path) -> TextNetwork:
-        return TextNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()))
+        own = own_tokenizer(folder, self.tokenizer)
+        return TextNetwork(weights=str(folder), trained=True, keep=getattr(model, "keep", ()), tokenizer=own)
 
     def write_network(self, model: TextNetwork, params: Any, classes: Sequence[str], folder: Path) -> None:
         tokenizer = tokenizer_called(self.tokenizer)
@@ -194,8 +217,8 @@ class Text(Task):
         if problems_of(model):
             return model
         named = model.name if not model.weights else "bert_tiny"
-        return dataclasses.replace(model, name=named, weights="", trained=False, layers=(), width=min(model.width or 32, 32),
-                                   depth=min(model.depth or 2, 2), length=0)  # fmt: skip
+        return dataclasses.replace(model, name=named, weights="", trained=False, layers=(), tokenizer="",
+                                   width=min(model.width or 32, 32), depth=min(model.depth or 2, 2), length=0)  # fmt: skip
 
     # --- metrics ---
 
@@ -215,11 +238,11 @@ class Text(Task):
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
             networks[name] = folder / name / f"seed{summary['seeds'][0]}"
-        shown = held.read(rows)["inputs"]
         answers: dict[str, Sequence] = {}
         for name, place in list(networks.items())[:MOST_SHOWN]:
-            output = load(place)(shown)
-            answers[name] = [row[0] for row in self.answers(shown, output, held.texts.class_names, 1)]
+            network = load(place)
+            inputs = network.task.load().held.read(rows)["inputs"]  # in its own tokens
+            answers[name] = [row[0] for row in self.answers(inputs, network(inputs), held.texts.class_names, 1)]
         draw_answers(held.texts.take(rows), answers, folder / "answers.png")
         return (
             (

@@ -5,11 +5,13 @@ import functools
 import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from kdjax.data.errors import DataError, note
 from kdjax.data.texts import Texts
 from kdjax.data.tokenizers import Encoded, Tokenizer, encode, tokenizer_of
+from kdjax.tasks.dataset import BESIDE
 from kdjax.types import Tree
 
 
@@ -22,12 +24,19 @@ class TextExamples:
       inputs: `input_ids`, `attention_mask` and `token_type_ids`, `[N, L]` each.
       tokenizer: fingerprint of what made them.
       widths: lengths that training batches are cut to, rising, L the last; empty where all have L tokens.
+      beside: the inputs of a teacher that has a tokenizer of its own, `[N, M]` each; empty where there is none.
     """
 
     texts: Texts
     inputs: dict[str, np.ndarray]
     tokenizer: str
     widths: tuple[int, ...] = ()
+    beside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """All that networks are shown."""
+        return self.inputs | ({BESIDE: self.beside} if self.beside else {})
 
     @property
     def name(self) -> str:
@@ -52,7 +61,10 @@ class TextExamples:
     def read(self, indices, *, inputs: bool = True, together: np.ndarray | None = None) -> dict[str, Any]:
         chosen = np.asarray(indices)
         width = None if together is None else self.widths[self.groups[together].max()]
-        shown = {name: array[chosen, :width] for name, array in self.inputs.items()} if inputs else None
+        shown: dict[str, Any] | None = None
+        if inputs:
+            shown = jax.tree.map(lambda array: array[chosen], self.arrays)
+            shown |= {name: shown[name][:, :width] for name in self.inputs}
         return {"inputs": shown, "targets": self.texts.labels[chosen]}
 
     def fingerprint(self) -> str:
@@ -82,6 +94,23 @@ def encoded(texts: Texts, tokenizer: Tokenizer, length: int, buckets: tuple[int,
         note(f"{share} are longer than {length} tokens, and lose their end")
     widths = (*sorted(set(buckets)), length) if buckets else ()
     return TextExamples(texts, as_inputs(made), tokenizer.fingerprint(), widths)
+
+
+def read_beside(tokenizer: Tokenizer, length: int, *splits: TextExamples) -> list[TextExamples]:
+    """Splits with the tokens of a teacher's tokenizer beside, as many as the longest row of all has, `length` at most."""
+    made: dict[int, TextExamples] = {}
+    for split in splits:
+        if id(split) not in made:
+            read = encoded(split.texts, tokenizer, length)
+            made[id(split)] = dataclasses.replace(
+                split, tokenizer=f"{split.tokenizer} {read.tokenizer}", beside=read.inputs
+            )
+    needed = max(int(np.sum(one.beside["attention_mask"] != 0, axis=1).max()) for one in made.values())
+    needed = min(length, -(-needed // 8) * 8)
+    return [
+        dataclasses.replace(one, beside={name: array[:, :needed] for name, array in one.beside.items()})
+        for one in (made[id(split)] for split in splits)
+    ]
 
 
 def as_inputs(made: Encoded) -> dict[str, np.ndarray]:

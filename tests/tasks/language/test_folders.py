@@ -120,14 +120,17 @@ def test_what_cannot_be_taken_is_said(texts, words, folder, tmp_path):
 
     base = experiment(texts, words)
     data = base.data
-    assert "data.tokenizer is bytes" in refused(
-        dataclasses.replace(base, data=dataclasses.replace(data, tokenizer="bytes"))
-    )
+    # Given as `--teacher` it reads its own tokens (test_other_tokenizers.py); named in a config it must be said.
+    named = base.replace_phase("teacher", network=LanguageNetwork(weights=str(folder), trained=True))
+    of_bytes = dataclasses.replace(named, data=dataclasses.replace(data, tokenizer="bytes"))
+    with pytest.raises(ExperimentError, match="is to read those of bytes; make data.tokenizer that folder"):
+        builder.program(of_bytes, of_bytes.phase("teacher"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "tokenizer.json").write_text((words / "tokenizer.json").read_text().replace('"a0"', '"A0"'))
-    changed = dataclasses.replace(base, data=dataclasses.replace(data, tokenizer=str(other)))
-    assert "'A0', which the tokenizer beside the network" in refused(changed)
+    changed = dataclasses.replace(named, data=dataclasses.replace(data, tokenizer=str(other)))
+    with pytest.raises(ExperimentError, match="'A0', which the tokenizer beside the network"):
+        builder.program(changed, changed.phase("teacher"))
     without = dataclasses.replace(base, data=dataclasses.replace(data, tokenizer="bytes"))
     assert "260 kinds of tokens" in refused(without, FOLDER / "hf" / "gpt2")
     assert "holds an encoder" in refused(base, FOLDER / "hf" / "bert_mlm")
