@@ -103,25 +103,27 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
         and said[0].logits.ndim == 3
         and said[0].logits.shape[-1] > chunked.MANY
     )
-    taught = [(freezer.network if freezer else teacher, said[1])] if objective.needs_teacher and teacher else []
-    whole = why_whole(objective, [(student, said[0]), *taught], cached) if large else ""
+    runs = objective.needs_teacher and teacher and not cached
+    taught = [(freezer.network if freezer else teacher, said[1])] if runs else []
+    top_k = cached and outputs is None and bool(Storage(phase.teacher_cache).k)
+    whole = why_whole(objective, [(student, said[0]), *taught], cached, top_k) if large else ""
     return Networks(
         student, teacher, freezer, objective, deploy(student, teacher, objective, inputs), inputs, cached, outputs,
         in_chunks=large and not whole, whole=whole, rows=dataset.shapes(1) if isinstance(phase.on_policy, Adaptive) else None,
     )  # fmt: skip
 
 
-def why_whole(objective: Bound, networks: list[tuple[Network, Any]], cached: bool) -> str:
+def why_whole(objective: Bound, networks: list[tuple[Network, Any]], cached: bool, top_k: bool = False) -> str:
     """What keeps logits of tokens from being made a few at a time; "" if nothing does.
 
     Args:
       objective: of the phase.
       networks: those that the step runs, each with the shapes of what it says.
-      cached: whether the batch brings what the teacher says.
+      cached: whether the batch brings what the teacher says; `top_k`, of its most likely classes alone.
     """
-    if cached:
+    if cached and not top_k:
         return "the teacher's are kept"
-    wants = [name for name, part in objective.parts.items() if not part.in_chunks]
+    wants = [name for name, part in objective.parts.items() if not (part.of_top_k if cached else part.in_chunks)]
     lacks = [network.name for network, said in networks if not chunked.gives_states(network, said)]
     return f"{wants[0]} takes them so" if wants else f"{lacks[0]} does not give its head" if lacks else ""
 

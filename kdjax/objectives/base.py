@@ -110,6 +110,11 @@ class Objective:
         return False
 
     @property
+    def of_top_k(self) -> bool:
+        """Whether that is so of a teacher, too, of which the most likely classes alone are kept."""
+        return self.in_chunks and not any(read.startswith("teacher.") for read in self.reads)
+
+    @property
     def per_element(self) -> bool:
         """Whether rows may have elements (tokens, pixels), `[B, L, ...]`, each of which then counts by itself. Else it takes
         logits `[B, C]` and embeddings `[B, D]`, and features where no element of a row is masked: it would count those."""

@@ -65,11 +65,11 @@ def check_mixable(objective: Bound) -> None:
 
 
 def whole_teacher(teacher: ModelOutput | None, student: ModelOutput) -> ModelOutput | None:
-    """A teacher of which the top classes are kept alone, with logits for all; any other as it is."""
+    """A teacher of which the top classes are kept alone, with logits for all beside them; any other as it is."""
     if teacher is None or "topk_ids" not in teacher.taps:
         return teacher
     logits = topk_teacher(student.logits, teacher.taps["topk_ids"], teacher.taps["topk_logprobs"])
-    return ModelOutput(logits=logits)
+    return dataclasses.replace(teacher, logits=logits)
 
 
 def check_cacheable(objective: Bound) -> None:

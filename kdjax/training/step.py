@@ -211,7 +211,9 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis, in
         call = lambda part, *arrays: student.parts[part](params["student"], student_state, *arrays)
         ctx = Context(
             student=outputs["main"],
-            teacher=whole_teacher(inputs.teacher.get("main"), outputs["main"]),
+            teacher=inputs.teacher.get("main")
+            if in_chunks
+            else whole_teacher(inputs.teacher.get("main"), outputs["main"]),
             peer=inputs.peer.get("main"),
             batch=inputs.batch,
             progress=clock.at(state.step),

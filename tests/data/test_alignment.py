@@ -90,7 +90,9 @@ def test_pairs_and_prompts_that_lose_their_beginning():
     ours, theirs = Runs(2), Runs(3)
     prompts, responses = ("abcdefghij", "kl"), ("0123456", "")
     documents = Documents("pairs", "train", prompts, responses)
-    made = paired(prompts, responses, ours, 9, prompt=4, whole=False)  # of the first prompt the last three tokens are kept
+    made = paired(
+        prompts, responses, ours, 9, prompt=4, whole=False
+    )  # of the first prompt the last three tokens are kept
     found = aligned(documents, made, 0, ours, theirs)
     words = lambda row: "".join({0: ".", 1: "<", 2: ">"}.get(int(t), chr(int(t))) for t in row)
     assert [words(row) for row in made.tokens] == ["<egi0246>.", "<k>......."]

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from kdjax import losses
 from kdjax.experiment import Experiment, Phase, networks
 from kdjax.experiment.dry_run import of_large_vocabulary
 from kdjax.experiment.program import Builder
@@ -25,6 +26,7 @@ from kdjax.objectives import (
     SkewReverseKL,
     Sum,
     SymmetricKL,
+    TopK,
     bind,
 )
 from kdjax.objectives.tokens import chunked
@@ -38,7 +40,7 @@ from kdjax.types import Batch, Clock, DataInfo, ModelOutput
 ROWS, LENGTH, WORDS, MORE = 8, 5, 11, 48  # words fewer and more than tokens
 OBJECTIVE = Sum(objectives=(
     0.5 * CrossEntropy(), ForwardKL(temperature=2.0), 0.3 * ReverseKL(), 0.7 * JSD(beta=0.3, temperature=Linear(0.9, 2.0)),
-    0.2 * SkewKL(alpha=0.2), 0.4 * SkewReverseKL(), 0.6 * SymmetricKL(alpha=0.4), 0.8 * TVD(), 0.9 * AKL(),
+    0.2 * SkewKL(alpha=0.2), 0.4 * SkewReverseKL(), 0.6 * SymmetricKL(alpha=0.4), 0.8 * TVD(), 0.9 * AKL(), 0.5 * TopK(k=3),
 ))  # fmt: skip
 
 
@@ -122,6 +124,28 @@ def test_logits_are_never_there(whole):
     assert f"[{ROWS},{LENGTH},{WORDS}]" in texts[0] and f"[{ROWS},{LENGTH},{WORDS}]" not in texts[1]
 
 
+@pytest.mark.parametrize("devices, kind", [(1, "jit"), (4, "jit"), (2, "pmap")])
+def test_a_teacher_of_which_few_tokens_are_kept(devices, kind):
+    """The same step from ids and log-probabilities, at half of the positions in another order than the student has them."""
+    objective = CrossEntropy() + 0.7 * ForwardKL() + 0.5 * TopK(k=3) + 0.2 * TopK(k=9, missing="renormalize")
+    with jax.enable_x64(True):
+        student, teacher, batch = made_of()
+        logits = teacher.apply(*teacher.init(None), batch.inputs, train=False)[0].logits
+        ids, logprobs = losses.topk_signal(logits, 4)
+        batch = dataclasses.replace(batch, teacher=ModelOutput(taps={"topk_ids": ids, "topk_logprobs": logprobs}))
+        shapes = output_shapes(student, batch.inputs), output_shapes(teacher, batch.inputs)
+        bound, found = bind(objective, *shapes, DataInfo(WORDS)), []
+        runner, optimizer = make_runner(kind, jax.devices()[:devices]), optax.sgd(1.0)
+        for in_chunks in (False, True):
+            step = make_step(student, None, bound, optimizer, axis=runner.axis, in_chunks=in_chunks, cached=True)
+            state = runner.place(init_state(student, bound, optimizer, seed=0))
+            compiled = runner.compile(step, state=state)
+            state, metrics = compiled(state, None, runner.place_batch(batch))
+            found.append((float(metrics["loss"][0]), jax.device_get(state.params["student"])))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-7)  # to the least probability of what is not kept
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), found[1][1], found[0][1])
+
+
 def test_what_an_adaptive_share_goes_by_is_the_same():
     """And is had without whole logits."""
     student, teacher, batch = made_of()
@@ -145,8 +169,8 @@ def test_devices_share_a_large_vocabulary(kind, monkeypatch):
     gradient alone is, since its parameters are."""
     monkeypatch.setattr(runners, "SPREAD_SIZE", MORE)
     objective = Sum(
-        objectives=tuple(part for part in OBJECTIVE.parts if not isinstance(part, AKL))
-    )  # which sorts whole rows
+        objectives=tuple(part for part in OBJECTIVE.parts if not isinstance(part, AKL | TopK))
+    )  # which sort whole rows
     step, args = prepared(True, 4, kind, MORE, objective)
     moved = re.findall(r"= (.*) (all-gather|all-reduce|reduce-scatter)\(", step.lower(*args).compile().as_text())
     assert any(f"[{ROWS},{LENGTH},1,6]" in shape for shape, _ in moved), "states go from device to device"
@@ -198,4 +222,11 @@ def test_the_size_of_the_vocabulary_decides_and_the_dry_run_says_so(monkeypatch)
     for objective, name in ((ForwardKL() + KD(), "kd"), (CrossEntropy(class_weights=(1.0,) * 260), "cross_entropy")):
         whole = made(objective)
         assert not whole.in_chunks and f"{name} takes them so" in of_large_vocabulary(whole)["logits"]
+    kept = lambda objective, cache: (
+        networks.make_networks(
+            experiment, dataclasses.replace(experiment.student, objective=objective, teacher_cache=cache), dataset
+        ).in_chunks
+    )
+    assert kept(CrossEntropy() + ForwardKL() + TopK(), "top8") and not kept(ForwardKL(), "float16")
+    assert not kept(ForwardKL(temperature=2.0), "top8") and not kept(JSD(), "top8")
     assert JSD().in_chunks and not JSD(normalized=True).in_chunks

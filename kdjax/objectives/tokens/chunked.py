@@ -4,6 +4,8 @@ For vocabularies beyond `MANY` tokens. A step says so by `Context.student_call`;
 rounding, with their gradients: `kdjax.losses.fused_linear_kd`.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -12,6 +14,7 @@ from kdjax import losses
 from kdjax.types import Array, Axis, Context, ModelOutput, Network, Term
 
 MANY = 32_768
+AT_ONCE = 1024  # tokens of which a teacher's logits are there
 NO_LABEL = -(2**31)  # none is excused
 WEIGHTS = "token_weights"  # the part of a decoder that gives what its last states are multiplied by, [V, D]
 
@@ -41,6 +44,50 @@ def divergence_term(ctx: Context, divergence: str, **options: Array | float) -> 
         return found.sum, found.count
 
     return Term(*_spread(sums, heads, options, (ours, theirs, weights), ctx.axis, by_kinds=divergence != "akl"))
+
+
+def kept(teacher: ModelOutput) -> tuple[Array, Array] | None:
+    """The `(ids, logprobs)` `[B, L, K]` of the classes that are kept of a teacher, the most likely first; None of any other."""
+    taps = getattr(teacher, "taps", {})
+    return (taps["topk_ids"], taps["topk_logprobs"]) if "topk_ids" in taps else None
+
+
+def top_k_term(ctx: Context, k: int | None, missing: Literal["other_bucket", "renormalize"]) -> Term:
+    """The term of `kdjax.losses.topk_kl`, over all tokens that count.
+
+    Args:
+      ctx: whose teacher gives states, or the most likely tokens alone.
+      k: how many of these; None for all that are kept.
+      missing: what became of all others.
+    """
+    ours, known = _states(ctx.student), kept(ctx.teacher)
+    weights = ctx.batch.mask(ours.shape[:2])
+    heads, rows = (_head(ctx.student_call, ours),), (ours, weights)
+    if known is None:
+        theirs = _states(ctx.teacher)
+        heads, rows = (*heads, _head(ctx.teacher_call, theirs)), (*rows, theirs)
+    else:
+        rows = (*rows, *(x[..., :k] for x in known))
+
+    def sums(heads, options, rows, axis_name=None):
+        ours, weights, *theirs = rows
+        topk = tuple(theirs) if known is not None else _most_likely(theirs[0], heads[1], k)
+        found = losses.fused_linear_kd(ours, heads[0].T, topk=topk, missing=missing, weights=weights)
+        return found.sum, found.count
+
+    return Term(*_spread(sums, heads, {}, rows, ctx.axis, by_kinds=False))
+
+
+def _most_likely(states: Array, head: Array, k: int) -> tuple[Array, Array]:
+    """`topk_signal` of the logits of states `[B, L, D]`, of which some rows are there at a time."""
+    flat = jnp.reshape(states, (-1, states.shape[-1]))
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
+
+    def signal(row):
+        return losses.topk_signal(jnp.matmul(head, row, preferred_element_type=wide), min(k, len(head)))
+
+    found = jax.lax.map(signal, flat, batch_size=min(AT_ONCE, len(flat)))
+    return jax.tree.map(lambda x: jnp.reshape(x, (*states.shape[:2], -1)), found)
 
 
 def label_term(ctx: Context, labels: Array) -> Term:

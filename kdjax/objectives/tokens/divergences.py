@@ -13,7 +13,7 @@ from flax import nnx
 from kdjax import losses
 from kdjax.objectives.base import RELEASED, Method, Objective, Paper
 from kdjax.objectives.logits.supervised import CrossEntropy
-from kdjax.objectives.tokens.chunked import divergence_term
+from kdjax.objectives.tokens.chunked import divergence_term, kept, top_k_term
 from kdjax.reduction import per_example, sum_over_devices
 from kdjax.schedules import Schedule
 from kdjax.types import Array
@@ -48,6 +48,11 @@ class Divergence(Objective):
     def in_chunks(self):
         return bool(self.chunked)
 
+    @property
+    def of_top_k(self):
+        # The others are spread as the student's own: at a temperature of 1 they are one outcome more.
+        return self.chunked == "forward_kl" and not isinstance(self.temperature, Schedule) and self.temperature == 1
+
     def divergence(self, student: Array, teacher: Array, **options) -> Array:
         raise TypeError(f"{type(self).__name__} does not say its divergence; define divergence.")
 
@@ -55,6 +60,8 @@ class Divergence(Objective):
         options = self.now(ctx.progress, *self.options)
         if ctx.student_call is not None:
             options.pop("normalized", None)  # which it is not
+            if kept(ctx.teacher) is not None:
+                return top_k_term(ctx, None, "other_bucket")
             return divergence_term(ctx, self.chunked, **options)
         values = self.divergence(ctx.student.logits, ctx.teacher.logits, **options)
         return per_example(values, ctx.batch)
@@ -228,15 +235,22 @@ class TopK(Objective):
     """Only the teacher's k most likely classes are known, as when its outputs were stored."""
 
     k: int = 5
-    """how many"""
+    """how many; where a teacher cache keeps fewer, these"""
     missing: Literal["other_bucket", "renormalize"] = "other_bucket"
     """the rest of the probability: one more outcome on both sides, or left out of the teacher and renormalised"""
 
     formula: ClassVar = "mean KL(p_t ‖ p_s) over the teacher's top k classes [and the rest as one]"
     paper: ClassVar = None
+    in_chunks: ClassVar = True
+    of_top_k: ClassVar = True
 
     def terms(self, module, ctx):
-        ids, logprobs = losses.topk_signal(ctx.teacher.logits, min(self.k, ctx.teacher.logits.shape[-1]))
+        if ctx.student_call is not None:
+            return top_k_term(ctx, self.k, self.missing)
+        if (known := kept(ctx.teacher)) is not None:
+            ids, logprobs = (x[..., : self.k] for x in known)
+        else:
+            ids, logprobs = losses.topk_signal(ctx.teacher.logits, min(self.k, ctx.teacher.logits.shape[-1]))
         values = losses.topk_kl(ctx.student.logits, ids, logprobs, missing=self.missing)
         return per_example(values, ctx.batch)
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_taken_is_said(texts, words, folder, tmp_path):
     # Given as `--teacher` it reads its own tokens (test_other_tokenizers.py); named in a config it must be said.
     named = base.replace_phase("teacher", network=LanguageNetwork(weights=str(folder), trained=True))
     of_bytes = dataclasses.replace(named, data=dataclasses.replace(data, tokenizer="bytes"))
-    with pytest.raises(ExperimentError, match="is to read those of bytes; make data.tokenizer that folder"):
+    with pytest.raises(ExperimentError, match=r"is to read those of bytes; make data\.tokenizer that folder"):
         builder.program(of_bytes, of_bytes.phase("teacher"))
     other = tmp_path / "other"
     other.mkdir()

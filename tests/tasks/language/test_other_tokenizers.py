@@ -73,7 +73,9 @@ def test_a_folder_with_its_own_tokenizer_teaches(distilled, folder, capsys):
     # The first is evaluated in its own tokens, and the second says nothing of the teacher in the student's.
     assert results["teacher"]["last"]["student"]["bits_per_byte"] > 0
     assert "teacher" not in results["student"]["last"] and "agreement" not in results["student"]["last"]["student"]
-    assert evaluate_run(place)["teacher"]["nll"] == pytest.approx(results["teacher"]["last"]["student"]["nll"], rel=1e-5)
+    assert evaluate_run(place)["teacher"]["nll"] == pytest.approx(
+        results["teacher"]["last"]["student"]["nll"], rel=1e-5
+    )
     assert load_trained(place, "teacher").inputs.keys() == load_trained(place).inputs.keys()
     assert main(["predict", str(place), "--text", "a0 b1", "--phase", "teacher"]) == 0  # of its own tokens
     assert any(word in capsys.readouterr().out for word in WORDS)
