@@ -4,7 +4,8 @@
 
 Rows: a step by cross-entropy and forward KL (decoders) or KD (encoders) by the teacher's forward pass and the step of the student
 by labels alone; of decoders with logits whole, and a few tokens at a time, as they are for a vocabulary beyond 32,768. Tokens and
-weights are random. Programs are compiled and warmed up, then take turns in rounds. Needs jax, flax, optax and chex; use an
+weights are random. The last row is of the texts and the student of configs/text/docstrings.py: the steps of so many batches whose
+rows are as long as their texts need, by those of whole rows. Programs are compiled and warmed up, then take turns in rounds. Use an
 otherwise idle machine.
 """
 
@@ -20,6 +21,8 @@ import optax
 from benchmarking import timing
 from benchmarking.pair import last_loss, stepping
 
+from kdjax.experiment.config import load_config
+from kdjax.experiment.program import Builder
 from kdjax.models import output_shapes
 from kdjax.models.transformers import SIZES, Head, transformer
 from kdjax.models.transformers.sizes import llama, resized
@@ -133,6 +136,42 @@ def table(setting: Setting, kind: str) -> list[timing.Row]:
             for how, pieces in (("whole", False), ("in pieces", True))]  # fmt: skip
 
 
+def bucket_rows(setting: Setting, batches: int = 60, buckets: tuple[int, ...] = (16, 32)) -> list[timing.Row]:
+    """Steps of the first batches of a pass, with and without lengths of their own."""
+    base = load_config("text/docstrings")("kd")
+    subjects, share = [], 0.0
+    for name, widths in (("whole", ()), ("buckets", buckets)):
+        data = dataclasses.replace(base.data, buckets=widths)
+        experiment = dataclasses.replace(base, data=data, steps_per_dispatch=1)
+        program = Builder(devices=jax.devices()[:1]).program(experiment, experiment.student)
+        compiled, pipeline = program.compiled, program.feeding.pipeline(0)
+        init = jax.jit(program.networks.teacher.init)
+        frozen = program.feeding.frozen(compiled.runner.place(Variables(*init(jax.random.key(1)))))
+        placed = [compiled.runner.place_batch(pipeline[i]) for i in range(batches)]
+        if widths:  # whole rows lie on the device
+            share = np.mean([batch.inputs["input_ids"].shape[1] for batch in placed]) / data.length
+        subjects.append(timing.Subject(name, one_pass(compiled, frozen, placed), units=batches))
+    seconds = timing.turns(subjects, setting.rounds)
+    return [timing.of_samples(
+        f"encoders, rows of {', '.join(map(str, buckets))} and {base.data.length} tokens ÷ rows of {base.data.length}",
+        seconds["buckets"] / seconds["whole"], note=f"{share:.0%} of the tokens",
+    )]  # fmt: skip
+
+
+def one_pass(compiled, frozen: Variables, placed: list[Batch]):
+    """Steps of some batches, one after the other, from where the last pass ended."""
+    kept = [compiled.fresh_state(0, 0)]
+
+    def steps():
+        state, metrics = kept.pop(), None
+        for batch in placed:
+            state, metrics = compiled.step(state, frozen, batch)
+        kept.append(state)
+        return metrics
+
+    return steps
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     helps = {"width": "of the teacher", "depth": "its blocks", "vocabulary": "kinds of tokens", "batch_size": "rows",
@@ -140,8 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, what in helps.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Setting(), name), help=what)
     parser.add_argument("--json", type=Path, help="also write facts and rows here")
+    parser.add_argument("--batches", type=int, default=60, help="steps of the last row")
     sizes = vars(parser.parse_args(arguments))
-    path = sizes.pop("json")
+    path, batches = sizes.pop("json"), sizes.pop("batches")
     setting = Setting(**sizes)
     found = timing.facts(**dataclasses.asdict(setting))
     print(
@@ -151,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         flush=True,
     )
     kinds = {kind: functools.partial(table, setting, kind) for kind in ("decoders", "encoders")}
+    kinds["buckets"] = functools.partial(bucket_rows, setting, batches)
     rows = timing.run_rows(kinds, functools.partial(print, flush=True))
     timing.write(path, found, rows)
     return timing.status(rows)

@@ -108,10 +108,11 @@ def test_rows_of_a_detector_are_measured_and_right(tmp_path):
 @pytest.mark.slow  # six steps of transformers
 def test_rows_of_texts_are_measured_and_right(tmp_path):
     path = tmp_path / "found.json"
-    tiny = "--width 64 --depth 2 --vocabulary 512 --length 8 --batch-size 2 --rounds 1"
+    tiny = "--width 64 --depth 2 --vocabulary 512 --length 8 --batch-size 2 --rounds 1 --batches 6"
     status = benchmark_text.main(f"{tiny} --json {path}".split())
-    rows = measured_and_right(status, json.loads(path.read_text()))
-    assert len(rows) == 3 and all(row["correct"] for row in rows.values())
+    *rows, buckets = measured_and_right(status, json.loads(path.read_text())).values()
+    assert len(rows) == 3 and all(row["correct"] for row in rows)
+    assert buckets["value"] > 0 and buckets["note"].endswith("% of the tokens")
 
 
 def test_rows_of_a_decoder_are_measured_and_right(tmp_path):

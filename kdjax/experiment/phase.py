@@ -16,6 +16,7 @@ from kdjax.experiment.program import Program
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase, seeds_of
 from kdjax.experiment.teacher_outputs import TeacherOutputs
 from kdjax.experiment.warm_start import warm_start
+from kdjax.objectives import Objective
 from kdjax.training import TrainState, Variables, count_parameters
 from kdjax.training.checkpoints import Checkpoints, Damaged, best_step
 from kdjax.training.finite import all_finite, missing_numbers
@@ -80,6 +81,7 @@ def ready_teacher(
     if networks.objective.corrects_over_data:
         one_pass = program.feeding.pipeline(data_seed, inputs=True).iterate(0, program.compiled.clock.steps_per_pass)
         variables = program.compiled.with_mean_gradient(variables, data_seed, one_pass)
+    unfit(program, variables)
     try:
         freezing = networks.freezer and networks.freezing(variables, program.feeding.sample())
     except ValueError as error:
@@ -87,6 +89,22 @@ def ready_teacher(
     return variables, {
         "teacher_hash": teacher.result["hash"], "teacher_frozen": None if freezing is None else str(freezing)
     }  # fmt: skip
+
+
+def unfit(program: Program, teacher: Variables) -> None:
+    """Raises ExperimentError where a part of the objective has no use for what the teacher says, as its weights tell."""
+    asking = [
+        part for part in program.networks.objective.parts.values()
+        if type(part).check_teacher is not Objective.check_teacher
+    ]  # fmt: skip
+    if not asking or len(program.phase.teachers) > 1:
+        return
+    network, inputs = program.networks.teacher, program.feeding.sample()
+    said = jax.jit(lambda v, x: network.apply(v.params, v.state, x, train=False)[0])(
+        program.compiled.whole(teacher), inputs
+    )
+    for sentence in filter(None, (part.check_teacher(said) for part in asking)):
+        raise ExperimentError(f"Phase {program.phase.name!r}: {sentence}")
 
 
 def first_state(

@@ -99,6 +99,10 @@ class Objective:
         """For an objective that `deploys`: what the deployed student says, of what its network said. Evaluation mode."""
         return output
 
+    def check_teacher(self, said: ModelOutput) -> str:
+        """What is wrong with a teacher, by what it says of some examples, in a sentence; "" if nothing. Asked before training."""
+        return ""
+
     @property
     def corrects_over_data(self) -> bool:
         """Whether `correct` wants the task's mean gradient over the whole data set."""

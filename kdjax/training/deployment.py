@@ -26,15 +26,16 @@ class Deployment:
     keeps: Any = None
 
     def variables(self, state: TrainState, teacher: Variables | None = None) -> Variables:
-        """The deployed student's variables; of the moving average of its parameters, if there is one."""
-        params = state.params["student"] if state.ema is None else state.ema
+        """The deployed student's variables; their moving average, if there is one."""
+        there = {"params": state.params, "state": state.state} if state.ema is None else state.ema
+        params, statistics = there["params"], there["state"]
         if self.keeps is None:
-            return Variables(params, state.state["student"])
+            return Variables(params["student"], statistics["student"])
         name, _ = self.objective.deployed
         theirs = tuple(trim(*pair) for pair in zip((teacher.params, teacher.state), self.keeps, strict=True))
         return Variables(
-            {"student": params, "objective": state.params["objective"][name], "teacher": theirs[0]},
-            {"student": state.state["student"], "objective": state.state["objective"][name], "teacher": theirs[1]},
+            {"student": params["student"], "objective": params["objective"][name], "teacher": theirs[0]},
+            {"student": statistics["student"], "objective": statistics["objective"][name], "teacher": theirs[1]},
         )
 
 

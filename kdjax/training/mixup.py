@@ -27,10 +27,15 @@ def mixup(inputs: Array, index: Array, epoch, key: Array, *, strength: float, ax
     return blend(inputs, shares(index, epoch, key, strength, inputs.dtype), axis)
 
 
-def blend(inputs: Array, own: Array, axis: Axis = None) -> Array:
-    """`own * x_i + (1 - own) * x_(i-1)`; `own` is `[B]`, or `[B, H, W]` with a share for every pixel."""
-    own = jnp.reshape(own, own.shape + (1,) * (inputs.ndim - own.ndim))
-    return own * inputs + (1 - own) * rows_before(inputs, axis)
+def blend(inputs: Array, own: Array, axis: Axis = None, there: Array | None = None) -> Array:
+    """`own * x_i + (1 - own) * x_(i-1)`; `own` is `[B]`, or `[B, H, W]` with a share for every pixel. Where `there` is False for
+    x_(i-1), which only fills a batch up, x_i stays as it is."""
+    lead = lambda x: jnp.reshape(x, x.shape + (1,) * (inputs.ndim - x.ndim))
+    own, before = lead(own), rows_before(inputs, axis)
+    if there is not None:
+        there = lead(rows_before(there, axis))
+        own, before = jnp.where(there, own, 1), jnp.where(there, before, inputs)
+    return own * inputs + (1 - own) * before
 
 
 def shares(index: Array, epoch, key: Array, strength: float, dtype: Any = jnp.float32) -> Array:
@@ -72,10 +77,11 @@ def mix_batch(
     """The views of a batch, mixed alike, and the batch with the targets of what they now show.
 
     With both, every example is cut or mixed by a coin of its own. The target of a mixed input is `Mixed`: a share of its own
-    label, the rest its neighbour's; it may be used where both may.
+    label, the rest its neighbour's; it may be used where both may. An input whose neighbour only fills the batch up
+    (`Batch.where`) is not mixed. Mixup makes uint8 images float32, as far as they are that still.
 
     Raises:
-      ValueError: CutMix of inputs that are no images `[B, H, W, C]`.
+      ValueError: CutMix of inputs that are no images `[B, H, W, C]`, or mixup of other integers, such as tokens.
     """
     index = batch.known_index("Mixing inputs draws its shares")
     own = shares(index, epoch, key, mixup) if mixup else None
@@ -89,17 +95,33 @@ def mix_batch(
             heads = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(coins, i)))(index)
             cut = jnp.where(heads[:, None, None], cut, own[:, None, None])
         own = cut
-    mixed = {name: blend(x, own.astype(x.dtype), axis) for name, x in views.items()}
-    share = jnp.mean(own, axis=tuple(range(1, own.ndim)))
+    numbers = {name: as_numbers(x) if mixup else x for name, x in views.items()}
+    mixed = {name: blend(x, own.astype(x.dtype), axis, batch.where) for name, x in numbers.items()}
+    there = rows_before(batch.where, axis)
+    share = jnp.where(there, jnp.mean(own, axis=tuple(range(1, own.ndim))), 1)
+
+    def second(target):
+        return jnp.where(jnp.reshape(there, there.shape + (1,) * (target.ndim - 1)), rows_before(target, axis), target)
 
     def pair(target):
-        return Mixed(target, rows_before(target, axis), share)
+        return Mixed(target, second(target), share)
 
-    targets, labelled = batch.targets, batch.labelled & rows_before(batch.labelled, axis)
+    targets, labelled = batch.targets, batch.labelled & second(batch.labelled)
     targets = {name: pair(x) for name, x in targets.items()} if isinstance(targets, dict) else targets
     if targets is not None and not isinstance(targets, dict):
         targets = pair(targets)
     return mixed, dataclasses.replace(batch, targets=targets, labelled=labelled)
+
+
+def as_numbers(x: Array) -> Array:
+    """Inputs of which a share may be taken: of integers uint8 alone, as images are stored."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if x.dtype != jnp.uint8:
+        raise ValueError(
+            f"Mixup adds shares of inputs up, and these are {x.dtype}, which numbers things; set mixup to 0."
+        )
+    return x.astype(jnp.float32)
 
 
 def rows_before(rows: Array, axis: Axis) -> Array:

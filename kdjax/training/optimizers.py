@@ -119,6 +119,13 @@ def matrix(path: tuple, leaf: Any) -> bool:
     return leaf.ndim > 1 and getattr(path[-1], "key", "") not in VECTORS
 
 
+def schedules_of(new: Any, kept: Any) -> Any:
+    """An optimizer's state that was kept back, for a step that is left out, with the new one's counts of its schedules: the
+    learning rate follows the number of steps, as every other schedule does."""
+    counts = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    return jax.tree.map(lambda a, b: a if counts(a) else b, new, kept, is_leaf=counts)
+
+
 def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:
     """The optax transformation over `{"student", "objective"}` parameters."""
 

@@ -20,7 +20,7 @@ class TrainState:
       params: {"student": ..., "objective": ...}, what the optimizer trains.
       state: {"student": ..., "objective": ...}, BatchNorm statistics, memory banks; and "teacher" if its statistics go on.
       opt_state: the optimizer's.
-      ema: moving average of the student's params, or None.
+      ema: moving average of what `deployable` gives, or None.
       keys: {"train": dropout and objectives, "data": views}: one follows `seed`, the other `data_seed`.
     """
 
@@ -67,7 +67,7 @@ def init_state(
       optimizer: an optax transformation over `{"student", "objective"}`.
       seed: for initial weights, dropout and objectives.
       data_seed: for views of the data; `seed` if not given.
-      ema: whether to keep a moving average of the student's parameters.
+      ema: whether to keep a moving average of the student's parameters and statistics.
       start: the student's `(params, state)` to begin from, instead of fresh ones.
       teacher_state: the teacher's BatchNorm statistics, if the objective has them go on (`teacher_mode`): they are then
         part of this state and move, while the teacher itself stays as it is.
@@ -90,12 +90,32 @@ def init_state(
         params=params,
         state=state,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, student_params) if ema else None,
+        ema=jax.tree.map(jnp.copy, deployable(objective, params, state)) if ema else None,
         keys={
             "train": jax.random.fold_in(key, 2),
             "data": jax.random.key(seed if data_seed is None else data_seed),
         },
     )
+
+
+def deployable(objective: Bound, params: dict[str, Tree], state: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
+    """Of a training state's `{"params": ..., "state": ...}` what is of the network that is used after training: the student, and
+    what the objective leaves on it."""
+    name = objective.deployed and objective.deployed[0]
+    pick = lambda tree: {"student": tree["student"], "objective": {name: tree["objective"][name]} if name else {}}
+    return {"params": pick(params), "state": pick(state)}
+
+
+def averaged(
+    ema: dict[str, dict[str, Tree]], new: dict[str, dict[str, Tree]], decay: float
+) -> dict[str, dict[str, Tree]]:
+    """A moving average one step on: of parameters, and of BatchNorm's statistics, which are those of the weights that they are
+    used with. What is no number with a fraction, such as a counter, is the newest."""
+    mean = lambda old, x: old + (1 - decay) * (x - old) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    return {
+        "params": optax.incremental_update(new["params"], ema["params"], step_size=1.0 - decay),
+        "state": jax.tree.map(mean, ema["state"], new["state"]),
+    }
 
 
 def content_hash(params: Tree, state: Tree) -> str:

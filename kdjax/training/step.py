@@ -31,8 +31,8 @@ from kdjax.training.inputs import (
     same_architecture,
     whole_teacher,
 )
-from kdjax.training.optimizers import GroupedTransformation
-from kdjax.training.state import TrainState, Variables
+from kdjax.training.optimizers import GroupedTransformation, schedules_of
+from kdjax.training.state import TrainState, Variables, averaged, deployable
 from kdjax.types import Array, Axis, Batch, Clock, Context, Network, Term, Tree
 
 # {name: (sum, count)} over all devices; the host divides.
@@ -156,13 +156,14 @@ def make_step(
         if ema is not None:
             if ema_decay is None:
                 raise ValueError("The state keeps a moving average; make the step with ema_decay=.")
-            ema = optax.incremental_update(params["student"], ema, step_size=1.0 - ema_decay)
+            ema = averaged(ema, deployable(objective, params, new_state), ema_decay)
         made = finite.all_finite((params, new_state["student"], ema))
         logged[finite.FINITE] = (made.astype(jnp.float32), jnp.ones(()))
         if skip:
             ok = made & jnp.isfinite(logged["loss"][0]) & jnp.isfinite(logged["gradient_norm"][0])
             old = state.params, state.state, state.opt_state, state.ema
-            params, new_state, opt_state, ema = finite.chosen(ok, (params, new_state, opt_state, ema), old)
+            kept = finite.chosen(ok, (params, new_state, opt_state, ema), old)
+            params, new_state, opt_state, ema = kept[0], kept[1], schedules_of(opt_state, kept[2]), kept[3]
         return TrainState(state.step + 1, params, new_state, opt_state, ema, state.keys), logged
 
     step.axis = axis  # runners refuse a step made for another one

@@ -67,9 +67,10 @@ def test_what_is_deployed_says_what_it_is_made_of(ema):
     variables = deployment.variables(state, teacher)
     batch = toy_batch()
     said, _ = deployment.network.apply(variables.params, variables.state, batch.inputs, train=False)
-    params = state.ema if ema else state.params["student"]
-    own, _ = STUDENT.apply(params, state.state["student"], batch.inputs, train=False)
-    projector = state.params["objective"]["reuse"]
+    params, statistics = (state.ema["params"], state.ema["state"]) if ema else (state.params, state.state)
+    own, _ = STUDENT.apply(params["student"], statistics["student"], batch.inputs, train=False)
+    projector = params["objective"]["reuse"]
+    assert ema == bool(np.any(projector["kernel"] != state.params["objective"]["reuse"]["kernel"]))
     projected = own.embedding @ projector["kernel"] + projector["bias"][None]
     expected = TEACHER.parts["classify"](teacher.params, teacher.state, projected)
     np.testing.assert_allclose(said.logits, expected, rtol=1e-5, atol=1e-6)

@@ -171,3 +171,33 @@ def test_a_step_refuses_labels_that_are_not_mixed(objective, refused):
                 make(**options)
         else:
             make(**options)
+
+
+def test_a_row_that_fills_the_batch_up_is_nobodys_partner():
+    """Neither its input, nan as it may be, nor its label; the row behind it stays as it is."""
+    where = np.arange(32) % 5 != 1
+    inputs = np.where(where[:, None, None], INPUTS, np.nan)
+    labels = np.where(where, np.arange(32), -1).astype(np.int32)
+    batch = Batch.of(inputs, labels, index=INDEX, where=where)
+    shown, targets = mix_batch({"main": jnp.asarray(inputs)}, batch, 0, KEY, mixup=1.0, cutmix=0.0)
+    behind, real = np.roll(~where, 1), where
+    assert np.isfinite(shown["main"][real]).all()
+    np.testing.assert_array_equal(shown["main"][behind & real], INPUTS[behind & real])
+    assert (np.abs(shown["main"] - INPUTS).max(axis=(1, 2))[real & ~behind] > 0).all()
+    mixed = targets.targets
+    np.testing.assert_array_equal(mixed.share[behind], 1)
+    np.testing.assert_array_equal(mixed.second[real], np.where(behind, labels, np.roll(labels, 1))[real])
+    assert targets.labelled[real].all()
+
+
+def test_stored_images_are_mixed_as_numbers():
+    images = np.array([10, 50, 100, 200], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    batch = Batch.of(images, np.arange(4, dtype=np.int32), index=np.arange(4, dtype=np.int32))
+    mix = functools.partial(mix_batch, batch=batch, epoch=0, key=KEY, mixup=1.0, cutmix=0.0)
+    shown, targets = mix({"main": jnp.asarray(images)})
+    share = np.asarray(targets.targets.share)[:, None, None, None]
+    np.testing.assert_allclose(shown["main"], share * images + (1 - share) * np.roll(images, 1, axis=0), rtol=1e-5)
+    with pytest.raises(ValueError, match="these are int32, which numbers things; set mixup to 0"):
+        mix({"main": jnp.asarray(images, jnp.int32)})
+    cut, _ = mix({"main": jnp.asarray(images)}, mixup=0.0, cutmix=1.0)
+    assert cut["main"].dtype == jnp.uint8

@@ -182,12 +182,14 @@ def test_the_student_to_be_deployed_is_the_first_network_alone():
     """It and its moving average have the parameters of one network; all of the peer is under "peer"."""
     states, *_ = train("sequential", "jit 1")
     state, (params, statistics) = states[STEPS], NETWORK.init(jax.random.key(0))
-    for tree in (state.params["student"], state.params["peer"]["student"], state.ema):
+    for tree in (state.params["student"], state.params["peer"]["student"], state.ema["params"]["student"]):
         chex.assert_trees_all_equal_shapes(tree, params)
-    chex.assert_trees_all_equal_shapes(state.state["student"], statistics)
+    for tree in (state.state["student"], state.ema["state"]["student"]):
+        chex.assert_trees_all_equal_shapes(tree, statistics)
     assert set(state.params) == set(state.state) == {"student", "objective", "peer"}
-    average = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, states[STEPS - 1].ema, state.params["student"])
-    chex.assert_trees_all_close(state.ema, average, **EXACT)
+    now = {"params": state.params["student"], "state": state.state["student"]}
+    before, after = ({part: one.ema[part]["student"] for part in now} for one in (states[STEPS - 1], state))
+    chex.assert_trees_all_close(after, jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, before, now), **EXACT)
 
 
 # --- two states as one ---

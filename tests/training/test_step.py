@@ -254,14 +254,18 @@ def test_the_state_is_given_up_and_the_teacher_kept(form):
 
 
 def test_the_moving_average_follows_its_formula():
+    """Of the student's parameters and of its statistics, which are those of the weights that they are used with."""
     records, *_ = three_steps("jit 8")
-    first_params, first_average, _ = records[0].before
-    chex.assert_trees_all_equal(first_average, first_params["student"])
+    first_params, first_average, first_state = records[0].before
+    assert first_average["params"]["objective"] == first_average["state"]["objective"] == {}
+    chex.assert_trees_all_equal(first_average["params"]["student"], first_params["student"])
+    chex.assert_trees_all_equal(first_average["state"]["student"], first_state["student"])
     for record in records:
-        average, (params, new_average, _) = record.before[1], record.after
-        expected = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * p, average, params["student"])
-        chex.assert_trees_all_close(new_average, expected, rtol=1e-6, atol=1e-7)
-        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), new_average, params["student"])
+        average, (params, new_average, state) = record.before[1], record.after
+        for part, now in (("params", params["student"]), ("state", state["student"])):
+            expected = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * p, average[part]["student"], now)
+            chex.assert_trees_all_close(new_average[part]["student"], expected, rtol=1e-6, atol=1e-7)
+        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), new_average["params"]["student"], params["student"])
         assert gap["conv1"]["kernel"] > 1e-4
 
 
@@ -285,6 +289,25 @@ def test_starting_from_the_teachers_own_weights_leaves_them_alone():
     for leaf in jax.tree.leaves(given):
         leaf.delete()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((variables, state.ema)))
+
+
+def test_a_step_that_is_left_out_counts_for_the_learning_rate():
+    """As it does for every other schedule: after three steps of which one was left out the rate is that of the fourth."""
+    network, rates = toy(3), []
+    bound = bind(CrossEntropy(), shapes(network), None, DataInfo(CLASSES))
+    clock = Clock(total_steps=4, steps_per_epoch=2, batch_size=16)
+    optimizer = build(SGD(learning_rate=Linear(0.4, 0.0), momentum=0.0, weight_decay=0.0), clock, bound)
+    step = jax.jit(make_step(network, None, bound, optimizer, clock=clock, skip=True))
+    state = init_state(network, bound, optimizer, seed=1)
+    for seed in range(4):
+        batch = toy_batch(seed=seed)
+        if seed == 1:
+            batch = dataclasses.replace(batch, inputs=batch.inputs * np.nan)
+        before = state.params["student"]
+        state, metrics = step(state, None, batch)
+        moved = optax.tree.norm(jax.tree.map(jnp.subtract, before, state.params["student"]))
+        rates.append(float(moved / metrics["gradient_norm"][0]))
+    np.testing.assert_allclose(rates, [0.4, np.nan, 0.2, 0.1], rtol=1e-4)
 
 
 # --- keys and views ---

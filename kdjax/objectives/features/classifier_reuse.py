@@ -12,7 +12,7 @@ from kdjax.objectives.base import CIFAR, RELEASED, Method, Objective, Paper
 from kdjax.objectives.features.connectors import FAN_OUT, Bottleneck, ConvNorm, ask_teacher, map_shape, smaller
 from kdjax.objectives.logits.supervised import CrossEntropy
 from kdjax.reduction import per_example
-from kdjax.types import Array
+from kdjax.types import Array, ModelOutput
 
 __all__ = ["SRRL", "SimKD"]
 
@@ -75,7 +75,8 @@ class SimKD(Objective):
     """Reused classifier: match the teacher's last features through a projector; its classifier then reads the projection.
 
     All there is to the published training: no cross-entropy, no KD. Projector and the teacher's classifier stay on the
-    deployed student, whose own classifier learns nothing.
+    deployed student, whose own classifier learns nothing. The features are those whose mean the classifier reads: where the
+    teacher gives preactivations these behind a ReLU, which are a WideResNet's behind its last normalisation, else its last map.
     """
 
     factor: int = 2
@@ -103,7 +104,20 @@ class SimKD(Objective):
     def terms(self, module, ctx):
         projected = module(ctx.student.features[-1])
         self.classify(projected, ctx.teacher_call)  # the loss does without; a teacher that cannot be reused fails here
-        return per_example(losses.simkd(projected, ctx.teacher.features[-1]), ctx.batch)
+        return per_example(losses.simkd(projected, read_by_classifier(ctx.teacher)), ctx.batch)
+
+    def check_teacher(self, said):
+        if said.embedding is None:
+            return ""
+        means = pooled(read_by_classifier(said))
+        off = float(jnp.max(jnp.abs(means - said.embedding)) / jnp.maximum(jnp.max(jnp.abs(said.embedding)), 1e-6))
+        if off <= 0.02:
+            return ""
+        return (
+            f"SimKD gives the teacher's classifier the mean of a last map, and this one reads something else: they differ by "
+            f"{off:.0%} of the largest number of what it reads; take a teacher whose classifier reads the mean of its last map "
+            "behind a ReLU, such as a ResNet."
+        )
 
     def deploy(self, module, output, teacher_call):
         projected = module(output.features[-1])
@@ -112,6 +126,11 @@ class SimKD(Objective):
 
     def classify(self, projected: Array, teacher_call) -> Array:
         return ask_teacher(teacher_call, "classify", pooled(projected), who="SimKD", what=CLASSIFIER)
+
+
+def read_by_classifier(teacher: ModelOutput) -> Array:
+    """The map `[B, H, W, K]` of a teacher whose mean its classifier reads, as far as can be told."""
+    return jax.nn.relu(teacher.preactivations[-1]) if teacher.preactivations else teacher.features[-1]
 
 
 def pooled(features: Array) -> Array:

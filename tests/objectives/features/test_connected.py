@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,16 @@ import pytest
 from flax import nnx
 
 from kdjax import losses
+from kdjax.experiment import ExperimentError
+from kdjax.experiment.phase import unfit
 from kdjax.models import from_nnx, output_shapes, zoo
-from kdjax.objectives import METHODS, OFD, SRRL, ReviewKD, SemCKD, SimKD, bind, check
+from kdjax.objectives import KD, METHODS, OFD, SRRL, ReviewKD, SemCKD, SimKD, bind, check
+from kdjax.objectives.features.classifier_reuse import read_by_classifier
 from kdjax.objectives.features.connectors import ask_teacher
 from kdjax.objectives.features.review import nearest
 from kdjax.objectives.features.semckd import unit
 from kdjax.reduction import group_losses
+from kdjax.training import Variables
 from kdjax.types import Batch, Clock, Context, DataInfo, ModelOutput
 from tests.losses.computing import computing_in, draw
 
@@ -438,3 +443,29 @@ def test_modules_are_nnx_modules_without_convolution_biases():
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         assert not [path for path in paths if "conv" in path and "bias" in path], name
     assert issubclass(type(objective.build(OURS, THEIRS, DataInfo(CLASSES), nnx.Rngs(0))), nnx.Module)
+
+
+def test_simkd_matches_what_the_teachers_classifier_reads():
+    """Of a network that normalises behind its last block that is not its last map; and a teacher whose classifier reads no mean
+    of a map is refused once its weights are known."""
+    rng = np.random.default_rng(0)
+    last, raw = (rng.standard_normal((4, 3, 3, 8)).astype(np.float32) for _ in range(2))
+    behind = np.maximum(last, 0)
+    resnet = ModelOutput(features=(behind,), preactivations=(last,), embedding=behind.mean((1, 2)))
+    tapped = ModelOutput(features=(behind,), embedding=behind.mean((1, 2)))
+    wide = ModelOutput(features=(raw,), preactivations=(last,), embedding=behind.mean((1, 2)))
+    tokens = ModelOutput(features=(raw,), embedding=raw[:, 0, 0])
+    for said in (resnet, tapped, wide):
+        np.testing.assert_array_equal(read_by_classifier(said), behind)
+        assert SimKD().check_teacher(said) == ""
+    assert SimKD().check_teacher(dataclasses.replace(tokens, embedding=None)) == ""
+    apply = lambda params, state, inputs, train: (tokens, {})
+    program = SimpleNamespace(
+        phase=SimpleNamespace(name="student", teachers=("teacher",)),
+        networks=SimpleNamespace(
+            teacher=SimpleNamespace(apply=apply), objective=SimpleNamespace(parts={"simkd": SimKD(), "kd": KD()})
+        ),
+        feeding=SimpleNamespace(sample=lambda: raw), compiled=SimpleNamespace(whole=lambda variables: variables),
+    )  # fmt: skip
+    with pytest.raises(ExperimentError, match=r"Phase 'student': SimKD gives .* this one reads something else"):
+        unfit(program, Variables({}, {}))
