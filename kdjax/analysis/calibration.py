@@ -1,4 +1,7 @@
-"""How far a network's probabilities are to be believed. Logits are `[N, C]`, labels `[N]` classes; values are means over N."""
+"""How far a network's probabilities are to be believed. Logits are `[N, C]`, labels `[N]` classes; values are means over N.
+
+A label that is no class, such as -1, or a row of logits with a nan makes the value nan: leave such rows out first.
+"""
 
 from typing import Literal
 
@@ -16,10 +19,16 @@ def nll(logits: Array, labels: Array) -> Array:
 
 def brier(logits: Array, labels: Array, *, over_classes: Literal["sum", "mean"] = "sum") -> Array:
     """Squared distance of the probabilities from the label: summed over classes (Brier, 1950), or their mean, as the released
-    code of Stanton et al. (2021) has it."""
-    p = jax.nn.softmax(checks.floating(logits, "logits"))
-    squares = jnp.square(p - jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype))
-    return jnp.mean(jnp.sum(squares, axis=-1) if over_classes == "sum" else jnp.mean(squares, axis=-1))
+    code of Stanton et al. (2021) has it.
+
+    Raises:
+      TypeError: labels are not integers.
+      ValueError: there is not a label for each row of logits.
+    """
+    p, labels, usable = _scored(logits, labels)
+    squares = jnp.square(p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype))
+    each = jnp.sum(squares, axis=-1) if over_classes == "sum" else jnp.mean(squares, axis=-1)
+    return jnp.mean(jnp.where(usable, each, jnp.nan))
 
 
 def ece(logits: Array, labels: Array, *, bins: int = 15, adaptive: bool = False) -> Array:
@@ -29,22 +38,25 @@ def ece(logits: Array, labels: Array, *, bins: int = 15, adaptive: bool = False)
       logits: `[N, C]`.
       labels: `[N]`.
       bins: of equal width, closed on the right (Guo et al., 2017: 15; Stanton et al., 2021: 10).
-      adaptive: bins of equal numbers of examples instead, as far as they divide.
+      adaptive: bins of equal numbers of examples instead, as far as they divide. Equal confidences are in one bin, that of the
+        middle of them, so that the order of examples is nothing.
 
     Raises:
-      ValueError: no bins.
+      TypeError: labels are not integers.
+      ValueError: no bins, or there is not a label for each row of logits.
     """
     if bins < 1:
         raise ValueError(f"bins={bins}; use 1 or more.")
-    p = jax.nn.softmax(checks.floating(logits, "logits"))
+    p, labels, usable = _scored(logits, labels)
     confidence, correct = jnp.max(p, axis=-1), (jnp.argmax(p, axis=-1) == labels).astype(p.dtype)
     if adaptive:
-        rank = jnp.argsort(jnp.argsort(confidence, stable=True))
-        place = rank * bins // confidence.shape[0]
+        ordered = jnp.sort(confidence)
+        first, last = (jnp.searchsorted(ordered, confidence, side=side) for side in ("left", "right"))
+        place = (first + last - 1) * bins // (2 * confidence.shape[0])  # `first` is the rank of one that ties with none
     else:
         place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     gaps = jax.ops.segment_sum(correct - confidence, place, bins)
-    return jnp.sum(jnp.abs(gaps)) / confidence.shape[0]
+    return jnp.where(jnp.all(usable), jnp.sum(jnp.abs(gaps)) / confidence.shape[0], jnp.nan)
 
 
 def entropy(logits: Array) -> Array:
@@ -55,3 +67,11 @@ def entropy(logits: Array) -> Array:
 def confidence(logits: Array) -> Array:
     """Mean probability of the most likely class."""
     return jnp.mean(jnp.max(jax.nn.softmax(checks.floating(logits, "logits")), axis=-1))
+
+
+def _scored(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Probabilities, the labels, and which rows say anything: their label is a class, and no logit is nan."""
+    scores = checks.class_scores(logits, "logits")
+    labels = checks.class_indices(labels, scores, "logits")
+    usable = (labels >= 0) & (labels < scores.shape[-1]) & ~jnp.any(jnp.isnan(scores), axis=-1)
+    return jax.nn.softmax(scores), labels, usable

@@ -1,6 +1,6 @@
 """What a grid over several choices says of each: differences between its options, and how much of the spread is its own."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,22 @@ def variance_shares(cells: Cells) -> tuple[list[float], float]:
         means = centred.mean(axis=tuple(i for i in range(len(options)) if i != axis))
         alone.append(float(np.mean(means**2) / total) if total > 0 else float("nan"))
     return alone, float(1 - sum(alone))
+
+
+def noise_share(runs: Mapping[tuple[str, ...], Sequence[float]]) -> float:
+    """How much of the variance over combinations of their means is expected of the runs' noise alone: a share, which
+    `variance_shares` has among the interactions. nan of a single run each.
+
+    Args:
+      runs: the values of each combination, of the same seeds in the same order; what a seed does to all of them is no noise.
+    """
+    array = np.asarray(list(runs.values()), np.float64)
+    count, seeds = array.shape
+    if seeds < 2 or count < 2:
+        return float("nan")
+    left = array - array.mean(axis=1, keepdims=True) - array.mean(axis=0, keepdims=True) + array.mean()
+    noise = np.sum(left**2) / ((count - 1) * (seeds - 1)) / seeds
+    return float(min(noise / array.mean(axis=1).var(ddof=1), 1.0)) if np.ptp(array.mean(axis=1)) > 0 else float("nan")
 
 
 def _table(cells: Cells) -> tuple[np.ndarray, list[list[str]]]:

@@ -1,7 +1,7 @@
 """How much of a teacher's function a student has: every measure is of two networks' logits on the same examples.
 
-Logits are `[N, C]`, student first; a value is a mean over the N examples, computed in at least float32. Two independently trained
-networks agree too: compare with such a control.
+Logits are `[N, C]`, student first; a value is a mean over the N examples, computed in at least float32, and nan where one of them
+has a nan logit: a diverged network says nothing. Two independently trained networks agree too: compare with such a control.
 """
 
 import jax
@@ -23,7 +23,8 @@ def agreement(student_logits: Array, teacher_logits: Array, k: int = 1) -> Array
     if not 1 <= k <= student_logits.shape[-1]:
         raise ValueError(f"k={k}; there are {student_logits.shape[-1]} classes.")
     _, likely = jax.lax.top_k(student_logits, k)
-    return _mean(jnp.any(likely == jnp.argmax(teacher_logits, axis=-1)[:, None], axis=-1))
+    same = jnp.any(likely == jnp.argmax(teacher_logits, axis=-1)[:, None], axis=-1)
+    return _unless(_diverged(student_logits) | _diverged(teacher_logits), _mean(same))
 
 
 def predictive_kl(student_logits: Array, teacher_logits: Array) -> Array:
@@ -50,7 +51,8 @@ def rank_disagreement(student_logits: Array, teacher_logits: Array) -> Array:
     (Mason-Williams et al., 2025, formula not verified)."""
     _alike(student_logits, teacher_logits)
     order = lambda logits: jnp.argsort(-logits, axis=-1, stable=True)
-    return _mean(order(student_logits) != order(teacher_logits))
+    apart = order(student_logits) != order(teacher_logits)
+    return _unless(_diverged(student_logits) | _diverged(teacher_logits), _mean(apart))
 
 
 def agreement_by_correctness(student_logits: Array, teacher_logits: Array, labels: Array) -> dict[str, Array]:
@@ -59,21 +61,29 @@ def agreement_by_correctness(student_logits: Array, teacher_logits: Array, label
 
     Args:
       student_logits, teacher_logits: `[N, C]`.
-      labels: `[N]` classes.
+      labels: `[N]` classes. One that is none, such as -1, makes all three nan: leave such rows out first.
 
     Returns:
       `when_right`: share of the examples the teacher has right where the student says the same; `same_errors`: share of those
       it has wrong where the student makes the same error; `teacher_errors`: how many these are, a share of all. A share of
-      no examples is nan.
+      no examples is nan, and so is one of examples with a nan logit; all three are where a teacher's is nan.
+
+    Raises:
+      TypeError: labels are not integers.
+      ValueError: shapes differ, or there is not a label for each row of logits.
     """
     _alike(student_logits, teacher_logits)
+    labels = checks.class_indices(labels, teacher_logits, "teacher_logits")
+    unknown = _diverged(teacher_logits) | (labels < 0) | (labels >= jnp.shape(teacher_logits)[-1])
     taught, said = jnp.argmax(teacher_logits, axis=-1), jnp.argmax(student_logits, axis=-1)
     right, same = taught == labels, taught == said
-    share = lambda of, where: jnp.sum(of & where) / jnp.sum(where)
+    share = lambda of, where: _unless(
+        unknown | (where & _diverged(student_logits)), jnp.sum(of & where) / jnp.sum(where)
+    )
     return {
         "when_right": share(same, right),
         "same_errors": share(same, ~right),
-        "teacher_errors": _mean(~right),
+        "teacher_errors": _unless(unknown, _mean(~right)),
     }
 
 
@@ -96,6 +106,14 @@ def _alike(student_logits: Array, teacher_logits: Array) -> None:
         raise ValueError(
             f"logits are {jnp.shape(student_logits)} and {jnp.shape(teacher_logits)}; give [N, C] of the same examples."
         )
+
+
+def _diverged(logits: Array) -> Array:
+    return jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def _unless(rows: Array, value: Array) -> Array:
+    return jnp.where(jnp.any(rows), jnp.nan, value)
 
 
 def _mean(values: Array) -> Array:

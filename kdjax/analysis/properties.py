@@ -1,7 +1,8 @@
 """Where a network looks, what fools it, and what it ignores (Ojha et al., NeurIPS 2023): measures and their controls.
 
-A network is a function from inputs `[N, ...]` to logits `[N, C]`. Each measure of transfer needs a network that was trained apart
-as a control: similar networks share much without any transfer.
+A network is a function from inputs `[N, ...]` to logits `[N, C]`. A share is nan where a row that counts has a nan: a diverged
+network says nothing. Each measure of transfer needs a network that was trained apart as a control: similar networks share much
+without any transfer.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import cross_entropy
+from kdjax.losses import checks, cross_entropy
 from kdjax.types import Array
 
 Classifier = Callable[[Array], Array]
@@ -36,10 +37,18 @@ def closer_share(teacher: Array, distilled: Array, independent: Array) -> Array:
     cosine; ties, such as maps of zeros, count half. One half for a student that learnt nothing of where to look.
 
     Args:
-      teacher, distilled, independent: `[N, H, W]` each, resized to one size.
+      teacher, distilled, independent: `[N, H, W]` floats each, resized to one size; half types are computed in float32.
+
+    Raises:
+      TypeError: maps are not floating point.
     """
-    near, far = _cosine(teacher, distilled), _cosine(teacher, independent)
-    return jnp.mean(jnp.where(near == far, 0.5, (near > far).astype(near.dtype)))
+    target, ours, apart = (
+        checks.floating(maps, name)
+        for maps, name in ((teacher, "teacher"), (distilled, "distilled"), (independent, "independent"))
+    )
+    near, far = _cosine(target, ours), _cosine(target, apart)
+    closer = jnp.where(near == far, 0.5, (near > far).astype(near.dtype))
+    return jnp.mean(jnp.where(jnp.isnan(near) | jnp.isnan(far), jnp.nan, closer))
 
 
 def iterative_fgsm(
@@ -69,9 +78,11 @@ def iterative_fgsm(
 def fooling_rate(network: Classifier, inputs: Array, changed: Array, where: Array | None = None) -> Array:
     """Share of examples that the network takes for another class once they are changed; `where` `[N]` says which count, such as
     those that fool the teacher. nan of none."""
-    other = jnp.argmax(network(inputs), axis=-1) != jnp.argmax(network(changed), axis=-1)
-    where = jnp.ones(other.shape, bool) if where is None else where
-    return jnp.sum(other & where) / jnp.sum(where)
+    before, after = network(inputs), network(changed)
+    other = jnp.argmax(before, axis=-1) != jnp.argmax(after, axis=-1)
+    where = checks.row_mask(where, len(other))
+    lost = where & (_diverged(before) | _diverged(after))
+    return jnp.where(jnp.any(lost), jnp.nan, jnp.sum(other & where) / jnp.sum(where))
 
 
 def invariance(network: Classifier, inputs: Array, changed: Array) -> Array:
@@ -87,15 +98,17 @@ def shape_share(logits: Array, shape: Array, texture: Array) -> Array:
       logits: `[N, C]`.
       shape, texture: `[N]` classes.
     """
-    said = jnp.argmax(logits, axis=-1)
-    by_shape, by_texture = (
-        jnp.sum((said == shape) & (shape != texture)),
-        jnp.sum((said == texture) & (shape != texture)),
-    )
-    return by_shape / (by_shape + by_texture)
+    said, counts = jnp.argmax(logits, axis=-1), shape != texture
+    by_shape, by_texture = jnp.sum((said == shape) & counts), jnp.sum((said == texture) & counts)
+    return jnp.where(jnp.any(counts & _diverged(logits)), jnp.nan, by_shape / (by_shape + by_texture))
+
+
+def _diverged(logits: Array) -> Array:
+    return jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def _cosine(first: Array, second: Array) -> Array:
     a, b = (x.reshape(x.shape[0], -1) for x in (first, second))
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.where(norms > 0, jnp.sum(a * b, axis=-1) / jnp.where(norms > 0, norms, 1), 0)
+    empty = norms == 0
+    return jnp.where(empty, 0, jnp.sum(a * b, axis=-1) / jnp.where(empty, 1, norms))

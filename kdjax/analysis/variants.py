@@ -1,7 +1,8 @@
 """Images changed so that their class stays: what a network may ignore, and domains it was not trained on.
 
-Each takes images `[N, H, W, C]` uint8 and returns as many of that kind; what comes into an image from outside is black. Grey
-images have no hue, so that light (brightness, contrast) stands for colour.
+Each takes images `[N, H, W, C]` uint8 and returns as many of that kind; what comes into an image from outside is black. Images
+of another type are a TypeError: floats from 0 to 1 would be all but black. Grey images have no hue, so that light (brightness,
+contrast) stands for colour.
 """
 
 import jax
@@ -16,6 +17,7 @@ def shifted(images: Array, rows: int, columns: int) -> Array:
     Raises:
       ValueError: nothing of the image would be left.
     """
+    _check(images)
     height, width = images.shape[1:3]
     if abs(rows) >= height or abs(columns) >= width:
         raise ValueError(
@@ -33,6 +35,7 @@ def zoomed(images: Array, size: int) -> Array:
     Raises:
       ValueError: no such part of the images.
     """
+    _check(images)
     height, width = images.shape[1:3]
     if not 0 < size <= min(height, width):
         raise ValueError(f"There are no {size}x{size} pixels within {height}x{width}.")
@@ -43,11 +46,13 @@ def zoomed(images: Array, size: int) -> Array:
 
 def brightened(images: Array, factor: float) -> Array:
     """Every value times the factor."""
+    _check(images)
     return _levels(images.astype(jnp.float32) * factor)
 
 
 def contrasted(images: Array, factor: float) -> Array:
     """Distances from each image's mean times the factor."""
+    _check(images)
     values = images.astype(jnp.float32)
     mean = jnp.mean(values, axis=(1, 2, 3), keepdims=True)
     return _levels(mean + factor * (values - mean))
@@ -55,11 +60,13 @@ def contrasted(images: Array, factor: float) -> Array:
 
 def inverted(images: Array) -> Array:
     """255 less each value."""
+    _check(images)
     return 255 - images
 
 
 def rotated(images: Array, quarters: int = 1) -> Array:
     """Turned anticlockwise by quarters of a circle; square images keep their shape."""
+    _check(images)
     return jnp.rot90(images, quarters, axes=(1, 2))
 
 
@@ -72,6 +79,7 @@ def textured(images: Array, key: Array, grain: int = 4) -> Array:
       key: draws the textures.
       grain: how many pixels lie between two values that are drawn; those between are interpolated.
     """
+    _check(images)
     count, height, width, channels = images.shape
     coarse = jax.random.uniform(key, (count, -(-height // grain), -(-width // grain), channels), maxval=255.0)
     return _levels(jnp.abs(images.astype(jnp.float32) - jax.image.resize(coarse, images.shape, "bilinear")))
@@ -79,6 +87,7 @@ def textured(images: Array, key: Array, grain: int = 4) -> Array:
 
 def edges(images: Array) -> Array:
     """The larger of the differences to the pixel on the right and to the one below."""
+    _check(images)
     values = images.astype(jnp.float32)
     right = jnp.abs(jnp.diff(values, axis=2, append=values[:, :, -1:]))
     below = jnp.abs(jnp.diff(values, axis=1, append=values[:, -1:]))
@@ -87,7 +96,13 @@ def edges(images: Array) -> Array:
 
 def silhouette(images: Array, threshold: int = 25) -> Array:
     """White where a value is above the threshold, else black."""
+    _check(images)
     return jnp.where(images > threshold, jnp.uint8(255), jnp.uint8(0))
+
+
+def _check(images: Array) -> None:
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"images are {images.dtype}; give uint8 levels, such as 255 times floats of 0 to 1, rounded.")
 
 
 def _levels(values: Array) -> Array:

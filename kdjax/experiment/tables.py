@@ -193,8 +193,8 @@ def best_two(methods: dict[str, Any], metric: Metric) -> list[str]:
 
 
 def clear(gain: dict[str, Any]) -> bool:
-    """Whether the 95 % interval of a paired difference leaves out 0. One without width says nothing."""
-    return abs(gain["mean"]) > gain["half_width"] > 0
+    """Whether the 95 % interval of a paired difference leaves out 0. One without width says nothing, nor a single seed."""
+    return gain["half_width"] is not None and abs(gain["mean"]) > gain["half_width"] > 0
 
 
 def interval(gain: dict[str, Any], metric: Metric) -> str:

@@ -32,10 +32,10 @@ def run_study(
     Args:
       name: one of `STUDIES`.
       folder: of the study.
-      size: "tiny" to see that it works, "default" for minutes, "full" for longer than one waits, on two CPU cores.
+      size: "tiny" to see that it works, "default" for minutes to an hour, "full" for longer than one waits, on two CPU cores.
       data_dir: folder of prepared data sets.
       progress, announce: what a person sees.
-      resume: keep what trained networks there are in the folder.
+      resume: keep what trained networks there are in the folder; `variance`, `sources` and `entropy` keep none and begin anew.
       overwrite: write the page and train the networks anew.
 
     Raises:
@@ -46,7 +46,7 @@ def run_study(
 
     if name not in STUDIES:
         raise ExperimentError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.")
-    check_folder(folder, overwrite=overwrite, resume=resume)
+    check_folder(folder, size, overwrite=overwrite, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     module = importlib.import_module(f"kdjax.studies.{name}")

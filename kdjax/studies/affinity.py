@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.analysis.factors import main_effects, variance_shares
+from kdjax.analysis.factors import main_effects, noise_share, variance_shares
 from kdjax.analysis.statistics import LEVEL, holm, paired_gain, spread
 from kdjax.experiment.plots import COLOURS, figure, plain_texts, save
 from kdjax.experiment.tables import clear, interval, mean_sd
@@ -84,7 +84,9 @@ def finding(
     effects = dict(zip(CHOICES, main_effects(cells, same), strict=True))
     correct(effects), correct({"gains": gains})
     alone, rest = variance_shares(cells)
-    shares = dict(zip((*CHOICES, "interactions and noise"), (*alone, rest), strict=True))
+    noise = noise_share({choice: found[choice]["test"] for choice in grid})
+    left = {"interactions and noise": rest} if np.isnan(noise) else {"interactions": rest - noise, "noise": noise}
+    shares = dict(zip(CHOICES, alone, strict=True)) | left
     plot(effects, folder / "effects.png")
     return Finding(
         question="Which affinity, which normalisation, which loss?",
@@ -122,7 +124,7 @@ def finding(
 
 def correct(families: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Adds `p_holm` to every gain, corrected within all that are given."""
-    tests = {(a, b): gain["p"] for a, by in families.items() for b, gain in by.items() if gain["p"] is not None}
+    tests = {(a, b): gain["p"] for a, by in families.items() for b, gain in by.items()}
     for (a, b), p in holm(tests).items():
         families[a][b]["p_holm"] = p
 
@@ -154,8 +156,9 @@ def verdict(effects, shares, gains, confirmed, best, seeds) -> str:
     clearly = [name for name, gain in gains.items() if gain.get("p_holm", 1.0) < LEVEL and gain["mean"] > 0]
     return (
         f"Of the variance of top-1 over the combinations ({seeds} seed{'s' * (seeds > 1)} each) the {first} alone explains "
-        f"{100 * shares[first]:.0f} %, all three choices {100 * sum(shares[c] for c in CHOICES):.0f} %, and interactions and "
-        f"noise the rest. Options that differ from the others of their choice (Holm, {100 * LEVEL:.0f} %): "
+        f"{100 * shares[first]:.0f} %, all three choices {100 * sum(shares[c] for c in CHOICES):.0f} %, "
+        f"{' and '.join(f'{name} {100 * share:.0f} %' for name, share in shares.items() if name not in CHOICES)}. Options that "
+        f"differ from the others of their choice (Holm, {100 * LEVEL:.0f} %): "
         f"{', '.join(options) or 'none'}. The best on validation images, {', '.join(best)}, gains {said(gains['best'])} over "
         f"labels ({len(values('best'))} other seeds); it {', '.join(others)}. Above labels by Holm's correction: "
         f"{', '.join(clearly) or 'none'}."

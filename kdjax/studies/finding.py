@@ -11,7 +11,7 @@ from kdjax import __version__
 from kdjax.experiment.report import embedded, page
 from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.tables import html_table
-from kdjax.json_files import write_json, write_whole
+from kdjax.json_files import read_json, write_json, write_whole
 
 Size = Literal["tiny", "default", "full"]
 PAGE, NUMBERS = "index.html", "numbers.json"
@@ -76,9 +76,17 @@ def write_page(folder: Path, name: str, found: Finding, *, size: Size, seconds: 
     return folder / PAGE
 
 
-def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuses a folder in which a study is, unless it may be gone on with or written over."""
+def check_folder(folder: Path, size: Size, *, overwrite: bool, resume: bool) -> None:
+    """Refuses a folder in which a study is, unless it may be gone on with, at the size that it has, or written over."""
     if (folder / PAGE).exists() and not (overwrite or resume):
         raise ExperimentError(
             f"{folder} holds a study; say --overwrite to write it anew, --resume to keep its runs, or --run for another."
+        )
+    if overwrite or not (folder / NUMBERS).exists():
+        return
+    there = read_json(folder / NUMBERS, ExperimentError, "delete it, or say --overwrite").get("size")
+    if there != size:
+        raise ExperimentError(
+            f"{folder} holds a study of the size {there!r}, and {size!r} is another; say --overwrite to write it anew, or "
+            "--run for another folder."
         )

@@ -95,9 +95,7 @@ def contrasts(values: dict[str, dict[str, list[float]]], methods: tuple[str, ...
                 "property": name, "method": method, "student": spread(ours), "independent": spread(apart),
                 "control": spread(control), "gain": paired_gain(ours, apart), "own": paired_gain(ours, control),
             })  # fmt: skip
-    tests = {
-        f"{i} {of}": row[of]["p"] for i, row in enumerate(found) for of in ("gain", "own") if row[of]["p"] is not None
-    }
+    tests = {f"{i} {of}": row[of]["p"] for i, row in enumerate(found) for of in ("gain", "own")}
     for key, p in holm(tests).items():
         i, of = key.split()
         found[int(i)][of]["p_holm"] = p

@@ -58,7 +58,7 @@ def finding(teachers: dict[str, list[dict[str, float]]], found: Values, steps: i
                        for m in ("top1", "nll", "agreement")}
         for t in temperatures
     }  # fmt: skip
-    adjusted = holm({name: by["top1"]["p"] for name, by in effects.items() if by["top1"]["p"] is not None})
+    adjusted = holm({name: by["top1"]["p"] for name, by in effects.items()})
     shape = {
         m: paired_gain(*([one[m] for one in teachers[kind]] for kind in ("smooth", "hard")))
         for m in teachers["hard"][0]
@@ -163,7 +163,7 @@ def verdict(effects: dict, adjusted: dict[str, float], shape: dict[str, Any], kd
         f"Incompatible at {', '.join(worse)}" if worse
         else f"Not incompatible: students of smoothed teachers are better at {', '.join(better)}" if better
         else "No incompatibility is shown, and none is excluded: students of smoothed and of unsmoothed teachers differ at no "
-        "temperature beyond chance"
+        "temperature beyond chance in accuracy"
     )  # fmt: skip
     if worse and better:
         answer += f", and better at {', '.join(better)}"
@@ -172,12 +172,17 @@ def verdict(effects: dict, adjusted: dict[str, float], shape: dict[str, Any], kd
     left = f", so that a loss of {-least:.1f} points is left open" if not worse and not better and least < 0 else ""
     way = lambda gain: "rises" if rises(gain) else "falls" if falls(gain) else "does not change beyond chance"
     pairs = len(next(iter(effects.values()))["top1"]["values"])
+    nll = holm({name: by["nll"]["p"] for name, by in effects.items()})
+    moved = [f"{'higher' if by['nll']['mean'] > 0 else 'lower'} at {n} ({difference(by['nll'], 1, 3)})"
+             for n, by in effects.items() if nll[n] < 0.05]  # fmt: skip
+    likely = f"their NLL is {', '.join(moved)}" if moved else "nor in NLL"
     return (
         f"{answer} (top-1 of students of smoothed teachers less those of unsmoothed: {each}; {pairs} pairs, Holm over "
-        f"temperatures){left}. Smoothed, the teacher's accuracy {way(shape['top1'])} ({points(shape['top1'])}), the variation "
-        f"within classes that its probabilities leave, 1 - S, {way(shape['one_less_s'])} ({difference(shape['one_less_s'])}), "
-        f"the scatter of its features {way(shape['scatter'])} ({difference(shape['scatter'], 1, 3)}). Top-1 of students of "
-        f"unsmoothed teachers less that of students by labels: {points(kd)} at {next(iter(effects))}."
+        f"temperatures){left}; {likely}. Smoothed, the teacher's accuracy {way(shape['top1'])} ({points(shape['top1'])}), "
+        "the variation within classes that its probabilities leave, 1 - S, "
+        f"{way(shape['one_less_s'])} ({difference(shape['one_less_s'])}), the scatter of its features {way(shape['scatter'])} "
+        f"({difference(shape['scatter'], 1, 3)}). Top-1 of students of unsmoothed teachers less that of students by labels: "
+        f"{points(kd)} at {next(iter(effects))}."
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdjax.analysis.statistics import LEVEL, holm, paired_gain
 from kdjax.studies.finding import Finding, Size
-from kdjax.studies.sources_incremental import OLD, incremental
+from kdjax.studies.sources_incremental import FACTORS, OLD, incremental
 from kdjax.studies.sources_page import AXES, plot_alignment, plot_axes, plot_gains, tables
 from kdjax.studies.sources_pairs import TEACHER_WIDTH, Laboratory, Plan, Setting, second_order, top1
 from kdjax.studies.sources_training import LABELS, LAYERS, RATE
@@ -139,7 +139,7 @@ def compared(
 
 def corrected(gains: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     """The gains with `p_holm`, corrected for their number; a gain that has no p has none."""
-    for name, p in holm({name: gain["p"] for name, gain in gains.items() if gain["p"] is not None}).items():
+    for name, p in holm({name: gain["p"] for name, gain in gains.items()}).items():
         gains[name]["p_holm"] = p
     return gains
 
@@ -163,8 +163,9 @@ def sure(gain: Mapping[str, Any]) -> bool:
 
 
 def verdict(
-    found: Mapping[str, Any], said: Mapping[str, Any], chosen: Mapping[str, str], errors: Mapping[float, Any]
-) -> str:
+    found: Mapping[str, Any], said: Mapping[str, Any], chosen: Mapping[str, str], errors: Mapping[float, Any],
+    later: Mapping[str, Any],
+) -> str:  # fmt: skip
     """Which source helps, which more than another, when, and whether it makes networks alike."""
     over, along, count = said["over_labels"], said["along"], len(found[LABELS]["top1"])
     best = "; ".join(f"{kind}, {name}: {points(over[name])}" for kind, name in chosen.items())
@@ -179,9 +180,12 @@ def verdict(
         for (axis, kind), g in said["changes"].items() if sure(g)
     ]  # fmt: skip
     nearest, rank = max(said["cka_over_labels"], key=lambda name: alike(found[name])), said["cka_and_top1"]
-    later = "; ".join(
+    kept = "; ".join(
         f"{kind} {points(g)}{'' if sure(g) else ', not distinguishable'}" for kind, g in said["later"].items()
     )
+    whole = ", ".join(f"{kind} {100 * np.mean(by['old']):.1f} %" for kind, by in later["found"].items())
+    edge = [kind for kind, factor in later["factors"].items() if factor in (min(FACTORS), max(FACTORS))]
+    edge = f" (the weight of {' and '.join(edge)} is at the edge of those tried)" if edge else ""
     together = "do not go together beyond chance"
     if rank["p"] < LEVEL:
         together = "go together" if rank["rho"] > 0 else "go against each other"
@@ -194,7 +198,8 @@ def verdict(
         f"{alike(found[nearest]):.2f}, by labels {alike(found[LABELS]):.2f}: "
         f"{difference(said['cka_over_labels'][nearest], 1, 2)}); over the {rank['sources']} rows, likeness and top-1 {together} "
         f"(ρ = {rank['rho']:.2f}, p = {rank['p']:.2g}). Against forgetting, five classes after five, the part known, "
-        f"mean top-1 over labels alone: {later}. Second-order KD is KL within {100 * CLOSE:g} % for 95 % of images "
+        f"mean top-1 over labels alone: {kept}{edge}; told apart among all classes, of old images are still known: {whole}. "
+        f"Second-order KD is KL within {100 * CLOSE:g} % for 95 % of images "
         f"{'at no gap tried' if close is None else f'up to a gap of {close:g}'}."
     )
 
@@ -215,7 +220,7 @@ def finding(
         question="Features, logits or gradients: which source of the teacher's knowledge helps, and when?",
         papers=PAPERS,
         design=design(facts, seeds),
-        verdict=verdict(found, said, chosen, errors),
+        verdict=verdict(found, said, chosen, errors, later),
         published=(
             "The paper's abstract says that logits are generally the more efficient source, and that a sufficient feature "
             "dimension is crucial; its tables were not available to us, there is no official code, and how it scales its "

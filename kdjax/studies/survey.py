@@ -187,7 +187,7 @@ def compared(top1: dict[str, dict[str, Any]], swept: dict[str, Any]) -> dict[str
     between = lambda one, other: paired_gain(one["values"], other["values"])
     gains = {way: {n: between(v, by[LABELS]) for n, v in by.items() if n != LABELS} for way, by in top1.items()}
     for by in gains.values():
-        for name, p in holm({n: gain["p"] for n, gain in by.items() if gain["p"] is not None}).items():
+        for name, p in holm({n: gain["p"] for n, gain in by.items()}).items():
             by[name]["p_holm"] = p
     ranked = {way: sorted(by, key=lambda n: -by[n]["mean"]) for way, by in top1.items()}
     pairs = list(itertools.combinations(top1["with"], 2))
@@ -207,7 +207,7 @@ def verdict(found, top1, chosen, teachers, swept, steps) -> str:
     """Who wins, and whether more than by chance."""
     said = lambda gain: f"{METRIC.change(gain['mean'])}, {interval(gain, METRIC)}"
     better = lambda gain: "is better than" if clear(gain) else "is not distinguishable from"
-    first, second = found["ranked"]["with"][:2]
+    (first, second), plain = found["ranked"]["with"][:2], found["ranked"]["without"][:2]
     above = [
         n for n, g in found["gains"]["with"].items() if g.get("p_holm", 1.0) < LEVEL and g["mean"] > 0
     ]  # fmt: skip
@@ -222,7 +222,8 @@ def verdict(found, top1, chosen, teachers, swept, steps) -> str:
         f"{len(large['values'])} seeds). Above labels by Holm's correction: {', '.join(above) or 'none'}. Tuned KD ({chosen}) is "
         f"clearly above {', '.join(beaten) or 'none'} of the {len(features)} feature methods and clearly below "
         f"{', '.join(beating) or 'none'}. Without augmentation {100 * found['same_order']:.0f} % of the pairs of methods keep "
-        f"their order, and the best is {found['ranked']['without'][0]}; augmentation changes "
+        f"their order, and the best, {plain[0]}, {better(found['best_two']['without'])} {plain[1]} "
+        f"({said(found['best_two']['without'])}); augmentation changes "
         f"{', '.join(moved) or 'no method'} clearly. KD from the large teacher ({METRIC.text(teachers['large'])} %) "
         f"{'differs from' if clear(large) else 'is not distinguishable from'} that from the small one "
         f"({METRIC.text(teachers['small'])} %): {said(large)}."

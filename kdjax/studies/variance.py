@@ -63,12 +63,12 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **unused
     poor = list(teachers)[1]
     verdict = (
         f"For a linear network KD's gradient is the student's less λ times the teacher's to {float(identity.gap):.0e} of its "
-        f"size, and for one with a hidden layer it is not ({float(deep):.2f}). With a perfect teacher and λ = 1 the distance "
-        f"from the solution at which SGD stays is {ratio['perfect']['1']:.1e} of the one without a teacher; with one "
-        f"trained for "
-        f"{poor.removeprefix('after ')} it is {ratio[poor]['1']:.2f}, its best λ being {float(noise[poor].best):.2f}, which "
-        f"explains {100 * float(noise[poor].explained):.0f} % of the variance. Without the correction of its bias distillation "
-        f"ends {biased[poor]['1']:.1f} times as far with that teacher."
+        f"size, and for one with a hidden layer it is not ({float(deep):.2f}). With a perfect teacher and λ = 1 the squared "
+        f"distance from the solution at which SGD stays is {ratio['perfect']['1']:.1e} of the one without a teacher; with one "
+        f"trained for {poor.removeprefix('after ')} it is {ratio[poor]['1']:.3f} (the distance {ratio[poor]['1'] ** 0.5:.2f}), "
+        f"its best λ being {float(noise[poor].best):.2f}, which explains {100 * float(noise[poor].explained):.0f} % of the "
+        f"variance. Without the correction of its bias the squared distance ends at {biased[poor]['1']:.0f} times that without a "
+        f"teacher (the distance at {biased[poor]['1'] ** 0.5:.1f}) with that teacher."
     )
     return Finding(
         question="Does distillation reduce the variance of gradients?",
@@ -78,7 +78,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **unused
             f"that there is one solution, found to a gradient of {left:.0e}. SGD from zero with batches of {BATCH}, drawn with "
             f"repetition, at a rate of {RATE:g}, {steps:,} steps, {seeds} seeds, the teacher's gradient on the batch "
             f"subtracted λ "
-            "times: as distillation does, and with the teacher's mean gradient added back (unbiased). Distances are "
+            "times: as distillation does, and with the teacher's mean gradient added back (unbiased). Squared distances are "
             "|x - x*|², the mean of the last fifth of the run."
         ),
         verdict=verdict,
@@ -89,7 +89,7 @@ def study(size: Size, folder: Path, *, announce: Callable[[str], None], **unused
             "the mean, so that plain distillation is biased here with every teacher."
         ),
         tables=(_noise(noise), *(_ends(name, by, plain) for name, by in ends.items())),
-        pictures=(("Distance from the solution, perfect teacher, unbiased", "over steps by λ", folder / "distance.png"),),
+        pictures=(("Squared distance from the solution, perfect teacher, unbiased", "over steps by λ", folder / "distance.png"),),
         numbers={
             "identity_gap_linear": float(identity.gap), "identity_gap_two_layers": float(deep), "gradient_at_solution": left,
             "noise": {name: {k: float(v) for k, v in n._asdict().items()} for name, n in noise.items()}, "distances": ends,
@@ -200,7 +200,7 @@ def _ends(name: str, by: dict[str, dict[str, list[float]]], plain: float) -> Tab
     text = lambda v: f"{np.mean(v):.3g} ± {np.std(v, ddof=1):.1g} ({np.mean(v) / plain:.2g})"
     rows += [(f"{s:g}", *(text(by[c][f"{s:g}"]) for c in CORRECTIONS)) for s in STRENGTHS]
     return Table(
-        f"Distance from the solution, teacher {name}",
+        f"Squared distance from the solution, teacher {name}",
         rows,
         "Mean ± standard deviation over seeds; (relative to λ = 0).",
     )

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from kdjax.analysis.factors import main_effects, variance_shares
+from kdjax.analysis.factors import main_effects, noise_share, variance_shares
 
 FIRST, SECOND = {"a": 0.0, "b": 3.0, "c": 6.0}, {"x": 1.0, "y": -1.0}
 ADDITIVE = {(i, j): 10 + FIRST[i] + SECOND[j] for i, j in itertools.product(FIRST, SECOND)}
@@ -47,3 +47,16 @@ def test_what_is_missing_is_named():
         main_effects({k: v for k, v in ADDITIVE.items() if k != ("b", "y")})
     with pytest.raises(ValueError, match="single option"):
         main_effects({("a", "x"): 1.0, ("a", "y"): 2.0})
+
+
+def test_noise_is_what_differs_from_seed_to_seed():
+    """Of runs whose noise is known it is that over their number; what a seed does to all of them alike is none."""
+    rng = np.random.default_rng(0)
+    cells = {(f"a{i}", f"b{j}"): i - 2.0 * j for i in range(20) for j in range(20)}
+    shift = np.array([0.0, 5.0, -3.0])
+    runs = {c: mean + shift + 4.0 * rng.normal(size=3) for c, mean in cells.items()}
+    spread = np.var([np.mean(values) for values in runs.values()], ddof=1)
+    np.testing.assert_allclose(noise_share(runs), 4.0**2 / 3 / spread, rtol=0.1)
+    assert noise_share({c: mean + shift for c, mean in cells.items()}) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(noise_share({c: [mean] for c, mean in cells.items()}))
+    assert np.isnan(noise_share({c: [1.0, 1.0] for c in cells}))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from kdjax import analysis
 from kdjax.training import metrics
@@ -122,6 +121,32 @@ def test_cka_knows_rotations_and_strangers(cka):
         cka(x, x[:10])
 
 
+def test_cka_of_examples_that_coincide():
+    """With more than half of the pairs alike the median distance is 0; the mean of the others is that of the two groups."""
+    few = jnp.asarray(np.repeat([0.0, 1.0], [90, 10])[:, None] * np.ones((1, 4)), jnp.float32)
+    other = few.at[0].set(1.0)
+    np.testing.assert_allclose(analysis.rbf_cka(few, 5 * few + 2), 1, atol=1e-4)
+    kernel = lambda x: np.where(np.asarray(x[:, :1] == x[None, :, 0]), 1.0, np.exp(-1 / (2 * 0.5**2)))
+    centring = np.eye(100) - 1 / 100
+    a, b = (centring @ kernel(x) @ centring for x in (few, other))
+    np.testing.assert_allclose(
+        analysis.rbf_cka(few, other), np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b), rtol=1e-3
+    )
+    for cka in (analysis.linear_cka, analysis.rbf_cka):
+        constant = jnp.full((100, 3), 0.1)  # whose mean is not 0.1 in float32
+        assert np.isnan(cka(constant, few)) and np.isnan(cka(few, constant)) and np.isnan(cka(constant, constant))
+
+
+def test_the_distances_of_many_examples_fit_into_memory_and_are_exact_far_from_the_origin():
+    x = jnp.asarray(RNG.normal(size=(300, 64)), jnp.float32)
+    assert "300,300,64" not in str(jax.make_jaxpr(analysis.rbf_cka)(x, x)), "an array of pairs and features"
+    near = x[:, :2].at[220:].add(jnp.float32(4096.0))  # most pairs are near each other, far from the mean
+    exact = np.asarray(near, np.float64)
+    with jax.enable_x64(True):
+        want = analysis.rbf_cka(jnp.asarray(exact), jnp.asarray(np.asarray(x, np.float64)))
+    np.testing.assert_allclose(analysis.rbf_cka(near, x), want, rtol=1e-4)
+
+
 def test_the_plane_of_three_classes_keeps_distances_on_it():
     templates = jnp.asarray(RNG.normal(size=(3, 7)), jnp.float32)
     shown = analysis.class_plane(templates, templates)
@@ -131,6 +156,10 @@ def test_the_plane_of_three_classes_keeps_distances_on_it():
         )
     with pytest.raises(ValueError, match=r"give \[3, 7\]"):
         analysis.class_plane(templates, templates[:2])
+    half = templates.astype(jnp.bfloat16)
+    places = analysis.class_plane(half, half)
+    assert places.dtype == jnp.float32
+    np.testing.assert_array_equal(places, analysis.class_plane(half.astype(jnp.float32), half.astype(jnp.float32)))
 
 
 def test_grad_cam_of_a_linear_head():
@@ -143,6 +172,10 @@ def test_grad_cam_of_a_linear_head():
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert analysis.closer_share(found, found, -found) == 1 and analysis.closer_share(found, -found, found) == 0
     assert analysis.closer_share(found, 0 * found, 0 * found) == 0.5, "maps of zeros say nothing"
+    large = (1 + jnp.arange(8.0)).reshape(2, 2, 2) * 400
+    assert analysis.closer_share(*(x.astype(jnp.float16) for x in (large, large, large[:, ::-1]))) == 1, "no overflow"
+    with pytest.raises(TypeError, match="distilled must be floating point"):
+        analysis.closer_share(large, large.astype(jnp.uint8), large)
 
 
 def test_fgsm_moves_a_linear_network_as_far_as_it_may():
@@ -210,18 +243,3 @@ def test_weights_between_networks():
         analysis.plane(first, second, analysis.interpolated(first, second, 0.3))
     with pytest.raises(ValueError, match="different networks"):
         analysis.interpolated(first, {"a": first["a"]}, 0.5)
-
-
-def test_statistics_know_what_scipy_knows():
-    from kdjax.analysis.statistics import bootstrap, effect_size, paired_gain, rank_sum
-
-    a, b = RNG.normal(1.0, 1.0, 8), RNG.normal(0.0, 1.0, 8)
-    gain = paired_gain(a, b)
-    np.testing.assert_allclose(gain["p"], stats.ttest_rel(a, b).pvalue, rtol=1e-9)
-    found = rank_sum(a, b, "greater")
-    assert found["p"] == stats.mannwhitneyu(a, b, alternative="greater").pvalue
-    np.testing.assert_allclose(found["better"], np.mean(a[:, None] > b[None]))
-    low, high = bootstrap(RNG.normal(5.0, 1.0, 400))
-    assert low < 5.0 < high and abs(high - low - 2 * 1.96 / 20) < 0.03, "as the normal theory has it"
-    shifted = effect_size([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
-    np.testing.assert_allclose(shifted, 1.0 * (1 - 3 / (4 * 4 - 1)))  # 4 degrees of freedom

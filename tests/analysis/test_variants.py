@@ -43,6 +43,23 @@ def test_values_by_hand():
         variants.zoomed(IMAGES, 7)
 
 
+CHANGES = {
+    "shifted": lambda x: variants.shifted(x, 1, 0), "zoomed": lambda x: variants.zoomed(x, 3),
+    "brightened": lambda x: variants.brightened(x, 1.5), "contrasted": lambda x: variants.contrasted(x, 0.5),
+    "inverted": variants.inverted, "rotated": variants.rotated, "edges": variants.edges, "silhouette": variants.silhouette,
+    "textured": lambda x: variants.textured(x, jax.random.key(0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_images_than_stored_ones_are_refused(name):
+    """Of floats from 0 to 1 the inverse is at 254 and above, and the silhouette black."""
+    assert CHANGES[name](IMAGES).dtype == np.uint8
+    for other in (IMAGES / np.float32(255), IMAGES.astype(np.int32)):
+        with pytest.raises(TypeError, match=f"images are {other.dtype}; give uint8 levels"):
+            CHANGES[name](other)
+
+
 def test_a_texture_shows_what_was_drawn_on_it():
     """Of a black image the texture itself is left; white ones show its complement, with the same key."""
     key, black = jax.random.key(0), np.zeros((2, 8, 8, 1), np.uint8)

@@ -166,19 +166,23 @@ def test_the_verdict_says_what_was_put_in():
     np.testing.assert_allclose(np.exp(ratios[CONTROL]["mean"]), 2, rtol=0.02)
     assert "teacher, self" not in ratios and len(ratios) == 11 and len(said["texts"]["top1"]) == 6
     assert all(gain["p_holm"] >= gain["p"] for gain in ratios.values())
-    text = verdict(said)
+    arms = dict.fromkeys(("small, smoothing", "large, smoothing"), Arm(smoothing=0.9)) | {
+        f"{direction} KD": Arm(alpha=0.5) for direction in ("standard", "self", "reverse")
+    }
+    text = verdict(said, {"texts": arms})
+    assert ") by α 0.9, " in text and text.count("by α 0.5") == 3
     assert text.startswith("By entropy KD is not label smoothing here: smoothing raises entropy in 2 of 2 cases")
     assert "KD lowers it in 2 of 3 (standard on texts, self on texts) and raises it in 1 (reverse on texts)" in text
     assert "below smoothing's in 3" in text and "A student's entropy follows its teacher's when" in text
     assert "towards the teacher's in 2 of 2 cases and away from it in 0" in text
     alike = PUBLISHED | {"standard KD": 1.5, "self KD": 1.5, "reverse KD": 1.2, CONTROL: 1.5}
-    other = verdict({"texts": compared(results(alike, 1)), "pictures": compared(results(alike, 2))})
+    chosen = {"texts": arms, "pictures": arms}
+    other = verdict({"texts": compared(results(alike, 1)), "pictures": compared(results(alike, 2))}, chosen)
     assert other.startswith("By entropy KD is not told from label smoothing here: smoothing raises entropy in 4 of 4")
     assert "does not rise with its teacher's beyond chance" in other and "raises it in 6 (" in other
     assert "towards the teacher's in 2 of 4 cases and away from it in 2" in other
-    assert verdict({"texts": compared(results(PUBLISHED)), "pictures": compared(results(alike, 2))}).startswith(
-        "By entropy KD and label smoothing differ in part here"
-    )
+    mixed = {"texts": compared(results(PUBLISHED)), "pictures": compared(results(alike, 2))}
+    assert verdict(mixed, chosen).startswith("By entropy KD and label smoothing differ in part here")
     for sentences in (text, other):
         assert sentences.count(". ") + 1 <= 3
 

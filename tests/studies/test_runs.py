@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.analysis.statistics import paired_gain
 from kdjax.experiment.program import Builder
 from kdjax.experiment.trained import Trained
 from kdjax.objectives import KD
@@ -59,3 +60,8 @@ def test_differences_are_in_words():
     assert mean_of([0.5, 0.7], 100, 1) == "60.0 ± 14.1" and mean_of([0.5], 1, 1) == "0.5"
     assert rises(gain) and not falls(gain) and not rises(gain | {"half_width": 0.02})
     assert falls({"mean": -1.0, "half_width": 0.5})
+
+
+def test_a_single_seed_neither_rises_nor_falls():
+    gain = paired_gain([0.9], [0.8])
+    assert not rises(gain) and not falls(gain) and points(gain) == "+10.0 points"

@@ -61,7 +61,9 @@ def test_students_are_measured_against_their_own_teacher():
 def test_the_verdict_is_the_numbers(difference, p, start):
     gain = paired_gain([difference + e for e in (-0.001, 0, 0.001)], [0, 0, 0])
     shape = {name: gain for name in ("top1", "one_less_s", "scatter")}
-    text = verdict({"T = 1": {"top1": gain}}, {"T = 1": p}, shape, paired_gain([0.8, 0.9], [0.9, 1.0]))
+    nll = paired_gain([0.07 - difference + e for e in (-0.001, 0, 0.001)], [0, 0, 0])
+    text = verdict({"T = 1": {"top1": gain, "nll": nll}}, {"T = 1": p}, shape, paired_gain([0.8, 0.9], [0.9, 1.0]))
+    assert f"their NLL is higher at T = 1 ({0.07 - difference:+.3f} ± 0.002)" in text
     assert (
         text.startswith(start)
         and f"{100 * difference:+.1f}" in text

@@ -235,10 +235,13 @@ def test_the_verdict_says_what_was_put_in():
     }
     axes = {"images": {500: cell((0, 0.09, 0.01, 0.01)), 10_000: cell((0, 0.03, 0.01, 0.01))},
             "width": {4: cell((0, 0.03, 0.0, 0.01)), 16: cell((0, 0.03, 0.02, 0.01))}}  # fmt: skip
-    tops = lambda mean: {"mean": (mean + 0.0005 * rng.normal(size=5)).tolist()}
+    tops = lambda mean: {"old": [0.0] * 5, "mean": (mean + 0.0005 * rng.normal(size=5)).tolist()}
     later = {LABELS: tops(0.45), "logits": tops(0.6), "features": tops(0.45), "gradients": tops(0.3)}
     said = compared(found, chosen, axes, later)
-    text = verdict(found, said, chosen, {0.1: {"p95": 0.02}, 1.0: {"p95": 0.3}})
+    factors = {"logits": 1.0, "features": 10.0, "gradients": 100.0}
+    text = verdict(found, said, chosen, {0.1: {"p95": 0.02}, 1.0: {"p95": 0.3}}, {"found": later, "factors": factors})
+    assert "(the weight of logits and gradients is at the edge of those tried)" in text
+    assert "of old images are still known: labels 0.0 %, logits 0.0 %" in text
     assert "After Holm's correction KL T=4, features L2, features full F of 10 sources are above labels" in text
     assert "logits L2 below" in text and "logits are above features (+2" in text
     assert "features and gradients are not distinguishable" in text

@@ -49,6 +49,10 @@ def test_variance_from_the_command_line(tmp_path, capsys):
     assert "variance: For a linear network" in " ".join(capsys.readouterr().out.split())
     assert main(["study", "variance", "--tiny", "--run", str(tmp_path / "study")]) == 1
     assert "holds a study" in capsys.readouterr().err
+    before = (tmp_path / "study/numbers.json").read_bytes()
+    assert main(["study", "variance", "--resume", "--run", str(tmp_path / "study")]) == 1
+    assert "holds a study of the size 'tiny', and 'default' is another" in capsys.readouterr().err
+    assert (tmp_path / "study/numbers.json").read_bytes() == before
 
 
 def test_what_is_no_study_is_refused(tmp_path):

@@ -59,7 +59,8 @@ def test_the_verdict_says_who_won():
     assert found["ranked"]["with"][:3] == ["at", TUNED, "kd"] and found["same_order"] > 0.9
     np.testing.assert_allclose(found["augmentation"]["at"]["mean"], 0.1, atol=2e-3)
     text = verdict(found, top1, "α=0.5, T=5", {"small": 0.85, "medium": 0.9, "large": 0.92}, swept, 300)
-    assert "at has the highest top-1 (86.0" in text and f"is better than {TUNED}" in text
+    assert f"at has the highest top-1 ({100 * top1['with']['at']['mean']:.2f} %)" in text
+    assert f"is better than {TUNED}" in text and f"the best, at, is better than {TUNED} (" in text
     assert "clearly above fitnet, rkd of the 3 feature methods and clearly below at" in text
     assert "differs from that from the small one" in text
     alike = {"small": values(0.82), "medium": values(0.82), "large": values(0.82)}

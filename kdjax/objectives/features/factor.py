@@ -67,6 +67,7 @@ class FT(Objective):
 
     The factors are those of a paraphraser that a phase with `Paraphrase` trains before. Here it is frozen: state of the
     module, under the same name `paraphraser`, and no parameter, so that neither gradients nor weight decay move it.
+    Experiments demand that phase; a step of one's own that goes without has a paraphraser of random weights.
     """
 
     stage: int = -1

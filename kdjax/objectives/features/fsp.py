@@ -25,7 +25,8 @@ class FSP(Objective):
 
     As released it is all that the first 30 epochs minimise, and the labels all that follows: a phase of `FSP()`, and one of
     `CrossEntropy()` with the first as its `start`. Released for networks of the same widths only; stages of other widths go
-    through a learned 1x1 convolution here.
+    through a learned 1x1 convolution here. In the first phase the released student computes in evaluation mode, by the
+    statistics that it began with; here in training mode.
     """
 
     stages: tuple[int, ...] | None = None

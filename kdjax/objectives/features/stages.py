@@ -144,7 +144,8 @@ class AB(Objective):
     """Activation boundaries: each response of the student, before the ReLU, is on the side of 0 on which the teacher's is.
 
     As released it is all that the first 30 epochs minimise, and the labels all that follows: a phase of `AB()`, and one of
-    `CrossEntropy()` with the first as its `start`.
+    `CrossEntropy()` with the first as its `start`. In the first phase the released student computes in evaluation mode, by the
+    statistics that it began with; here in training mode.
     """
 
     stages: tuple[int, ...] | None = (-3, -2, -1)
