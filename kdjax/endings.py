@@ -50,7 +50,10 @@ def ended_by(error: BaseException, own_process: bool) -> int:
     if unheard(error):
         return 128 + signal.SIGPIPE
     if type(error).__name__ in OURS:
-        return leave(fail(str(error)), own_process and among_others())  # the others may not have met it
+        status = fail(str(error))
+        if getattr(error, "said_by_all", False):
+            sys.modules["kdjax.training.watch"].part()
+        return leave(status, own_process and among_others())  # the others may not have met it
     sentence = disk_fault(error)
     if sentence:
         return leave(fail(sentence), own_process)  # writers in the background would say the same again, at length

@@ -105,7 +105,7 @@ def convert(argv):
     parser.add_argument(
         "--mean",
         **per_channel,
-        help="of each channel, of pixels in 0..1; if not given, CIFAR-100's or ImageNet's",
+        help="of each channel, of pixels in 0..1; if not given, what most weights of the network were trained with",
     )
     parser.add_argument("--std", **per_channel, help="likewise")
     parser.add_argument("--classes", default="", help="text file with the names of its classes, one a line")

@@ -23,7 +23,8 @@ SCHEME = "sha256:"
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Writes a file whole or not at all; it is on the disk when this returns. What is not finite is written as null."""
-    data = _finite(data) | {VERSION: FORM}
+    # As it will be read: keys that are numbers are texts then, and sorted as such.
+    data = json.loads(json.dumps(_finite(data))) | {VERSION: FORM}
     write_whole(path, json.dumps({**data, CHECKSUM: checksum(data)}, indent=2) + "\n")
 
 

@@ -38,6 +38,12 @@ def test_what_is_written_is_read(tmp_path):
     assert read(path)["last"]["nll"] is None and "NaN" not in path.read_text()
 
 
+def test_keys_that_are_numbers_are_texts_and_the_sum_is_of_these(tmp_path):
+    """2 comes before 10 among numbers, and behind it among texts."""
+    write_json(tmp_path / "file.json", {"by": {2: 1, 10: 2, 0.5: 3}})
+    assert read_json(tmp_path / "file.json", WrongFile, "delete it") == {"by": {"2": 1, "10": 2, "0.5": 3}}
+
+
 def test_any_bit_that_flips_is_found(tmp_path):
     """Also in the checksum, its name and the version; a bit of white space that changes nothing may pass."""
     path = tmp_path / "file.json"

@@ -16,6 +16,7 @@ from kdjax.json_files import write_json
 from kdjax.models import zoo
 from kdjax.models.weights.files import WeightsError, read_weights
 from kdjax.models.weights.names import NAMES
+from kdjax.models.weights.names.imagenet import CENTRED
 from kdjax.models.weights.zoo import zoo_from_torch
 from kdjax.models.zoo.cifar import CIFAR
 from kdjax.tasks import Task, kinds
@@ -37,6 +38,13 @@ class Usual(NamedTuple):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, network: str) -> "Usual":
+        """That of a network of the zoo."""
+        if network in CIFAR:
+            return CIFAR100
+        return IMAGENET._replace(mean=(0.5,), std=(0.5,)) if network in CENTRED else IMAGENET
 
 
 IMAGENET = Usual("imagenet2012", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -78,8 +86,9 @@ def convert(
       network: which network it is of, of the zoo, or a detector such as gfl_r50.
       folder: of the run.
       mean, std: normalisation that it was trained with, of each channel, of pixels scaled to 0..1; one number is that of all.
-        If not given: CIFAR-100's for the networks of the CIFAR benchmarks, and ImageNet's for all others (of SSD300 its mean,
-        of pixels in 0..255, undivided).
+        If not given: CIFAR-100's for the networks of the CIFAR benchmarks, 0.5 for those that timm trained with it (its ViTs,
+        `mobilenetv1_100`, `tf_efficientnet_lite0`), and ImageNet's for all others (of SSD300 its mean, of pixels in 0..255,
+        undivided).
       classes: names of its classes, in its order; empty if they are not known.
       data: data set on which `kdjax evaluate` measures it; of those two, if not given, and COCO of detectors.
       image_size: height and width of the images that it is for, in pixels; 32 or 224, if not given; of detectors 800 and 1344,
@@ -132,7 +141,7 @@ def convert(
 
 def _read_of_zoo(path, network, *, data, width, image_size, mean, std, ema):
     """As `Task.read_published`, of a network of the zoo that classifies images."""
-    usual = CIFAR100 if network in CIFAR else IMAGENET
+    usual = Usual.of(network)
     data, image_size = data or usual.data, image_size or usual.image_size
     if network not in zoo.NETWORKS:
         zoo.build(network, num_classes=1, in_channels=1, rngs=nnx.Rngs(0))  # which says what there is

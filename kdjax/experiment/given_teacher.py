@@ -71,7 +71,7 @@ def converted(path: Path, model: Any, views: Any = None) -> Path:
 
     The network is the one that the config has for the teacher, and its `mean` and `std` if it has them, else those of the views.
     """
-    from kdjax.experiment.convert import PHASE, convert
+    from kdjax.experiment.convert import PHASE, Usual, convert
 
     try:
         with path.open("rb") as file:
@@ -79,7 +79,7 @@ def converted(path: Path, model: Any, views: Any = None) -> Path:
     except OSError as error:
         raise ExperimentError(f"{path} cannot be read ({error.strerror or error}); give a file of weights.") from error
     options = {name: getattr(model, name, None) or getattr(views, name, None) or () for name in ("mean", "std")}
-    digest.update(repr((model, options)).encode())
+    digest.update(repr((model, options, Usual.of(getattr(model, "name", "")))).encode())
     folder = cache_folder("converted") / f"{model.name}-{digest.hexdigest()[:16]}"
     if (folder / PHASE / RESULT).exists():
         return folder

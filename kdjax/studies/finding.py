@@ -84,7 +84,9 @@ def check_folder(folder: Path, size: Size, *, overwrite: bool, resume: bool) -> 
         )
     if overwrite or not (folder / NUMBERS).exists():
         return
-    there = read_json(folder / NUMBERS, ExperimentError, "delete it, or say --overwrite").get("size")
+    there = read_json(
+        folder / NUMBERS, ExperimentError, "say --overwrite to write it anew", changed=lambda what: None
+    ).get("size")
     if there != size:
         raise ExperimentError(
             f"{folder} holds a study of the size {there!r}, and {size!r} is another; say --overwrite to write it anew, or "

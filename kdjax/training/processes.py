@@ -1,5 +1,6 @@
 """Several processes as one run: all compute, the first writes files, and what one finds wrong is said by all."""
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Callable
@@ -92,7 +93,8 @@ def by_first(function: Callable[[], None], error: type[Exception]) -> None:
     """Runs a function in the first process while the others wait.
 
     Raises:
-      the function's own error, in the first process, and `error` with the same sentence in the others.
+      the function's own error, in the first process, and `error` with the same sentence in the others; each has `said_by_all`
+      set, and is raised once all have heard of it.
     """
     if jax.process_count() == 1:
         function()
@@ -107,7 +109,10 @@ def by_first(function: Callable[[], None], error: type[Exception]) -> None:
             raised, message = own, (str(own) or type(own).__name__).encode()[:LONGEST]
     padded = np.frombuffer(message.ljust(LONGEST, b"\0"), np.uint8)
     said = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0")
+    if raised is None and said:
+        raised = error(said.decode(errors="replace"))
     if raised is not None:
+        with contextlib.suppress(Exception):  # one that has heard may be gone already
+            any_of(True)
+        raised.said_by_all = True  # type: ignore[attr-defined]
         raise raised
-    if said:
-        raise error(said.decode(errors="replace"))

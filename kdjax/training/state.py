@@ -68,7 +68,8 @@ def init_state(
       seed: for initial weights, dropout and objectives.
       data_seed: for views of the data; `seed` if not given.
       ema: whether to keep a moving average of the student's parameters and statistics.
-      start: the student's `(params, state)` to begin from, instead of fresh ones.
+      start: the student's `(params, state)` to begin from, instead of fresh ones. Floats become the types that `student.init`
+        gives: weights of a file in half precision are trained in float32, where small updates are not lost.
       teacher_state: the teacher's BatchNorm statistics, if the objective has them go on (`teacher_mode`): they are then
         part of this state and move, while the teacher itself stays as it is.
 
@@ -76,8 +77,7 @@ def init_state(
       ValueError: if the objective wants the teacher's statistics and they are not given.
     """
     key = jax.random.key(seed)
-    # A copy of `start`: it may be somebody's teacher, and a step gives its state's memory up.
-    student_params, student_state = jax.tree.map(jnp.copy, start) or student.init(jax.random.fold_in(key, 0))
+    student_params, student_state = _begun(student, start) if start else student.init(jax.random.fold_in(key, 0))
     objective_params, objective_state = objective.init(jax.random.fold_in(key, 1))
     params = {"student": student_params, "objective": objective_params}
     state = {"student": student_state, "objective": objective_state}
@@ -116,6 +116,20 @@ def averaged(
         "params": optax.incremental_update(new["params"], ema["params"], step_size=1.0 - decay),
         "state": jax.tree.map(mean, ema["state"], new["state"]),
     }
+
+
+def _begun(student: Network, start: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    """A copy of `start`, for it may be somebody's teacher, and a step gives its state's memory up; floats of the types that the
+    student's own first values have."""
+    fresh = jax.eval_shape(student.init, jax.random.key(0))
+    types = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(fresh)}
+
+    def copied(path, x):
+        own = types.get(jax.tree_util.keystr(path))
+        floats = own is not None and all(jnp.issubdtype(t, jnp.floating) for t in (own, jnp.result_type(x)))
+        return jnp.array(x, own if floats else None)
+
+    return jax.tree_util.tree_map_with_path(copied, tuple(start))
 
 
 def content_hash(params: Tree, state: Tree) -> str:

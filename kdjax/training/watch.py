@@ -6,6 +6,7 @@ TCP's own probes.
 
 import atexit
 import contextlib
+import functools
 import os
 import secrets
 import socket
@@ -18,6 +19,14 @@ from typing import Any
 SILENT, PROBES, BETWEEN = 4, 3, 3  # seconds until a silent host is probed, how often, and seconds between: 13 in all
 BYE = b"."  # the last that a process sends which ends well
 WAIT = 120.0  # seconds for the others to connect
+_partings: list[Callable[[], None]] = []  # of the watch of this process
+
+
+def part() -> None:
+    """For a process that ends by an error which all have met and say: the others are not to take it for one that died."""
+    for say in _partings:
+        say()
+    time.sleep(1)  # for their own sentence, before JAX ends those whose coordinator is gone
 
 
 def watch(client, host: str, number: int, count: int) -> None:
@@ -51,6 +60,7 @@ def watch(client, host: str, number: int, count: int) -> None:
         threading.Thread(target=listen, args=(connection, other, connections, ending), daemon=True).start()
     sys.excepthook = patiently(sys.excepthook)
     atexit.register(leave, connections, ending)
+    _partings.append(functools.partial(say_goodbye, connections, ending))
 
 
 def patiently(say: Callable[..., object]) -> Callable[..., None]:
@@ -124,6 +134,11 @@ def leave(connections: dict[int, socket.socket], ending: threading.Event) -> Non
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
+    say_goodbye(connections, ending)
+
+
+def say_goodbye(connections: dict[int, socket.socket], ending: threading.Event) -> None:
+    """Tells the others that this process ends, and takes their end for no death."""
     ending.set()
     for connection in connections.values():
         with contextlib.suppress(OSError):

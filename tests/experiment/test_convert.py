@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdjax.cli import main
 from kdjax.data import Crop, Reading
-from kdjax.experiment.convert import convert
+from kdjax.experiment.convert import CIFAR100, IMAGENET, Usual, convert
 from kdjax.experiment.spec import ExperimentError
 from kdjax.experiment.trained import load_trained
 from kdjax.models import from_nnx, zoo
@@ -128,6 +128,32 @@ def test_a_network_of_the_cifar_benchmarks_is_normalised_as_these_are_and_teache
     file = written(tmp_path / "y.safetensors", zoo_to_torch("resnet8", *weights))
     made = convert(file, "resnet8", tmp_path / "colour", width=4)
     assert (made.inputs, made.mean) == ("uint8[32, 32, 3]", (0.5071, 0.4867, 0.4408))
+
+
+def test_what_is_not_said_of_the_normalisation_is_what_the_published_weights_had(tmp_path, published, capsys):
+    file = written(tmp_path / "x.safetensors", published[0])
+    argv = ["convert", str(file), "--network", NAME, "--width", str(WIDTH), "--image-size", str(SIZE)]
+    assert main([*argv, "--run", str(tmp_path / "usual")]) == 0
+    assert "normalised by mean 0.5 0.5 0.5 and std 0.5 0.5 0.5" in capsys.readouterr().out
+    assert main([*argv, "--run", str(tmp_path / "given"), "--std", "0.25"]) == 0
+    assert "normalised by mean 0.5 0.5 0.5 and std 0.25 0.25 0.25" in capsys.readouterr().out
+
+
+def test_which_networks_saw_pixels_of_mean_and_deviation_a_half():
+    """As timm's configurations say; DeiT, Swin, ConvNeXt and what timm trained with PyTorch's recipe saw ImageNet's."""
+    usual = {name: Usual.of(name) for name in zoo.NETWORKS}
+    halves = {name for name, u in usual.items() if (u.mean, u.std) == ((0.5,), (0.5,))}
+    vits = {f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+    assert halves == {"mobilenetv1_100", "tf_efficientnet_lite0", *vits}
+    assert all((u.data, u.image_size) == (IMAGENET.data, 224) for name, u in usual.items() if name in halves)
+    others = (
+        "resnet50",
+        "efficientnet_lite0",
+        "tf_efficientnet_b0",
+        "deit_tiny_distilled_patch16_224",
+        "convnext_tiny",
+    )
+    assert all(usual[name] == IMAGENET for name in others) and usual["wrn_40_2"] == CIFAR100
 
 
 def without(state_dict):

@@ -105,9 +105,7 @@ def test_a_style_is_distilled(style, tmp_path):
     statistics = [p for p, _ in jax.tree_util.tree_leaves_with_path(start.state["student"]) if "mean" in str(p[-1:])]
     if statistics and style != "bonsai convnext":  # whose mean is a constant
         assert any(moved(start.state["student"], first.state["student"]))
-    assert all(
-        any(moved(second.ema["params"]["student"], other.params["student"])) for other in (second, start)
-    )
+    assert all(any(moved(second.ema["params"]["student"], other.params["student"])) for other in (second, start))
 
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(first, 1, {})

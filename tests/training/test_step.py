@@ -310,6 +310,27 @@ def test_a_step_that_is_left_out_counts_for_the_learning_rate():
     np.testing.assert_allclose(rates, [0.4, np.nan, 0.2, 0.1], rtol=1e-4)
 
 
+def test_weights_of_half_precision_are_trained_in_the_networks_own_types():
+    """Else most values would not move by a small step. What is no float, and what the network itself has short, stays."""
+    network = toy(3)
+    bound = bind(KD(), shapes(network), shapes(network), DataInfo(CLASSES))
+    first = {"w": jnp.zeros(3), "short": jnp.zeros(3, jnp.bfloat16), "count": jnp.zeros((), jnp.int32)}
+    network = network._replace(init=lambda key: (first, {"mean": jnp.zeros(3)}))
+    w = np.asarray([0.1, 1.0, -3.0])
+    params = {"w": w.astype(jnp.bfloat16), "short": jnp.ones(3, jnp.bfloat16), "count": np.int32(7)}
+    start = (params, {"mean": w.astype(np.float16)})
+    optimizer = build(SGD(), Clock(), bound)
+    made = jax.eval_shape(lambda: init_state(network, bound, optimizer, seed=0, ema=True, start=start))
+    own = jax.tree.map(lambda x: x.dtype, network.init(None))
+    found = lambda params, state: jax.tree.map(lambda x: x.dtype, (params["student"], state["student"]))
+    assert found(made.params, made.state) == own
+    state = init_state(network, bound, optimizer, seed=0, start=start)
+    chex.assert_trees_all_equal(state.params["student"]["w"], params["w"].astype(np.float32))
+    chex.assert_trees_all_equal(state.params["student"]["count"], jnp.asarray(7, jnp.int32))
+    moved = jax.tree.map(lambda x: x - jnp.asarray(1e-5, x.dtype), state.params["student"]["w"])
+    assert (moved != state.params["student"]["w"]).all()
+
+
 # --- keys and views ---
 
 

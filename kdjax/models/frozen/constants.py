@@ -88,11 +88,7 @@ class Constants:
 def literal(x: Any, like: Any = None) -> Known:
     """A value that stands in the program itself."""
     like = jnp.asarray(x) if like is None else like
-    told = (
-        np.size(x) <= 64 and not isinstance(x, jax.core.Tracer) and not jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    )
-    recipe = ("literal", like.dtype, np.asarray(x).tolist() if told else None)
-    return Known("constant", like, lambda: jnp.asarray(x, like.dtype), recipe, free=True)
+    return Known("constant", like, lambda: jnp.asarray(x, like.dtype), ("literal", like.dtype, _content(x)), free=True)
 
 
 def bind(equation, values: Sequence[Array]) -> list:
@@ -135,9 +131,34 @@ def combine(function: Callable[..., Array], *values: Known, name: str, like: Any
 def _recipe(equation) -> tuple:
     """What an equation does. Not with which precision, for comparing with the original has its own, nor on which devices."""
     passed = ("precision", "sharding", "out_sharding")
-    kept = {name: getattr(x, "jaxpr", x) for name, x in equation.params.items() if name not in passed}
-    inside = {name: [_recipe(inner) for inner in x.eqns] if hasattr(x, "eqns") else x for name, x in kept.items()}
-    return equation.primitive.name, inside, [x.val for x in equation.invars if isinstance(x, Literal)]
+    kept = {name: _inside(x) for name, x in equation.params.items() if name not in passed}
+    return equation.primitive.name, kept
+
+
+def _inside(x: Any) -> Any:
+    """A parameter of an equation: of a program inside, its equations, what each reads and gives, and its constants."""
+    if isinstance(x, tuple | list):
+        return [_inside(part) for part in x]
+    program = getattr(x, "jaxpr", x)
+    if not hasattr(program, "eqns"):
+        return _content(x) if isinstance(x, np.ndarray | jax.Array) else x
+    numbers = {variable: i for i, variable in enumerate((*program.constvars, *program.invars))}
+    read = lambda atoms: [_content(atom.val) if isinstance(atom, Literal) else numbers[atom] for atom in atoms]
+    equations = []
+    for equation in program.eqns:
+        equations.append((_recipe(equation), read(equation.invars)))
+        numbers |= {variable: len(numbers) + i for i, variable in enumerate(equation.outvars)}
+    return equations, read(program.outvars), [_content(value) for value in getattr(x, "consts", ())]
+
+
+def _content(x: Any) -> tuple | None:
+    """By what a constant is told from others: its values, or of many a hash. None of one that is not known yet, of keys, and of
+    an array of which other processes hold a part."""
+    known = not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+    if not known or jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
+        return None
+    x = np.asarray(x)
+    return x.dtype.name, x.shape, x.tolist() if x.size <= 64 else hashlib.sha256(x.tobytes()).hexdigest()
 
 
 def _told(tree: Tree) -> Any:

@@ -135,7 +135,8 @@ def from_torch(
 
     Returns:
       `(params, state)`: nested dicts of numpy arrays with string keys, such as
-      `params["stages"]["0"]["1"]["conv1"]["kernel"]`, each of the dtype it had.
+      `params["stages"]["0"]["1"]["conv1"]["kernel"]`, each of the dtype it had; `init_state(start=...)` trains them in the
+      network's own.
 
     Raises:
       ValueError: entries are missing, unknown, of another shape, no floats, or not finite; the message names them.

@@ -24,6 +24,8 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "small_cnn": _small_cnn,
     **IMAGENET,
 }
+# The least width of networks that have no width of 4.
+LEAST_WIDTHS = {"shufflenetv1": 120}
 
 
 def build(

@@ -78,12 +78,17 @@ class ConvNeXt(nnx.Module):
         draw(self, lambda part: 0.02, rngs=rngs)
 
     def __call__(self, x: Array) -> ModelOutput:
-        """The outputs for `[B, H, W, in_channels]` normalised images.
+        """The outputs for `[B, H, W, in_channels]` normalised images, of at least 32 by 32 with four stages.
 
         Features are those of the stem and of the last block of each stage, at 1/4, 1/4, 1/8, 1/16 and 1/32 of the image's
         size; no activation is behind them, and there are no preactivations. The embedding `[B, D]` is the mean of the last,
         which `classify` normalises.
         """
+        (height, width), least = x.shape[1:3], 4 * 2 ** len(self.downsamples)
+        if min(height, width) < least:
+            raise ValueError(
+                f"ConvNeXt cuts its images into patches till {height}x{width} leaves nothing; it takes {least}x{least} or more."
+            )
         x = self.stem_norm(self.stem_conv(x))
         features = [x]
         for number, stage in enumerate(self.stages):

@@ -16,7 +16,8 @@ from kdjax.types import Array, ModelOutput
 class WideBlock(Recomputable):
     """BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut, which is added last.
 
-    The shortcut is the identity; where the width changes it is a 1x1 convolution of the input after the first BatchNorm and ReLU.
+    The shortcut is the identity; where the stride or the width changes it is a 1x1 convolution of the input after the first
+    BatchNorm and ReLU.
     """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, rngs: nnx.Rngs):
@@ -24,7 +25,7 @@ class WideBlock(Recomputable):
         self.conv1 = convolution(in_channels, channels, size=3, stride=stride, rngs=rngs)
         self.norm2 = BatchNorm(channels, rngs=rngs)
         self.conv2 = convolution(channels, channels, size=3, rngs=rngs)
-        changes = in_channels != channels
+        changes = stride != 1 or in_channels != channels
         self.shortcut = convolution(in_channels, channels, size=1, stride=stride, rngs=rngs) if changes else None
 
     def forward(self, x: Array | tuple[Array, Array]) -> Array:

@@ -14,6 +14,7 @@ from kdjax.data.errors import DataError, note
 from kdjax.data.overlap import said as overlapping
 from kdjax.data.pictures import Unreadable
 from kdjax.data.sources import own_path
+from kdjax.models.zoo.catalogue import LEAST_WIDTHS
 from kdjax.references import is_reference
 from kdjax.tasks.classification.foreign import reclassified, renormalised
 from kdjax.tasks.classification.networks import Classifier, make_classifier
@@ -246,7 +247,9 @@ class Classification(Task):
         return model
 
     def shrunk_network(self, model: Any) -> Any:
-        return model if is_reference(model.name) else dataclasses.replace(model, width=4)
+        if is_reference(model.name):
+            return model
+        return dataclasses.replace(model, width=LEAST_WIDTHS.get(model.name, 4))
 
 
 def _check_alike(train: Source, held: Source) -> None:

@@ -342,6 +342,50 @@ def test_shared_kernels_are_kept_once():
     assert {name: x.shape for name, x in made.params["frozen"].items()} == {"a": (3, 3), "b": (3, 5)}
 
 
+MASKS = RNG.integers(0, 2, (2, 100)).astype(np.float32)
+ROWS = RNG.integers(0, 7, (2, 100))
+
+
+def masked(how, masks=MASKS):
+    """A network that uses one parameter twice, with another large constant each time."""
+    return lambda p, x: (x * how(p["w"], masks[0])) @ p["a"] + (x * how(p["w"], masks[1])) @ p["b"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        masked(lambda w, mask: w * mask),
+        masked(lambda w, mask: jax.jit(lambda w: w * mask)(w)),
+        masked(lambda w, mask: lax.cond(w[0] > 0, lambda w: w * mask, lambda w: w - mask, w)),
+        # A program in the loop holds its constant itself.
+        masked(
+            lambda w, mask: lax.fori_loop(0, 2, lambda i, w: jax.jit(lambda w: w * mask)(w), w),
+            tuple(map(jnp.asarray, MASKS)),
+        ),
+        lambda p, x: x @ p["table"][ROWS[0]] + jnp.sin(x) @ p["table"][ROWS[1]],
+        # The same operations, of other operands.
+        masked(lambda w, sign: lax.fori_loop(0, 3, lambda i, c: c - c * c if sign > 0 else c * c - c, w), (1, -1)),
+    ],
+    ids=["masks", "in jit", "in branches", "in a loop", "rows", "order"],
+)
+def test_one_parameter_with_several_large_constants(function):
+    network = plain(function, w=(100,), a=(100, 5), b=(100, 5), table=(7, 5))
+    params, _ = network.init(None)
+    x = jnp.asarray(RNG.standard_normal((4, 100)), jnp.float32)
+    made = freeze(network, params, {}, x)
+    assert made.report.largest_change < 1e-4
+    assert {"w 2", "table 2"} & made.params["frozen"].keys()
+
+
+def test_equal_large_constants_are_told_by_their_values():
+    """Of two arrays with the same values the result is kept once."""
+    network = plain(
+        masked(lambda w, mask: jnp.sin(w * mask), (MASKS[0], MASKS[0].copy())), w=(100,), a=(100, 5), b=(100, 5)
+    )
+    made = freeze(network, *network.init(None), jnp.ones((2, 100)))
+    assert set(made.params["frozen"]) == {"a", "b", "w"}
+
+
 def test_what_is_made_of_parameters_in_any_way_is_kept():
     """By functions with derivatives of their own, in loops, by chance, of constants in the function."""
     key, ones = jax.random.key(5), jnp.ones((3, 5))

@@ -17,6 +17,7 @@ from kdjax.models.rematerialization import Recomputable
 from kdjax.models.zoo.cifar import CIFAR
 from kdjax.models.zoo.layers import shuffled
 from kdjax.models.zoo.normalization import BatchNorm
+from kdjax.models.zoo.wide_resnet import WideBlock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,14 @@ def test_depths_that_there_are_not_are_refused(cls, depth):
     options = {"channels": (4, 4, 8, 16)} if cls == "wrn_16_1" else {}
     with pytest.raises(ValueError, match=f"depth.*{depth}"):
         module(depth, num_classes=5, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize(("channels", "stride", "changes"), [(4, 1, False), (4, 2, True), (6, 1, True)])
+def test_a_wide_block_has_a_shortcut_of_its_own_where_the_shape_changes(channels, stride, changes):
+    block = nnx.eval_shape(lambda: WideBlock(4, channels, stride=stride, rngs=nnx.Rngs(0)))
+    assert (block.shortcut is not None) == changes
+    size = (7 + stride) // stride, (4 + stride) // stride
+    assert shapes(block, 2, 8, 5, 4).shape == (2, *size, channels)
 
 
 def test_shuffled_interleaves_the_runs_of_channels():

@@ -194,6 +194,20 @@ def test_images_of_another_size_are_refused(name):
         zoo.build(name, num_classes=3, in_channels=3, image_size=(30, 30), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize(
+    ("blocks", "image", "least"), [((1,) * 4, (31, 33), 32), ((1,) * 4, (40, 8), 32), ((1, 1), (8, 7), 8)]
+)
+def test_images_that_cuts_leave_nothing_of_are_refused(blocks, image, least):
+    """An empty map has no mean: the logits would be nan."""
+    module = nnx.eval_shape(lambda: ConvNeXt(blocks, width=4, num_classes=3, rngs=nnx.Rngs(0)))
+    shapes = lambda *size: nnx.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
+    with pytest.raises(
+        ValueError, match=f"till {image[0]}x{image[1]} leaves nothing; it takes {least}x{least} or more"
+    ):
+        shapes(*image)
+    assert shapes(least, least + 1).features[-1].shape[1:3] == (1, 1)
+
+
 def test_first_weights():
     """Kaiming normal by fan-out where that is published, 0.02 for transformers; biases 0, scales 1."""
     network = functionalise(lambda rngs: ResNet(BLOCKS, bottleneck=True, num_classes=9, width=16, rngs=rngs))

@@ -30,3 +30,9 @@ NAMES = {
     "swin_tiny_patch4_window7_224": (timm.SWIN,),
     "regnety_160": (timm.REGNET, torchvision.REGNET),
 }
+
+# Those whose weights saw pixels of mean and deviation 0.5, by timm's configurations of its own first checkpoint of each; the
+# others saw ImageNet's. Of tf_efficientnet_b0 and efficientnet_b0 further ones (ap_in1k, ra4_e3600_r224_in1k) are of 0.5 too.
+CENTRED = frozenset(
+    {"mobilenetv1_100", "tf_efficientnet_lite0", *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))}
+)
