@@ -4,9 +4,9 @@
 
 Rows: a step by cross-entropy and forward KL (decoders) or KD (encoders) by the teacher's forward pass and the step of the student
 by labels alone; of decoders with logits whole, and a few tokens at a time, as they are for a vocabulary beyond 32,768. Tokens and
-weights are random. The last row is of the texts and the student of configs/text/docstrings.py: the steps of so many batches whose
-rows are as long as their texts need, by those of whole rows. Programs are compiled and warmed up, then take turns in rounds. Use an
-otherwise idle machine.
+weights are random. The last row is of the texts and the student of configs/text/docstrings.py: the steps of so many batches
+whose rows are as long as their texts need, by those of whole rows. Programs are compiled and warmed up, then take turns in
+rounds. Use an otherwise idle machine.
 """
 
 import argparse
