@@ -41,8 +41,7 @@ def cross_entropy(student_logits: ArrayLike, labels: ArrayLike) -> Array:
     0.3133
     """
     student = checks.class_scores(student_logits, "student_logits")
-    target = logspace.one_hot(checks.class_indices(labels, student), student.shape[-1])
-    return -logspace.pick(logspace.log_softmax(student), target)
+    return logspace.label_cross_entropy(student, checks.class_indices(labels, student))
 
 
 def cross_entropy_with_targets(student_logits: ArrayLike, targets: ArrayLike) -> Array:
