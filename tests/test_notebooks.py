@@ -46,6 +46,8 @@ def test_quickstart(tmp_path, monkeypatch):
 
 def test_own_network_and_pictures(tmp_path, monkeypatch):
     names = run("own_network_and_pictures", tmp_path, monkeypatch)
+    file, said = names["file"], names["said"]  # of the last picture
+    assert file in names["files"] and said[0][0] in names["student"].trained().classes and 0 < said[0][1] <= 1
     assert len(names["files"]) == 3 and names["student"]["student"]["teacher_hash"]
 
 

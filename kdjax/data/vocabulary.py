@@ -111,7 +111,11 @@ class FileVocabulary:
             before = np.concatenate([[0], np.cumsum(letters)])
             ends = np.cumsum(self.byte_counts()[made.ids].astype(int))
             if not self._of_bytes or (len(ends) and ends[-1] != before[-1]):  # as the tokenizer itself says, by letters
-                ends = before[np.array([end for _, end in made.offsets], int)]
+                starts, ends = np.array(made.offsets, int).reshape(-1, 2).T
+                # A mark that a tokenizer puts in, such as the space before a text, is said to be of the letter behind it.
+                ends = before[
+                    np.minimum(ends, np.append(np.where(starts[1:] < ends[:-1], starts[1:], ends[:-1]), ends[-1:]))
+                ]
             found.append((made.ids, np.maximum.accumulate(ends)))
         return found
 

@@ -209,6 +209,8 @@ def summarise(
             "metrics": result["last"]["student"], "labels": experiment.phase(name).labels,
             "seconds": result.get("seconds"), "examples_per_s": result.get("examples_per_s"),
         },
+        # By its own tokens, so that numbers a token are of other things.
+        **({"teacher_apart": True} if "aligned" in student.dataset.info.targets else {}),
         "device": next(iter(runs.values()))[0]["device"],
         "methods": methods,
     }  # fmt: skip

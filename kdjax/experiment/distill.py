@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from kdjax.experiment.folder import NETWORK, network_folder, read_network
 from kdjax.experiment.interactive import Results, run
+from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.experiment.trained import Trained
 from kdjax.objectives import Objective, method
@@ -86,7 +88,7 @@ def distill(
         if (stored / "config.json").exists() and not (stored / "experiment.json").exists():
             teacher = _taken(task, student, stored)
     if isinstance(teacher, str | Path):
-        model, weights = _stored(stored)
+        model, weights = _stored(stored, task, data_dir)
         phases = (Phase(name="teacher", network=model, weights=str(weights)),)
     elif teacher is not None:
         phases = (Phase(name="teacher", network=_model(teacher, "teacher", trained=True)),)
@@ -152,12 +154,15 @@ def _taken(task: Task, student: Any, folder: Path) -> Model:
         raise ExperimentError(str(error)) from error
 
 
-def _stored(folder: Path) -> tuple[Model, Path]:
-    """The network that a run folder's student is, or that of a phase's own folder, and where its weights lie."""
+def _stored(folder: Path, task: Task, data_dir: str | None) -> tuple[Model, Path]:
+    """The network of a run folder's student, or of a phase's own folder, for a task's data; and where its weights are."""
     from kdjax.experiment.artifacts import saved_experiment
 
     place = folder if (folder / "experiment.json").exists() else folder.parent
     experiment = saved_experiment(place)
-    if place != folder:
-        return experiment.phase(folder.name).network, folder
-    return experiment.student.network, folder / experiment.student.name
+    phase = experiment.student if place == folder else experiment.phase(folder.name)
+    weights, model = place / phase.name, phase.network
+    if type(experiment.data) is type(task) and not isinstance(model, GivenNetwork):
+        facts = read_network(network_folder(phase, weights)) if (weights / NETWORK).exists() else {}
+        model = task.as_trained(model, experiment.data, facts.get("class_names", ()), Builder(data_dir).dataset(task))
+    return model, weights

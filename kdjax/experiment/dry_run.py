@@ -68,7 +68,7 @@ def inspect_experiment(
             seen = experiment.seen_by(phase)
             dataset = builder.dataset(seen.data, stand_in=True)
             inputs = network_inputs(seen, dataset)
-            student = make_network(seen.data, phase.network, dataset)
+            student = make_network(seen.data, seen.phase(phase.name).network, dataset)
             teacher = make_teacher(seen, phase, dataset)
             outputs = stored_outputs(seen.data, phase, dataset)
         except (ValueError, ExperimentError, DataError) as error:

@@ -108,11 +108,17 @@ def as_weights(trained: Trained, form: str) -> bytes:
     """The weights by path."""
     tree = {"params": trained.variables.params, "state": trained.variables.state}
     flat = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, order="C")
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
     }
     if form == "npz":
         import io
+
+        short = [name for name, x in flat.items() if x.dtype.kind == "V"]
+        if short:
+            raise ExperimentError(
+                f"{short[0]} is {flat[short[0]].dtype.name}, which .npz does not know; export safetensors."
+            )
 
         file = io.BytesIO()
         np.savez(file, **flat)

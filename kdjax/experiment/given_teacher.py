@@ -62,7 +62,7 @@ def taken_as_it_is(experiment: Experiment, name: str, folder: Path) -> Model | N
         saved, wanted = serialization.load(run / EXPERIMENT), name if run == folder else folder.name
         for phase in saved.phases if type(saved.data) is type(experiment.data) else ():
             if phase.name == wanted and phase.network.trained and not isinstance(phase.network, GivenNetwork):
-                return phase.network
+                return experiment.data.as_trained(phase.network, saved.data, (), None)
     return None
 
 

@@ -13,11 +13,12 @@ from kdjax.objectives import Bound, bind
 from kdjax.objectives.tokens import chunked
 from kdjax.schedules import Adaptive
 from kdjax.tasks import Dataset, Model, Task
+from kdjax.tasks.dataset import BESIDE
 from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables
 from kdjax.training.deployment import Deployment, deploy
 from kdjax.training.teacher_cache import Storage
-from kdjax.types import ModelOutput, Network, Tree
+from kdjax.types import DataInfo, ModelOutput, Network, Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +104,11 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
         and said[0].logits.ndim == 3
         and said[0].logits.shape[-1] > chunked.MANY
     )
+    if cached and outputs is None and Storage(phase.teacher_cache).k and other_classes(*said, info):
+        raise ValueError(
+            f"teacher_cache={phase.teacher_cache} keeps classes of the teacher, and spreads the rest over those of the "
+            "student, which has others; use float16, or leave it empty."
+        )
     runs = objective.needs_teacher and teacher and not cached
     taught = [(freezer.network if freezer else teacher, said[1])] if runs else []
     top_k = cached and outputs is None and bool(Storage(phase.teacher_cache).k)
@@ -111,6 +117,12 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
         student, teacher, freezer, objective, deploy(student, teacher, objective, inputs), inputs, cached, outputs,
         in_chunks=large and not whole, whole=whole, rows=dataset.shapes(1) if isinstance(phase.on_policy, Adaptive) else None,
     )  # fmt: skip
+
+
+def other_classes(student: Any, teacher: Any, info: DataInfo) -> bool:
+    """Whether two networks, by the shapes of what they say, score other classes or tokens."""
+    widths = {said.logits.shape[-1] for said in (student, teacher) if getattr(said, "logits", None) is not None}
+    return len(widths) > 1 or "aligned" in info.targets
 
 
 def why_whole(objective: Bound, networks: list[tuple[Network, Any]], cached: bool, top_k: bool = False) -> str:
@@ -170,7 +182,12 @@ def make_network(task: Task, model: Model, dataset: Dataset, *, remat: bool = Fa
     if isinstance(model, GivenNetwork):
         if remat:
             raise ValueError(f"remat is for networks by name; apply nnx.remat or nn.remat inside {model.name}.")
-        return model.build(jax.eval_shape(task.evaluation_view, dataset.shapes(2)["inputs"]))
+        shapes = jax.eval_shape(task.evaluation_view, dataset.shapes(2)["inputs"])
+        if isinstance(shapes, dict) and BESIDE in shapes:  # which a teacher alone is shown
+            from kdjax.tasks.pretrained import reading, shown
+
+            return reading(model.build(shown(shapes, beside=False)), beside=False)
+        return model.build(shapes)
     return task.network(model, dataset, remat=remat)
 
 

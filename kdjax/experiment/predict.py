@@ -8,19 +8,24 @@ import jax
 import numpy as np
 
 from kdjax.experiment.spec import ExperimentError
-from kdjax.experiment.trained import load_trained
+from kdjax.experiment.trained import Trained, load_trained
 
 AT_ONCE = 32
 
 
 def predict(
-    run: str | Path, files: Sequence[Path | str], *, phase: str | None = None, top: int = 5, draw: Path | None = None
+    run: str | Path | Trained,
+    files: Sequence[Path | str],
+    *,
+    phase: str | None = None,
+    top: int = 5,
+    draw: Path | None = None,
 ) -> Iterator[tuple[Path | str, list[tuple[str, float]]]]:
     """What a network says of files, the surest first, one file after the other: of pictures and texts their classes, or the
     boxes in a picture.
 
     Args:
-      run: folder of a finished run, of training or of `kdjax convert`.
+      run: folder of a finished run, of training or of `kdjax convert`; or what `load_trained`, or `trained` of results, gives.
       files: paths of pictures of any size, or of texts; or texts themselves, as `str`. See `kdjax.tasks.Task.decoded`.
       phase: whose network; the student's if not given.
       top: how many classes, or boxes.
@@ -32,7 +37,7 @@ def predict(
     Raises:
       ExperimentError: there is no such network, a file cannot be read, or the network says no classes of a whole file.
     """
-    trained = load_trained(run, phase)
+    trained = run if isinstance(run, Trained) else load_trained(run, phase)
     task = trained.task
     said_of = jax.jit(trained)
     for start in range(0, len(files), AT_ONCE):

@@ -76,9 +76,11 @@ class Builder:
           ExperimentError: one sentence for the first thing that does not fit.
         """
         try:
-            experiment = experiment.seen_by(phase)
-        except ValueError as error:
+            seen = experiment.seen_by(phase)
+        except (ValueError, DataError) as error:
             raise ExperimentError(str(error)) from error
+        if seen is not experiment:
+            experiment, phase = seen, dataclasses.replace(phase, network=experiment.data.written_out(phase.network))
         # Seeds, names, where a network comes from and how often one looks change neither shapes nor code, nor does a phase
         # that does not teach.
         taking_part = [p for p in experiment.phases if p.name in (phase.name, *phase.teachers)]

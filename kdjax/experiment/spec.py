@@ -133,7 +133,16 @@ class Experiment:
         """
         teachers = [self.phase(name).network for name in phase.teachers]
         data = self.data.for_networks(phase.network, teachers, writes=bool(phase.on_policy))
-        return self if data is self.data else dataclasses.replace(self, data=data)
+        if phase.start and self.data.for_networks(self.phase(phase.start).network, [phase.network]) != (
+            self.data.for_networks(self.phase(phase.start).network, ())
+        ):
+            raise ValueError(
+                f"Phase {phase.name!r} starts from the weights of {phase.start!r}, which reads other tokens; leave start empty."
+            )
+        if data is self.data:
+            return self
+        phases = tuple(dataclasses.replace(p, network=self.data.written_out(p.network)) for p in self.phases)
+        return dataclasses.replace(self, data=data, phases=phases)
 
     @property
     def student(self) -> Phase:

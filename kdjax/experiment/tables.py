@@ -142,7 +142,7 @@ def verdicts(comparison: dict[str, Any], task: Task) -> list[str]:
             )
         else:
             closed, gap = "", 0.0
-            if teacher:
+            if teacher and not comparison.get("teacher_apart"):
                 gap = teacher["metrics"][metric.name] - methods[BASELINE]["metrics"][metric.name]["mean"]
             if gap and 0 < gain["mean"] / gap <= 1:
                 closed = f", and closes {100 * gain['mean'] / gap:.0f} % of the gap to the teacher"

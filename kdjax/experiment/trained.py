@@ -98,6 +98,7 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
     facts = None if brings else read_network(place).get("data")
     try:
         experiment = experiment.seen_by(chosen)
+        chosen = experiment.phase(phase)
         dataset = dataset_of(facts) if facts else Builder(data_dir).dataset(experiment.data)
         if any(
             part.deploys for part in chosen.objective.parts

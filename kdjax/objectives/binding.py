@@ -224,6 +224,11 @@ def check(objective: Objective, student: Any, teacher: Any, data: DataInfo | Non
                 )
     logits = {role: getattr(output, "logits", None) for role, output in (("student", student), ("teacher", teacher))}
     compares_logits = any("teacher.logits" in part.reads and not part.any_classes for part in objective.parts)
+    if not problems and compares_logits and data is not None and "aligned" in data.targets:
+        problems.append(
+            "The teacher reads other tokens than the student, so that their logits are not of the same things; use uld, which "
+            "compares sorted probabilities."
+        )
     if not problems and compares_logits and not any(x is None for x in logits.values()):
         theirs, ours = logits["teacher"].shape[-1], logits["student"].shape[-1]
         if theirs != ours:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from kdjax.data.errors import note
-from kdjax.data.tokenizers import check_numbers
+from kdjax.data.errors import DataError, note
+from kdjax.data.tokenizers import check_numbers, tokenizer_of
 from kdjax.models.transformers import SIZES, Architecture, Head, Pretrained, read_folder
 from kdjax.models.transformers.block import KEPT
 from kdjax.tasks.dataset import BESIDE
@@ -110,12 +110,14 @@ def with_dropout(a: Architecture, model: TransformerModel) -> Architecture:
     )
 
 
-def check_length(a: Architecture, length: int, name: str) -> None:
-    """Raises ValueError if rows have more tokens than the network has positions for."""
+def check_length(a: Architecture, length: int, name: str, data_length: int = 0) -> None:
+    """Raises ValueError if rows have more tokens than the network has positions for; with `data_length` they are a teacher's own,
+    beside rows of so many of the student's."""
     room = a.length - a.first_position
     if a.rope is None and length > room:
+        whose, most = (" of the teacher", data_length * room // length) if data_length else ("", room)
         raise ValueError(
-            f"Rows have {length} tokens, and {name} has positions for {room}; make data.length {room} or less."
+            f"Rows have {length} tokens{whose}, and {name} has positions for {room}; make data.length {most} or less."
         )
 
 
@@ -138,6 +140,15 @@ def _read(weights: str, layers: tuple[int, ...], head: Head | None, purpose: str
 # --- teachers with a tokenizer of their own ---
 
 
+def same_tokens(one: str, other: str) -> bool:
+    """Whether two tokenizers by name are one: the same name, or files of the same contents.
+
+    Raises:
+      DataError: one of them is not there.
+    """
+    return one == other or tokenizer_of(one).fingerprint() == tokenizer_of(other).fingerprint()
+
+
 def tokenizers(tokenizer: str, network: Model, teachers: Sequence[Model]) -> tuple[str, str]:
     """The tokenizer of a phase's network, and that of its teachers; empty where it is the same.
 
@@ -148,14 +159,15 @@ def tokenizers(tokenizer: str, network: Model, teachers: Sequence[Model]) -> tup
 
     Raises:
       ValueError: the teachers have several between them.
+      DataError: one is not there.
     """
     own, *theirs = (getattr(model, "tokenizer", "") or tokenizer for model in (network, *teachers))
-    others = {name for name in theirs if name != own}
-    if len(others) > 1 or (others and own in theirs):
+    apart = [name for name in theirs if not same_tokens(name, own)]
+    if apart and (len(apart) < len(theirs) or not all(same_tokens(name, apart[0]) for name in apart)):
         raise ValueError(
             f"Teachers with the tokenizers {', '.join(sorted(set(theirs)))} are to teach together; use those of one."
         )
-    return own, next(iter(others), "")
+    return own, apart[0] if apart else ""
 
 
 def own_tokenizer(folder: str | os.PathLike, tokenizer: str) -> str:
@@ -168,16 +180,28 @@ def own_tokenizer(folder: str | os.PathLike, tokenizer: str) -> str:
 
 
 def with_tokenizer(model: Any, theirs: str, tokenizer: str) -> Any:
-    """A network that was trained on data of one tokenizer, for data of another."""
+    """A network that was trained on data of one tokenizer, for data of another. Where that one is not here any more, the data's
+    is taken for it."""
     theirs = getattr(model, "tokenizer", "") or theirs
-    if not hasattr(model, "tokenizer") or theirs == tokenizer:
+    if not hasattr(model, "tokenizer"):
         return model
-    return dataclasses.replace(model, tokenizer=theirs)
+    try:
+        same = same_tokens(theirs, tokenizer)
+    except DataError:
+        note(f"the tokenizer {theirs}, by which the teacher was trained, is not here; {tokenizer} is taken for it")
+        same = True
+    return dataclasses.replace(model, tokenizer="" if same else theirs)
+
+
+def written_out(model: Any, tokenizer: str) -> Any:
+    """A network that says which tokenizer it has, where it would be the data's."""
+    named = hasattr(model, "tokenizer") and not model.tokenizer
+    return dataclasses.replace(model, tokenizer=tokenizer) if named else model
 
 
 def is_beside(model: Model, tokenizer: str) -> bool:
     """Whether a network reads other tokens than those of a tokenizer."""
-    return bool(model.tokenizer) and model.tokenizer != tokenizer
+    return bool(model.tokenizer) and not same_tokens(model.tokenizer, tokenizer)
 
 
 def shown(inputs: Any, *, beside: bool) -> Any:

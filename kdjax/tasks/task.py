@@ -227,6 +227,11 @@ class Task:
         """
         return self
 
+    def written_out(self, model: Model) -> Model:
+        """A network with what it has of the task because it says nothing of its own, such as the tokenizer: for phases whose
+        networks differ in it."""
+        return model
+
     def taken(self, model: Model, folder: Path) -> Model:
         """The network of a folder of Hugging Face as it is, with the weights and the classes or tokens that it has: for
         `--teacher FOLDER`.

@@ -72,7 +72,7 @@ def fit(student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict
     labels = targets.get("labels") if isinstance(targets, dict) else targets
     if hasattr(labels, "dtype") and jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == predicted.shape:
         terms["top1"] = per_example((predicted == labels).astype(jnp.float32), batch, labelled=True)
-    if teacher is not None and same_classes(student, teacher):
+    if teacher is not None and same_classes(student, teacher, batch):
         same = predicted == jnp.argmax(teacher.logits, axis=-1)
         terms["agreement"] = per_example(same.astype(jnp.float32), batch)
     return terms
@@ -84,7 +84,7 @@ def class_sums(student: ModelOutput, teacher: ModelOutput | None, batch: Batch) 
     if batch.targets is None:
         return _unlabelled_sums(student, teacher, batch)
     sums = {"student": prediction_sums(student, batch)}
-    if teacher is not None and same_classes(student, teacher):
+    if teacher is not None and same_classes(student, teacher, batch):
         sums["teacher"] = prediction_sums(teacher, batch)
         sums["student"] |= comparison_sums(student, teacher, batch)
     return sums
@@ -100,7 +100,7 @@ def _unlabelled_sums(student: ModelOutput, teacher: ModelOutput | None, batch: B
     sums = {"student": {"count": jnp.sum(where, dtype=jnp.float32)}}
     if teacher is None:
         return sums
-    if not same_classes(student, teacher):
+    if not same_classes(student, teacher, batch):
         raise ValueError("What is evaluated has no labels, and student and teacher give other classes, so that nothing can be "
                          "compared; give labels.")  # fmt: skip
     return {"student": sums["student"] | comparison_sums(student, teacher, batch), "teacher": sums["student"]}
@@ -170,7 +170,10 @@ def class_means(sums: dict[str, np.ndarray]) -> dict[str, float]:
     return means | {"ece": float(gap.sum()) / count}
 
 
-def same_classes(student: ModelOutput, teacher: ModelOutput) -> bool:
-    """Whether both give logits over the same number of classes, so that their predictions can be compared."""
+def same_classes(student: ModelOutput, teacher: ModelOutput, batch: Batch) -> bool:
+    """Whether both give logits over the same number of classes, so that their predictions can be compared; not of a teacher that
+    reads other tokens (the target "aligned")."""
+    if isinstance(batch.targets, dict) and "aligned" in batch.targets:
+        return False
     logits = [getattr(output, "logits", None) for output in (student, teacher)]
     return all(x is not None for x in logits) and logits[0].shape[-1] == logits[1].shape[-1]

@@ -218,7 +218,8 @@ class TeacherCache:
     def _measure(self, rows: np.ndarray, logits: np.ndarray) -> None:
         self._error["rows"] += len(rows)
         if self.storage.k is None:
-            change = np.abs(rows["logits"].astype(np.float32) - logits).max(initial=0.0)
+            there = logits != -np.inf  # a class that is out stays out
+            change = np.abs(rows["logits"].astype(np.float32)[there] - logits[there]).max(initial=0.0)
             self._error["largest"] = max(self._error["largest"], float(change))
         else:
             mass = np.exp(rows["logprobs"].astype(np.float32)).sum(-1)

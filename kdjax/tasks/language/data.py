@@ -24,7 +24,16 @@ from kdjax.tasks.language.networks import HEAD, LanguageNetwork, decoder_of, in_
 from kdjax.tasks.language.report import compare_written
 from kdjax.tasks.language.scores import language_means, language_sums
 from kdjax.tasks.language.writing import rewritten
-from kdjax.tasks.pretrained import is_beside, own_tokenizer, reading, shown, tokenizers, with_tokenizer
+from kdjax.tasks.pretrained import (
+    is_beside,
+    own_tokenizer,
+    reading,
+    same_tokens,
+    shown,
+    tokenizers,
+    with_tokenizer,
+    written_out,
+)
 from kdjax.tasks.task import NumberedViews, Task
 from kdjax.training.metrics import Metric
 from kdjax.types import Batch, DataInfo, Network
@@ -198,7 +207,11 @@ class Language(Task):
 
     def unlike(self, other: Task, model: Any) -> str:
         theirs = getattr(other, "tokenizer", self.tokenizer)
-        return "" if theirs == self.tokenizer else f"data.tokenizer was {theirs}, and is {self.tokenizer}"
+        try:
+            same = same_tokens(theirs, self.tokenizer)
+        except DataError:
+            same = False
+        return "" if same else f"data.tokenizer was {theirs}, and is {self.tokenizer}"
 
     # --- networks ---
 
@@ -218,12 +231,16 @@ class Language(Task):
         if model.trained and not problems_of(model):
             check_numbers(name, model.weights)
         length = inputs["input_ids"].shape[1]
-        network = make_decoder(model, vocabulary=vocabulary.size, length=length, remat=remat)
+        rows = self.length if beside else 0
+        network = make_decoder(model, vocabulary=vocabulary.size, length=length, remat=remat, data_length=rows)
         if not self.beside:
             return network
-        return reading(network, beside=beside, answer=in_step(self.vocabulary.size)) if beside else reading(
+        return reading(network, beside=beside, answer=in_step) if beside else reading(
             network, beside=False
         )  # fmt: skip
+
+    def written_out(self, model):
+        return written_out(model, self.tokenizer)
 
     def as_trained(self, model: Any, other: Any, classes: Sequence[str], dataset: Dataset) -> Any:
         return with_tokenizer(model, other.tokenizer, self.tokenizer)

@@ -1,7 +1,6 @@
 """Decoders: by a published shape, of one's own shape, or from a folder of Hugging Face."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def problems_of(model: LanguageNetwork) -> list[str]:
     return wrong
 
 
-def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat: bool) -> Network:
+def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat: bool, data_length: int = 0) -> Network:
     """The network.
 
     Args:
@@ -55,35 +54,24 @@ def make_decoder(model: LanguageNetwork, *, vocabulary: int, length: int, remat:
       vocabulary: how many kinds of tokens there are.
       length: tokens of a row.
       remat: whether each block is computed again for the gradient.
+      data_length: see `check_length`.
 
     Raises:
       ValueError: there is no such network, it is not in its folder, or it is not made for such tokens.
     """
     a, params, name = decoder_of(model, vocabulary)
-    check_length(a, length, name)
+    check_length(a, length, name, data_length)
     return transformer(a, HEAD, weights=params, keep=model.keep, remat=remat, name=name)
 
 
-def in_step(kinds: int) -> Callable[[ModelOutput, Any], ModelOutput]:
+def in_step(output: ModelOutput, inputs: Any) -> ModelOutput:
     """What a teacher of other tokens says, as of the student's: its logits where it has read as much of the text, `[B, L, V']`.
 
-    Where there is no such place they are those of another, and the target "aligned" says so. What else it gives is of its own
-    tokens and left out.
-
-    Args:
-      kinds: of the student's tokens. A teacher of as many has one more here, which never comes: nothing takes their numbers for
-        the same tokens.
+    Where there is no such place they are those of another, and the target "aligned" says so, by which nothing takes the numbers
+    of its tokens for the student's. What else it gives is of its own tokens and left out.
     """
-
-    def answer(output: ModelOutput, inputs: Any) -> ModelOutput:
-        columns = jnp.maximum(inputs["columns"], 0)[..., None]
-        logits = jnp.take_along_axis(output.logits, columns, axis=1)
-        if logits.shape[-1] == kinds:
-            never = jnp.full((*logits.shape[:-1], 1), -jnp.inf, logits.dtype)
-            logits = jnp.concatenate([logits, never], axis=-1)
-        return ModelOutput(logits=logits, losses=output.losses)
-
-    return answer
+    columns = jnp.maximum(inputs["columns"], 0)[..., None]
+    return ModelOutput(logits=jnp.take_along_axis(output.logits, columns, axis=1), losses=output.losses)
 
 
 def decoder_of(model: LanguageNetwork, vocabulary: int) -> tuple[Architecture, dict[str, Any] | None, str]:

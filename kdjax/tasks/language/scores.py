@@ -22,7 +22,7 @@ def language_sums(student, teacher, batch: Batch, byte_counts: np.ndarray) -> di
       byte_counts: `[V]` bytes that each token stands for.
     """
     sums = class_sums(student, teacher, batch)
-    compared = teacher is not None and same_classes(student, teacher)
+    compared = teacher is not None and same_classes(student, teacher, batch)
     where = evaluated(batch, batch.labels.shape)
     total = lambda values: jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
     written = total(jnp.asarray(byte_counts)[batch.labels])

@@ -138,7 +138,7 @@ def write_responses(trained: Any, task: Any, path: str | Path, *, split: str = "
 
     Args:
       trained: the teacher, of `kdjax.load_trained(run, "teacher")`.
-      task: a `Language` whose prompts are taken.
+      task: a `Language` whose prompts are taken, in the teacher's own tokens.
       path: a .jsonl, which is written whole or not at all.
       split: "train" or "held", what is evaluated.
       seed: of the draws.
@@ -146,6 +146,8 @@ def write_responses(trained: Any, task: Any, path: str | Path, *, split: str = "
     Returns:
       How many pairs were written; a prompt that nothing was written to is left out.
     """
+    own = getattr(trained.task, "tokenizer", task.tokenizer)
+    task = dataclasses.replace(task, tokenizer=own, beside="")  # prompts and responses are texts, whose ever tokens
     dataset = task.load()
     rows = dataset.train if split == "train" else dataset.held
     prompt, vocabulary = task.prompt_size, task.vocabulary

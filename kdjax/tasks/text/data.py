@@ -18,7 +18,16 @@ from kdjax.data.texts import Texts, load_texts
 from kdjax.data.tokenizers import check_numbers, tokenizer_files
 from kdjax.models.transformers import write_folder
 from kdjax.tasks.dataset import NOT_HERE, Dataset
-from kdjax.tasks.pretrained import is_beside, own_tokenizer, reading, shown, tokenizers, with_tokenizer
+from kdjax.tasks.pretrained import (
+    is_beside,
+    own_tokenizer,
+    reading,
+    same_tokens,
+    shown,
+    tokenizers,
+    with_tokenizer,
+    written_out,
+)
 from kdjax.tasks.task import NumberedViews, Task
 from kdjax.tasks.text.drawing import draw_answers
 from kdjax.tasks.text.examples import TextExamples, encoded, one, read_beside, tokenizer_called
@@ -174,7 +183,11 @@ class Text(Task):
 
     def unlike(self, other: Task, model: Any) -> str:
         theirs = getattr(other, "tokenizer", self.tokenizer)
-        return "" if theirs == self.tokenizer else f"data.tokenizer was {theirs}, and is {self.tokenizer}"
+        try:
+            same = same_tokens(theirs, self.tokenizer)
+        except DataError:
+            same = False
+        return "" if same else f"data.tokenizer was {theirs}, and is {self.tokenizer}"
 
     # --- networks ---
 
@@ -198,6 +211,9 @@ class Text(Task):
         # What is said of single tokens is of others than the student's.
         whole = lambda output, inputs: ModelOutput(output.logits, embedding=output.embedding, losses=output.losses)
         return reading(network, beside=beside, answer=whole) if beside else reading(network, beside=False)
+
+    def written_out(self, model):
+        return written_out(model, self.tokenizer)
 
     def as_trained(self, model: Any, other: Any, classes: Sequence[str], dataset: Dataset) -> Any:
         return with_tokenizer(model, other.tokenizer, self.tokenizer)

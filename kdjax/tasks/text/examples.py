@@ -105,6 +105,8 @@ def read_beside(tokenizer: Tokenizer, length: int, *splits: TextExamples) -> lis
             made[id(split)] = dataclasses.replace(
                 split, tokenizer=f"{split.tokenizer} {read.tokenizer}", beside=read.inputs
             )
+    if not any(any(one.texts.first) for one in made.values()):
+        return [made[id(split)] for split in splits]  # texts that stand in for others
     needed = max(int(np.sum(one.beside["attention_mask"] != 0, axis=1).max()) for one in made.values())
     needed = min(length, -(-needed // 8) * 8)
     return [

@@ -12,7 +12,7 @@ def text_sums(student, teacher, batch: Batch) -> dict[str, dict[str, Array]]:
     """`class_sums`, and of each role the confusion `[C, C]`, rows by class and columns by answer, and the summed entropy."""
     sums = class_sums(student, teacher, batch)
     for role, output in (("student", student), ("teacher", teacher)):
-        if role in sums and output is not None and (role == "student" or same_classes(student, teacher)):
+        if role in sums and output is not None and (role == "student" or same_classes(student, teacher, batch)):
             sums[role] |= _of(output.logits.astype(jnp.float32), batch)
     return sums
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from kdjax import losses
 from kdjax.cli import main
@@ -19,7 +20,8 @@ from kdjax.experiment.run import run
 from kdjax.experiment.trained import load_trained
 from kdjax.objectives import KD, ULD, CrossEntropy, ForwardKL, bind
 from kdjax.schedules import steps
-from kdjax.tasks.language import Language, LanguageNetwork
+from kdjax.tasks.given import GivenNetwork
+from kdjax.tasks.language import Language, LanguageNetwork, write_responses
 from kdjax.tasks.text import Text, TextNetwork
 from kdjax.types import Batch, Clock, Context, ModelOutput
 from tests.golden_cases import FOLDER
@@ -115,7 +117,8 @@ def test_what_cannot_be_taught_across_tokenizers_is_said(texts, folder, tmp_path
             builder.program(taught, taught.student)
         return str(caught.value)
 
-    assert "teacher has 64 classes and the student 260" in refused(experiment(texts, ForwardKL()))
+    assert "reads other tokens than the student" in refused(experiment(texts, ForwardKL()))
+    assert "keeps classes of the teacher" in refused(experiment(texts, teacher_cache="top8"))
     assert "set on_policy to 0" in refused(experiment(texts, on_policy=0.5))
     # As many kinds of tokens are not taken for the same.
     other = tmp_path / "other"
@@ -123,13 +126,73 @@ def test_what_cannot_be_taught_across_tokenizers_is_said(texts, folder, tmp_path
     (other / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace('"a0"', '"A0"'))
     base = experiment(texts, ForwardKL())
     same = dataclasses.replace(base, data=dataclasses.replace(base.data, tokenizer=str(other)))
-    assert "teacher has 65 classes and the student 64" in refused(same)
+    assert "reads other tokens than the student" in refused(same)
+    # Nor is a chain whose middle names its own, nor weights to begin with.
+    middle = dataclasses.replace(base.phases[0], network=dataclasses.replace(SMALL, tokenizer=str(other)), teacher="")
+    chain = dataclasses.replace(same, phases=(dataclasses.replace(same.phases[0], name="first"), middle))
+    taught = dataclasses.replace(middle, teacher="first", objective=ForwardKL())
+    chain = dataclasses.replace(
+        chain, data=dataclasses.replace(same.data, tokenizer=str(folder)), phases=(chain.phases[0], taught)
+    )
+    with pytest.raises(ExperimentError, match="reads other tokens than the student"):
+        builder.program(chain, taught)
+    begun = dataclasses.replace(same.student, teacher="", objective=CrossEntropy(), start="teacher")
+    begun = dataclasses.replace(chain, phases=(middle, begun))
+    with pytest.raises(ExperimentError, match="starts from the weights of 'teacher', which reads other tokens"):
+        builder.program(begun, begun.student)
     both = taught_by(experiment(texts), folder, builder)
     peer = dataclasses.replace(both.phases[0], name="peer", network=SMALL)
     student = dataclasses.replace(both.student, teacher="teacher+peer")
     both = dataclasses.replace(both, phases=(both.phases[0], peer, student))
     with pytest.raises(ExperimentError, match="are to teach together"):
         builder.program(both, both.student)
+
+
+def test_one_tokenizer_by_two_paths_is_one(texts, folder, tmp_path):
+    """A run's teacher was trained by the folder, the data name the file, or a copy; or what it was trained by is gone."""
+    builder = Builder(devices=jax.devices()[:1])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(folder / "tokenizer.json", copy)
+    task = Language(
+        name=str(texts), tokenizer=str(folder / "tokenizer.json"), length=12, batch_size=8, eval_batch_size=8
+    )
+    before = dataclasses.replace(experiment(texts, ForwardKL()), data=dataclasses.replace(task, tokenizer=str(copy)))
+    run(dataclasses.replace(before, phases=before.phases[:1]), tmp_path / "run", builder=builder)
+    now = dataclasses.replace(before, data=task)
+    for _ in range(2):
+        taught = taught_by(now, tmp_path / "run", builder)
+        assert taught.phase("teacher").network.tokenizer == ""
+        assert builder.program(taught, taught.student).networks.teacher is not None
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def test_a_teacher_writes_by_its_own_tokens(distilled, tmp_path):
+    _, place, _, _ = distilled
+    task = load_trained(place).task
+    path = tmp_path / "said.jsonl"
+    assert write_responses(load_trained(place, "teacher"), task, path) > 0
+    said = " ".join(json.loads(line)["response"] for line in path.read_text().splitlines())
+    assert set(said.split()) & set(WORDS)
+
+
+def test_a_network_of_ones_own_is_not_shown_the_teachers_tokens(texts, folder, tmp_path):
+    seen = []
+
+    class Own(nnx.Module):
+        def __init__(self, rngs):
+            self.embedding, self.head = nnx.Embed(260, 8, rngs=rngs), nnx.Linear(8, 260, rngs=rngs)
+
+        def __call__(self, inputs):
+            seen.append(set(inputs))
+            return self.head(self.embedding(inputs["input_ids"].astype(jnp.int32)))
+
+    student = GivenNetwork(name="own", network=lambda rngs: Own(rngs))
+    base = experiment(texts).replace_phase("student", network=student)
+    builder = Builder(devices=jax.devices()[:1])
+    taught = taught_by(base, folder, builder)
+    assert builder.program(taught, taught.student).networks.teacher is not None
+    assert seen and set.union(*seen) == {"input_ids", "segment_ids", "position_ids"}
 
 
 def test_a_classifier_of_other_tokens_teaches_everything_of_whole_texts(tmp_path):
