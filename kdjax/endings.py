@@ -50,13 +50,12 @@ def ended_by(error: BaseException, own_process: bool) -> int:
     if unheard(error):
         return 128 + signal.SIGPIPE
     if type(error).__name__ in OURS:
-        status = fail(str(error))
-        if getattr(error, "said_by_all", False):
-            sys.modules["kdjax.training.watch"].part()
-        return leave(status, own_process and among_others())  # the others may not have met it
+        return leave(parted(fail(str(error)), error), own_process and among_others())  # the others may not have met it
     sentence = disk_fault(error)
     if sentence:
-        return leave(fail(sentence), own_process)  # writers in the background would say the same again, at length
+        return leave(
+            parted(fail(sentence), error), own_process
+        )  # writers in the background would say the same again, at length
     if own_process and among_others():
         traceback.print_exc()
         return leave(1, True)
@@ -66,6 +65,13 @@ def ended_by(error: BaseException, own_process: bool) -> int:
 def among_others() -> bool:
     """Whether this is one of several processes of a run."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def parted(status: int, error: BaseException) -> int:
+    """The exit status, once the other processes know of an error that all have met that nobody died."""
+    if getattr(error, "said_by_all", False):
+        sys.modules["kdjax.training.watch"].part()
+    return status
 
 
 def leave(status: int, at_once: bool) -> int:

@@ -15,6 +15,11 @@ source "$root/scripts/launching.sh"
 read_options "$@"
 
 command="$(printf '%q ' "$root/.venv/bin/kdjax" "${kdjax[@]}" --distributed auto)"
+again=() # a job that was requeued goes on with what it began
+for word in "${kdjax[@]}"; do
+  if [ "$word" != --overwrite ] && [ "$word" != --resume ]; then again+=("$word"); fi
+done
+resumed="$(printf '%q ' "$root/.venv/bin/kdjax" "${again[@]}" --distributed auto --resume)"
 job="$(cat <<JOB
 #!/usr/bin/env bash
 #SBATCH --job-name=kdjax
@@ -29,10 +34,12 @@ job="$(cat <<JOB
 ${partition:+#SBATCH --partition=$partition
 }
 cd $(printf '%q' "$root")
-resume=""
-if [ "\${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then resume="--resume"; fi
 status=0
-srun --kill-on-bad-exit=0 $command\$resume || status=\$?
+if [ "\${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+  srun --kill-on-bad-exit=0 $resumed || status=\$?
+else
+  srun --kill-on-bad-exit=0 $command || status=\$?
+fi
 # 143: stopped by SIGTERM with its state saved.
 if [ "\$status" -eq 143 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$status"

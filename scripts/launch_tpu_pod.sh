@@ -13,9 +13,14 @@ options="name zone project folder" required="name zone"
 source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
 read_options "$@"
 
+case "$folder" in
+  "~") where="~" ;;
+  "~/"*) where="~/$(printf '%q' "${folder#\~/}")" ;; # the home is that of the host
+  *) where="$(printf '%q' "$folder")" ;;
+esac
 command=(
   gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" ${project:+--project="$project"} --worker=all
-  --command="cd $folder && $(printf '%q ' .venv/bin/kdjax "${kdjax[@]}" --distributed auto)"
+  --command="cd $where && $(printf '%q ' .venv/bin/kdjax "${kdjax[@]}" --distributed auto)"
 )
 if [ "$dry_run" = yes ]; then
   printf '%q ' "${command[@]}"

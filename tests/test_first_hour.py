@@ -181,7 +181,7 @@ def test_references_and_options_read_back():
     [
         (["--teacher", "runs/nobody"], "holds no finished network"),
         (["--phases.student.network.name", "resnet9"], "unknown network"),
-        (["--seed", "99999999999999999999"], "has more than 64 bits"),
+        (["--seed", "99999999999999999999"], "has more than 32 bits"),
         (["--run", "gs://bucket/run"], "is an address"),
         (["--run", "file/run"], "file is a file, so file/run cannot be a run folder"),
         (["--run", "file"], "file is a file"),

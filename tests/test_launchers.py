@@ -21,7 +21,10 @@ def test_slurm_starts_a_process_for_each_gpu_with_the_same_line():
     assert said.returncode == 0, said.stderr
     for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=24:00:00", "--partition=long"):
         assert f"#SBATCH {line}\n" in said.stdout
-    assert r"kdjax distill configs/digits/smoke.py --run /shared/a\ run --distributed auto $resume" in said.stdout
+    line = r"kdjax distill configs/digits/smoke.py --run /shared/a\ run --distributed auto"
+    assert f"{line}  || status" in said.stdout and f"{line} --resume  || status" in said.stdout
+    said = launch("slurm", "--dry-run", "--nodes", "2", "--", *COMMAND, "--overwrite")
+    assert said.stdout.count("--overwrite") == 1 and f"{line} --resume  || status" in said.stdout
 
 
 @pytest.mark.parametrize(("restarts", "status", "resumes", "again"), [("0", 143, False, True), ("1", 0, True, False)])
@@ -53,6 +56,11 @@ def test_a_tpu_pod_runs_the_line_on_all_workers():
         r"cd ~/kdjax && .venv/bin/kdjax distill configs/digits/smoke.py --run /shared/a\ run --distributed auto"
         in words
     )
+    options = ("--name", "v4", "--zone", "us-central2-b", "--folder")
+    for folder, place in (("/mnt/my disk/kdjax", r"cd /mnt/my\ disk/kdjax &&"), ("~/my disk", r"cd ~/my\ disk &&")):
+        said = launch("tpu_pod", "--dry-run", *options, folder, "--", *COMMAND)
+        shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {said.stdout}"], capture_output=True, text=True)
+        assert place in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Phases that have ended: kept, found again, taken over from other runs, evaluated, and used."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from kdjax.models import join_members
 from kdjax.tasks.facts import facts_of
 from kdjax.tasks.given import GivenNetwork
 from kdjax.training import Variables, count_parameters
-from kdjax.training.checkpoints import load_network, save_network
-from kdjax.training.processes import by_first
+from kdjax.training.checkpoints import load_network, on_host, save_network
+from kdjax.training.processes import by_first, same_in_all
 from kdjax.training.state import content_hash
 from kdjax.training.writers import METRICS, read_metrics
 
@@ -100,7 +101,7 @@ def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finish
         "network": network.name,
         "parameters": count_parameters(variables.params),
         "last": {"step": 0, **program.evaluate(variables, teacher)},
-        "hash": content_hash(*jax.device_get((variables.params, variables.state))),
+        "hash": content_hash(*on_host((variables.params, variables.state))),
     }
     found = Finished(variables, result)
     how = "was handed over" if isinstance(phase.network, GivenNetwork) else "is taken as it is"
@@ -238,3 +239,26 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
     if not results:
         raise ExperimentError(f"No phase of {folder} has finished; go on with it by --resume.")
     return results
+
+
+def check_all_alike(experiment: Experiment, builder: Builder) -> None:
+    """Refuses to train where the processes of a run were started otherwise, or read other data: their parameters would drift
+    apart.
+
+    Raises:
+      ExperimentError: they were, or do.
+    """
+    if jax.process_count() == 1:
+        return
+    asked = serialization.to_data(
+        dataclasses.replace(experiment, cache_dir="")
+    )  # a folder may have another name on each host
+    if not same_in_all(json.dumps(asked, sort_keys=True)):
+        raise ExperimentError(
+            "The processes of this run were started with different configurations; start all by one line."
+        )
+    if not same_in_all(json.dumps(builder.dataset(experiment.data).fingerprints, sort_keys=True)):
+        raise ExperimentError(
+            f"The processes of this run read different data under the name {experiment.data.name!r}; give all hosts the "
+            "same files."
+        )

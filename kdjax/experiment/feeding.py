@@ -101,7 +101,7 @@ class Feeding:
         if len(dataset.held_index) * one > RESIDENT_BYTES:
             return placed
         if not self.resident.evaluated:
-            self.resident.evaluated.extend(placed)
+            self.resident.evaluated = list(placed)  # all or, where that is interrupted, none
         return self.resident.evaluated
 
     def batch_template(self, stacked: int = 0) -> Batch:

@@ -112,8 +112,12 @@ def first_state(
 ) -> TrainState:
     """The state a phase begins with, of `(seed, data_seed)` and of the phase it starts from."""
     start = finished[phase.start] if phase.start else None
-    state = program.compiled.fresh_state(*seeds, start and start.network, teacher)
-    return warm_start(state, program.networks.objective, start and start.objective, phase.name)
+    fresh = program.compiled.fresh_state(*seeds, start and start.network, teacher)
+    state = warm_start(fresh, program.networks.objective, start and start.objective, phase.name)
+    if state is fresh:
+        return state
+    there = jax.tree.map(lambda x: x.sharding, program.compiled.state_template())
+    return jax.jit(lambda state: state, out_shardings=there)(state)  # what the phase before left may lie elsewhere
 
 
 def open_checkpoints(folder: Path, phase: Phase, teacher_hash: str | None) -> Checkpoints:

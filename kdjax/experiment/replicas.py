@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from kdjax.experiment.artifacts import Finished, adopt, load_phase
+from kdjax.experiment.artifacts import Finished, adopt, check_all_alike, load_phase
 from kdjax.experiment.artifacts import take as take_network
 from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.lock import locked
@@ -72,6 +72,7 @@ def run_together(
         for experiment, folder in zip(experiments, folders, strict=True):
             by_first(lambda e=experiment, f=folder: open_run(f, e, resume=True), ExperimentError)
             by_first(lambda f=folder: keep_data(f, builder.dataset(first.data)), ExperimentError)
+            check_all_alike(experiment, builder)
         finished: list[dict[str, Finished]] = [{} for _ in experiments]
         for phase in first.phases:
             program, places = programs[phase.name], [folder / phase.name for folder in folders]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kdjax.experiment.artifacts import Finished, adopt, check_sources, load_phase, take
+from kdjax.experiment.artifacts import Finished, adopt, check_all_alike, check_sources, load_phase, take
 from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.lock import locked
 from kdjax.experiment.phase import train_phase
@@ -60,6 +60,7 @@ def run(
     with locked([folder]):
         by_first(lambda: open_run(folder, experiment, resume=resume, overwrite=overwrite), ExperimentError)
         by_first(lambda: keep_data(folder, builder.dataset(experiment.data)), ExperimentError)
+        check_all_alike(experiment, builder)
         finished: dict[str, Finished] = {}
         for phase in experiment.phases:
             program = programs[phase.name]

@@ -238,8 +238,8 @@ class Experiment:
                     for name, read in unmixed(part_names(phase.objective)).items() if phase.mix and not phase.weights
                 ][:1]  # fmt: skip
         for field in ("seed", "data_seed"):
-            if not -(2**63) <= (getattr(self, field) or 0) < 2**63:
-                found.append(f"{field}={getattr(self, field)} has more than 64 bits; use a smaller one.")
+            if not -(2**31) <= (getattr(self, field) or 0) < 2**31:
+                found.append(f"{field}={getattr(self, field)} has more than 32 bits; use a smaller one.")
         for field in ("batch_size", "eval_batch_size"):
             if getattr(data, field) < 1:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")

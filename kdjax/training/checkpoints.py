@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kdjax.json_files import read_json, write_json
 from kdjax.training.manifest import Sealed, damage
@@ -203,7 +204,7 @@ class Checkpoints:
             if wrong:
                 raise Damaged(f"Checkpoint {place} is damaged: {wrong}")
 
-        by_first(check, Damaged)
+        by_first(check, Damaged, CheckpointError)
 
     def _check_meta(self, place: Path, meta: Any) -> None:
         wrong = None
@@ -305,13 +306,24 @@ def load_network(folder: Path, template: Variables) -> tuple[Variables, dict[str
             f"The network in {folder} is damaged ({_first_line(error)}); train that phase again."
         ) from error
     variables = Variables(restored["params"], restored["state"])
-    found = content_hash(*jax.device_get((variables.params, variables.state)))
+    found = content_hash(*on_host((variables.params, variables.state)))
     if found != meta["hash"]:
         raise CheckpointError(
             f"The network in {folder} is damaged (its content hash is {found}, {meta['hash']} was written); "
             "train that phase again."
         )
     return variables, meta
+
+
+def on_host(tree: Tree) -> Tree:
+    """The arrays of a tree as NumPy's, also where other processes hold parts of them; all must ask."""
+
+    def whole(x):
+        if getattr(x, "is_fully_addressable", True) or x.is_fully_replicated:
+            return x
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -327,6 +339,12 @@ def _shapes(tree: Tree) -> dict[str, str]:
 
 
 def _check_shapes(saved: dict[str, str], wanted: dict[str, str], place: Path) -> None:
+    if any(name.startswith("ema/params") for name in wanted) and any(name.startswith("ema/") for name in saved):
+        if not any(name.startswith("ema/params") for name in saved):
+            raise CheckpointError(
+                f"{place} was written by an older kdjax, whose moving average had no statistics of BatchNorm; finish that run "
+                "with the version that began it, or start anew with --overwrite."
+            )
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):
             there, here = saved.get(name, "missing"), wanted.get(name, "missing")

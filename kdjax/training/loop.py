@@ -13,6 +13,7 @@ from kdjax.training import finite
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.feed import ahead, dispatches, grouped
 from kdjax.training.metrics import Metric
+from kdjax.training.optimizers import counted_to
 from kdjax.training.processes import any_of, say
 from kdjax.training.progress import Progress
 from kdjax.training.runners import Runner
@@ -113,12 +114,20 @@ class Loop:
             checkpoints.save(state, step_of(state), facts)
         with stop_signals() as stop:
             progress.start(self.name, step_of(state), self.total_steps, self.batch_size, self.noun)
-            while step_of(state) < self.total_steps:
-                try:
-                    state = self._train(state, frozen, session, stop)
-                except finite.NotFinite as error:
-                    state = self._go_back(error, shapes, session)
-        checkpoints.wait()
+            try:
+                while step_of(state) < self.total_steps:
+                    try:
+                        state = self._train(state, frozen, session, stop)
+                    except finite.NotFinite as error:
+                        state = self._go_back(error, shapes, session)
+            finally:
+                session.profiler.stop()
+            checkpoints.wait()
+            if any_of(bool(stop)):  # since the last step: the next phase is not begun
+                why = stop[0] if stop else "another process"
+                raise Stopped(
+                    f"Stopped by {why} at the end of phase {self.name!r}, all {self.total_steps} steps of which are kept."
+                )
         progress.finish()
         return state, facts
 
@@ -174,7 +183,6 @@ class Loop:
                 checkpoints.wait()
                 why = stop[0] if stop else "another process"
                 raise Stopped(f"Stopped by {why} at step {step} of {self.total_steps} of phase {self.name!r}.")
-        profiler.stop()
         return state
 
     def _save(self, state: TrainState, step: int, session: "Session") -> None:
@@ -207,7 +215,8 @@ class Loop:
             raise TrainingError(f"Phase {self.name!r}: {error}; {mend}. {written} says what that step was.") from error
         state, _ = checkpoints.restore(shapes)
         step = min(error.step, self.total_steps - 1)
-        state = dataclasses.replace(state, step=state.step * 0 + step)
+        moved = counted_to(state.opt_state, step)  # the learning rate follows the number of steps, as all schedules do
+        state = dataclasses.replace(state, step=state.step * 0 + step, opt_state=moved)
         facts["restored"].append({"step": error.step, "from": sound})
         for track in facts["tracks"]:
             track.pop("diverged", None)
@@ -226,7 +235,8 @@ class Loop:
         processes ask each other as often as they log, so that all stop at the same step."""
         if jax.process_count() == 1:
             return bool(stop)
-        return step // self.log_every > before_it // self.log_every and any_of(bool(stop))
+        asks = step // self.log_every > before_it // self.log_every or step == self.total_steps
+        return asks and any_of(bool(stop))
 
     def _feed(self, begin: int) -> Iterator[tuple[int, Any]]:
         """`(steps, placed batch)` of every dispatch from step `begin` on."""

@@ -126,6 +126,13 @@ def schedules_of(new: Any, kept: Any) -> Any:
     return jax.tree.map(lambda a, b: a if counts(a) else b, new, kept, is_leaf=counts)
 
 
+def counted_to(opt_state: Any, step: Any) -> Any:
+    """An optimizer's state whose schedules stand at a step."""
+    counts = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    to_step = lambda node: node._replace(count=node.count * 0 + step) if counts(node) else node
+    return jax.tree.map(to_step, opt_state, is_leaf=counts)
+
+
 def build(optimizer: Optimizer, clock: Clock, objective: Bound) -> optax.GradientTransformation:
     """The optax transformation over `{"student", "objective"}` parameters."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from kdjax.places import disk_fault
 from kdjax.training.watch import watch
 
 LONGEST = 4096  # bytes of a message from the first process
@@ -89,8 +90,13 @@ def of_all(rows: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.asarray(rows), tiled=True))
 
 
-def by_first(function: Callable[[], None], error: type[Exception]) -> None:
+def by_first(function: Callable[[], None], error: type[Exception], *kinds: type[Exception]) -> None:
     """Runs a function in the first process while the others wait.
+
+    Args:
+      function: to run.
+      error: what is raised in the others.
+      kinds: what is raised there instead, where the first raised just that.
 
     Raises:
       the function's own error, in the first process, and `error` with the same sentence in the others; each has `said_by_all`
@@ -106,11 +112,13 @@ def by_first(function: Callable[[], None], error: type[Exception]) -> None:
         try:
             function()
         except Exception as own:
-            raised, message = own, (str(own) or type(own).__name__).encode()[:LONGEST]
+            sentence = disk_fault(own) or str(own) or type(own).__name__
+            raised, message = own, f"{type(own).__name__} {sentence}".encode()[:LONGEST]
     padded = np.frombuffer(message.ljust(LONGEST, b"\0"), np.uint8)
     said = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0")
     if raised is None and said:
-        raised = error(said.decode(errors="replace"))
+        name, _, sentence = said.decode(errors="replace").partition(" ")
+        raised = next((kind for kind in kinds if kind.__name__ == name), error)(sentence)
     if raised is not None:
         with contextlib.suppress(Exception):  # one that has heard may be gone already
             any_of(True)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
@@ -129,7 +130,15 @@ class Runner:
 
     def place(self, tree: Tree) -> Tree:
         """Puts a state or a teacher on the devices, each array where `placement` says."""
-        return jax.device_put(tree, self.placement(tree))
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.placement(tree))
+
+        def put(x, where):  # keys are not put on the devices of several hosts
+            if not jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
+                return jax.device_put(x, where)
+            return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(x), where), impl=jax.random.key_impl(x))
+
+        return jax.tree.map(put, tree, self.placement(tree))
 
     def place_batch(self, batch: Batch, *, stacked: bool = False) -> Batch:
         """Puts this process's rows of a batch (or of stacked ones) on its devices; their number must divide by the devices."""

@@ -45,7 +45,8 @@ class Profiler:
     def before(self, step: int) -> None:
         """Called before every dispatch: the profile begins with the first one after compilation."""
         if self.first is not None and self.folder is not None and not self.running:
-            jax.profiler.start_trace(str(self.folder))
+            several = jax.process_count() > 1  # of one host, where they would write one file
+            jax.profiler.start_trace(str(self.folder / f"process{jax.process_index()}" if several else self.folder))
             self.first, self.running = step, True
 
     def after(self, step: int, metrics: Any) -> None:

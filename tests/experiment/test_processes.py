@@ -186,13 +186,13 @@ while True:
 """
 
 
-def together(script):
+def together(script, *arguments):
     """Two processes of one's own script, not of the command."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
-        subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{port},2,{number}"], text=True,
+        subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{port},2,{number}", *arguments], text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for number in range(2)
     ]  # fmt: skip
@@ -227,6 +227,48 @@ def test_an_error_nobody_catches_ends_the_others_too(victim):
     assert [process.returncode for process in begun] == [1, 1] and time.monotonic() - began < 40
     assert "RuntimeError: the disk of this host is gone" in said[victim]
     assert f"Process {victim} of this run is gone" in said[1 - victim]
+
+
+ALIKE = """
+import errno, json, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from kdjax.training import Variables, make_runner
+from kdjax.training.checkpoints import CheckpointError, Damaged, load_network, save_network
+from kdjax.training.processes import any_of, by_first, connect, same_in_all
+connect(sys.argv[1])
+me, place = jax.process_index(), Path(sys.argv[2])
+runner = make_runner("fsdp")
+network = Variables({"kernel": jnp.arange(256.0 * 128).reshape(256, 128)}, {})
+placed = runner.place(network)
+assert not placed.params["kernel"].is_fully_addressable and runner.place(jax.random.key(3)).shape == ()
+save_network(place, network, {})
+any_of(False)
+template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed)
+loaded, _ = load_network(place, template)
+assert loaded.params["kernel"].sharding.spec == placed.params["kernel"].sharding.spec
+def unreadable():
+    raise CheckpointError("cannot be read")
+def full():
+    raise OSError(errno.ENOSPC, "No space left on device", "/run/x")
+for function in (unreadable, full):
+    try:
+        by_first(function, Damaged, CheckpointError)
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error), error.said_by_all]), flush=True)
+assert same_in_all("one") and not same_in_all(str(me))
+"""
+
+
+def test_two_processes_place_load_and_raise_alike(tmp_path):
+    """Keys and a network that fsdp spreads over both; an error of the first keeps its kind and is a sentence in the other."""
+    begun = together(ALIKE, str(tmp_path / "network"))
+    ended = [process.communicate(timeout=120) for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], ended
+    first, second = ([json.loads(line) for line in out.splitlines() if line.startswith('["')] for out, _ in ended)
+    assert first[0] == second[0] == ["CheckpointError", "cannot be read", True]
+    assert first[1][0] == "OSError" and second[1][0] == "Damaged" and "disk is full" in second[1][1], second
 
 
 def test_alone_nothing_is_asked_of_others(capsys, config):

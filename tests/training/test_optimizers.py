@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from kdjax.objectives import CrossEntropy, FitNet, bind
 from kdjax.schedules import Cosine, Steps, WarmUp, epochs
-from kdjax.training.optimizers import SGD, AdamW, Optimizer, build
+from kdjax.training.optimizers import SGD, AdamW, Optimizer, build, counted_to
 from kdjax.types import Clock, DataInfo, ModelOutput
 from tests.training.trajectory import Listed, student_only, trajectory
 
@@ -234,3 +235,27 @@ def test_vectors_of_layers_that_are_stacked_are_left_alone_too():
     updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, params), transformation.init(params), params)
     moved = {name: bool(jnp.any(x)) for name, x in updates["student"]["blocks"].items()}
     assert moved == {"kernel": True, "bias": False, "scale": False, **dict.fromkeys(apart, False)}
+
+
+def test_schedules_are_moved_to_a_step_and_nothing_else_is():
+    params = {"student": {"w": jnp.ones(3)}, "objective": {}}
+    for core in (
+        optax.adamw(optax.linear_schedule(1.0, 0.0, 10)),
+        optax.chain(optax.clip(1.0), optax.sgd(lambda n: 1.0 / n)),
+    ):
+        state = core.init(params)
+        for _ in range(2):
+            _, state = core.update(params, state, params)
+        moved = counted_to(state, 7)
+        counts = [x.count for x in jax.tree.leaves(moved, is_leaf=is_schedule) if is_schedule(x)]
+        assert counts == [7] and counts[0].dtype == jnp.int32
+        adam = lambda state: [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
+        chex.assert_trees_all_equal(adam(moved), adam(state))
+
+
+def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
