@@ -268,7 +268,7 @@ def test_two_processes_place_load_and_raise_alike(tmp_path):
     assert [process.returncode for process in begun] == [0, 0], ended
     first, second = ([json.loads(line) for line in out.splitlines() if line.startswith('["')] for out, _ in ended)
     assert first[0] == second[0] == ["CheckpointError", "cannot be read", True]
-    assert first[1][0] == "OSError" and second[1][0] == "Damaged" and "disk is full" in second[1][1], second
+    assert first[1][0] == "OSError" and second[1][0] == "Damaged" and "disk of /run/x is full" in second[1][1], second
 
 
 def test_alone_nothing_is_asked_of_others(capsys, config):
