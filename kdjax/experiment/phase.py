@@ -42,8 +42,14 @@ def train_phase(
     phase = experiment.phase(program.phase.name)
     seed, data_seed = phase_seeds(experiment, phase)
     teacher, taught = ready_teacher(program, phase, finished, data_seed)
-    state = first_state(program, phase, (seed, data_seed), finished, teacher)
     checkpoints = open_checkpoints(place, phase, taught["teacher_hash"])
+    # To be read into, shapes do: a state made for that would need the memory of a second one.
+    there = checkpoints.latest() is not None
+    state = (
+        program.compiled.state_template()
+        if there
+        else first_state(program, phase, (seed, data_seed), finished, teacher)
+    )
     state, facts, resumed = newest(checkpoints, state, keeps_best=phase.keep == "best")
     batches = ordered_batches(program, data_seed, teacher)
     loop = make_loop(program, experiment, batches, teacher, place / "profile" if profile else None)
@@ -77,7 +83,9 @@ def ready_teacher(
                 f"The processes of this run read different outputs from {phase.teacher_outputs}; name a file that all see."
             )
         return None, {"teacher_hash": said, "teacher_frozen": None}
-    variables, networks = teacher.network, program.networks
+    variables, networks, runner = teacher.network, program.networks, program.compiled.runner
+    if runner.fsdp:  # of a phase of this run it is whole on every device
+        variables = jax.jit(lambda tree: tree, out_shardings=runner.placement(variables))(variables)
     if networks.objective.corrects_over_data:
         one_pass = program.feeding.pipeline(data_seed, inputs=True).iterate(0, program.compiled.clock.steps_per_pass)
         variables = program.compiled.with_mean_gradient(variables, data_seed, one_pass)

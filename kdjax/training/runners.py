@@ -168,7 +168,8 @@ def make_runner(kind: str = "jit", devices: Any = None) -> Runner:
     """A runner over all devices, or over `devices`; `kind` is one of `KINDS`."""
     if kind not in KINDS:
         raise ValueError(f"Unknown runner {kind!r}; use {', '.join(map(repr, KINDS))}.")
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # those of a process one behind the other, as its rows are in a batch
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     # Auto: arrays keep their sharding as an annotation. The default, Explicit, refuses z @ z.T of a sharded batch.
     mesh = Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
     return Runner(mesh, mapped=kind == "pmap", fsdp=kind == "fsdp")

@@ -13,9 +13,10 @@ from kdjax.experiment.artifacts import evaluate_run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.experiment.trained import load_trained
-from kdjax.objectives import DKD, KD, SP, CrossEntropy
+from kdjax.objectives import DKD, KD, SP, CrossEntropy, FitNet
 from kdjax.schedules import steps
 from kdjax.tasks.classification import Classifier
+from kdjax.training import runners
 from kdjax.training.checkpoints import load_network
 from kdjax.training.optimizers import SGD
 from tests.experiment.conftest import net, small
@@ -213,3 +214,16 @@ def test_a_config_of_a_stock_set_runs_tiny(tmp_path):
         one = Builder(str(tmp_path / "data"), devices=jax.devices()[:1])
         results = run(experiment, tmp_path / "run", builder=one)
     assert results["student"]["steps"] == 6 and results["student"]["last"]["student"]["nll"] > 0
+
+
+@pytest.mark.slow  # three phases are compiled for four devices
+def test_fsdp_spreads_what_earlier_phases_of_the_run_left(tmp_path, data_dir, monkeypatch):
+    """The teacher, and what the student's first objective trained; arrays of these sizes are spread otherwise not at all."""
+    monkeypatch.setattr(runners, "SPREAD_SIZE", 8)
+    base = small(CrossEntropy() + FitNet(stage=1), length=2, runner="fsdp")
+    before = dataclasses.replace(base.student, name="before", objective=FitNet(stage=1))
+    last = dataclasses.replace(base.student, start="before", ema_decay=0.5)
+    whole = dataclasses.replace(base, phases=(*base.phases[:-1], before, last))
+    builder = Builder(data_dir, devices=jax.devices()[:4])
+    results = run(whole, tmp_path / "run", builder=builder)
+    assert run(whole, tmp_path / "run", resume=True, builder=builder)["student"] == results["student"]
