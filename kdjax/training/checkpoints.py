@@ -339,12 +339,12 @@ def _shapes(tree: Tree) -> dict[str, str]:
 
 
 def _check_shapes(saved: dict[str, str], wanted: dict[str, str], place: Path) -> None:
-    if any(name.startswith("ema/params") for name in wanted) and any(name.startswith("ema/") for name in saved):
-        if not any(name.startswith("ema/params") for name in saved):
-            raise CheckpointError(
-                f"{place} was written by an older kdjax, whose moving average had no statistics of BatchNorm; finish that run "
-                "with the version that began it, or start anew with --overwrite."
-            )
+    named = lambda names, start: any(name.startswith(start) for name in names)
+    if named(wanted, "ema/params") and named(saved, "ema/") and not named(saved, "ema/params"):
+        raise CheckpointError(
+            f"{place} was written by an older kdjax, whose moving average had no statistics of BatchNorm; finish that run "
+            "with the version that began it, or start anew with --overwrite."
+        )
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):
             there, here = saved.get(name, "missing"), wanted.get(name, "missing")
