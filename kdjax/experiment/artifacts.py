@@ -102,6 +102,7 @@ def take(program: Program, phase: Phase, place: Path, finished: dict[str, Finish
         "parameters": count_parameters(variables.params),
         "last": {"step": 0, **program.evaluate(variables, teacher)},
         "hash": content_hash(*on_host((variables.params, variables.state))),
+        "data": facts_of(program.dataset),
     }
     found = Finished(variables, result)
     how = "was handed over" if isinstance(phase.network, GivenNetwork) else "is taken as it is"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.experiment.artifacts import saved_experiment
-from kdjax.experiment.folder import NETWORK, network_folder, read_network, run_place
+from kdjax.experiment.folder import NETWORK, network_folder, read_network, read_result, run_place
 from kdjax.experiment.networks import make_network, make_networks
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError
@@ -95,7 +95,7 @@ def trained_of(experiment: Experiment, folder: Path, phase: str, data_dir: str |
     place = folder / phase if brings else network_folder(chosen, folder / phase)
     if not (place / NETWORK).exists() and not brings:
         raise ExperimentError(f"{place} holds no finished network; go on with the run by --resume.")
-    facts = None if brings else read_network(place).get("data")
+    facts = ((read_result(place) or {}) if brings else read_network(place)).get("data")
     try:
         experiment = experiment.seen_by(chosen)
         chosen = experiment.phase(phase)

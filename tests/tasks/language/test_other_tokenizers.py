@@ -84,6 +84,12 @@ def test_a_folder_with_its_own_tokenizer_teaches(distilled, folder, capsys):
     assert run(taught, place, resume=True, builder=builder)["student"] == results["student"]
 
 
+def test_to_be_used_it_needs_no_data(distilled, monkeypatch):
+    _, place, _, _ = distilled
+    monkeypatch.setattr(Language, "load", None)
+    assert load_trained(place, "teacher").inputs["input_ids"].shape[0] == 1
+
+
 def test_probabilities_are_compared_where_both_have_read_as_much(distilled):
     taught, place, builder, _ = distilled
     program = builder.program(taught, taught.student)
