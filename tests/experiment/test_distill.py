@@ -18,6 +18,7 @@ from kdjax.json_files import read_json
 from kdjax.models import from_linen, from_nnx, to_nnx
 from kdjax.objectives import KD, CrossEntropy
 from kdjax.schedules import epochs, steps
+from kdjax.tasks import Task
 from kdjax.training import make_runner
 from kdjax.training.loop import Stopped
 from tests.experiment.test_resume import StopAt, outcome, rows
@@ -230,8 +231,9 @@ def test_a_run_teaches_by_its_student_whatever_its_folders_are_called_and_how_ol
     assert find_network(run, "") == run / "student"
     os.utime(run / "teacher")
     assert find_network(run, "") == run / "student"
-    model, place = _stored(run)
-    assert place == run / "student" and model.name == "student" and _stored(run / "teacher")[1] == run / "teacher"
+    model, place = _stored(run, Task(), None)
+    assert place == run / "student" and model.name == "student"
+    assert _stored(run / "teacher", Task(), None)[1] == run / "teacher"
 
 
 @pytest.mark.parametrize(
