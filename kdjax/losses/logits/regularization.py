@@ -20,6 +20,8 @@ Array = jax.Array
 
 # Nearer than this to 0 or 1, `skew_jensen` is its limit: the quotient there is 0 / 0.
 SKEW_LIMIT = 1e-4
+# Classes from which on a written-out derivative saves time and memory; below, nothing that would be worth another rounding.
+MANY = 512
 
 
 def cross_entropy(student_logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -41,7 +43,10 @@ def cross_entropy(student_logits: ArrayLike, labels: ArrayLike) -> Array:
     0.3133
     """
     student = checks.class_scores(student_logits, "student_logits")
-    return logspace.label_cross_entropy(student, checks.class_indices(labels, student))
+    labels = checks.class_indices(labels, student)
+    if student.shape[-1] >= MANY:
+        return logspace.label_cross_entropy(student, labels)
+    return -logspace.pick(logspace.log_softmax(student), logspace.one_hot(labels, student.shape[-1]))
 
 
 def cross_entropy_with_targets(student_logits: ArrayLike, targets: ArrayLike) -> Array:

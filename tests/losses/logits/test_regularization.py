@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
-from kdjax.losses.logits.regularization import SKEW_LIMIT
+from kdjax.losses import logspace
+from kdjax.losses.logits.regularization import MANY, SKEW_LIMIT
 from tests.golden_cases import cases
 from tests.losses import numpy_reference as reference
 from tests.losses.computing import compiled, computing_in, draw, mean_and_gradient
@@ -49,6 +50,25 @@ def test_cross_entropy():
         np.testing.assert_allclose(gradient, (reference.softmax(STUDENT) - ONE_HOT) / 6, **EXACT)
         soft = losses.cross_entropy_with_targets(real(STUDENT), real(ONE_HOT))
         np.testing.assert_allclose(soft, losses.cross_entropy(real(STUDENT), labels=LABELS), **EXACT)
+
+
+@pytest.mark.parametrize("precision", ["f64", "f32"])
+def test_the_written_out_derivative_is_that_of_the_formula(precision):
+    """Of many classes, extremes, classes that are out and labels that are none; values to the last bit, second derivatives too."""
+    by_formula = lambda z, labels: -logspace.pick(logspace.log_softmax(z), logspace.one_hot(labels, z.shape[-1]))
+    with computing_in(precision) as real:
+        z = np.array(draw(31, 7, MANY + 1))
+        z[1, 5], z[2, :9], z[3], z[4, 3] = 1e4, -np.inf, -np.inf, -1e4
+        z, labels = real(z), jnp.array([3, 5, 4, 0, 3, -1, MANY + 1])
+        assert jnp.array_equal(losses.cross_entropy(z, labels=labels), by_formula(z, labels), equal_nan=True)
+        tolerance = {"rtol": 1e-12, "atol": 1e-15} if precision == "f64" else {"rtol": 1e-5, "atol": 1e-7}
+        pulled = [jax.vjp(f, z)[1](real(np.arange(1.0, 8)))[0] for f in (
+            lambda z: losses.cross_entropy(z, labels=labels), lambda z: by_formula(z, labels))]  # fmt: skip
+        np.testing.assert_allclose(*pulled, **tolerance)
+        assert np.all(pulled[0][jnp.array([2, 3, 5, 6])] == 0)
+        forward = [jax.jvp(f, (z[:2],), (jnp.ones_like(z[:2]).at[:, 7].set(3),))[1] for f in (
+            lambda z: losses.cross_entropy(z, labels=labels[:2]), lambda z: by_formula(z, labels[:2]))]  # fmt: skip
+        np.testing.assert_allclose(*forward, **tolerance)
 
 
 def test_a_target_of_zero_weighs_nothing_and_targets_are_constants():
