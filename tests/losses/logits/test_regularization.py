@@ -54,7 +54,7 @@ def test_cross_entropy():
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])
 def test_the_written_out_derivative_is_that_of_the_formula(precision):
-    """Of many classes, extremes, classes that are out and labels that are none: values to the last bit, both kinds of derivative."""
+    """Of many classes, extremes, classes out and labels that are none: values to the last bit, both kinds of derivative."""
     by_formula = lambda z, labels: -logspace.pick(logspace.log_softmax(z), logspace.one_hot(labels, z.shape[-1]))
     with computing_in(precision) as real:
         z = np.array(draw(31, 7, MANY + 1))
