@@ -52,10 +52,8 @@ def ended_by(error: BaseException, own_process: bool) -> int:
     if type(error).__name__ in OURS:
         return leave(parted(fail(str(error)), error), own_process and among_others())  # the others may not have met it
     sentence = disk_fault(error)
-    if sentence:
-        return leave(
-            parted(fail(sentence), error), own_process
-        )  # writers in the background would say the same again, at length
+    if sentence:  # at once: writers in the background would say the same again, at length
+        return leave(parted(fail(sentence), error), own_process)
     if own_process and among_others():
         traceback.print_exc()
         return leave(1, True)

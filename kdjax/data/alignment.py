@@ -55,9 +55,8 @@ def aligned(documents: Documents, made: Packed, length: int, vocabulary: Vocabul
             if at[0] == 0 or documents.responses is not None:  # of a pair, a row begins as a text does
                 taken |= theirs_read == 0
             there = np.flatnonzero(taken)
-            found = (
-                np.searchsorted(theirs_read, read[at], side="right") - 1
-            )  # of those that read nothing further the last
+            # Of tokens that read nothing further the last.
+            found = np.searchsorted(theirs_read, read[at], side="right") - 1
             column = len(rows[-1]) + np.searchsorted(there, found)
             same = (found >= 0) & (theirs_read[found] == read[at]) & taken[found]
             same &= np.append(read, -1)[at + 1] != read[at]

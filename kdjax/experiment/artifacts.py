@@ -251,9 +251,8 @@ def check_all_alike(experiment: Experiment, builder: Builder) -> None:
     """
     if jax.process_count() == 1:
         return
-    asked = serialization.to_data(
-        dataclasses.replace(experiment, cache_dir="")
-    )  # a folder may have another name on each host
+    # But for the cache, a folder that may have another name on each host.
+    asked = serialization.to_data(dataclasses.replace(experiment, cache_dir=""))
     if not same_in_all(json.dumps(asked, sort_keys=True)):
         raise ExperimentError(
             "The processes of this run were started with different configurations; start all by one line."

@@ -163,6 +163,7 @@ def _stored(folder: Path, task: Task, data_dir: str | None) -> tuple[Model, Path
     phase = experiment.student if place == folder else experiment.phase(folder.name)
     weights, model = place / phase.name, phase.network
     if type(experiment.data) is type(task) and not isinstance(model, GivenNetwork):
-        facts = read_network(network_folder(phase, weights)) if (weights / NETWORK).exists() else {}
+        source = network_folder(phase, weights)
+        facts = read_network(source) if (source / NETWORK).exists() else {}
         model = task.as_trained(model, experiment.data, facts.get("class_names", ()), Builder(data_dir).dataset(task))
     return model, weights

@@ -1,6 +1,7 @@
 """One phase trained in its folder, from its program to its result."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,15 @@ def unfit(program: Program, teacher: Variables) -> None:
     ]  # fmt: skip
     if not asking or len(program.phase.teachers) > 1:
         return
-    network, inputs = program.networks.teacher, program.feeding.sample()
-    said = jax.jit(lambda v, x: network.apply(v.params, v.state, x, train=False)[0])(
-        program.compiled.whole(teacher), inputs
-    )
+    said = _teacher_of(program)(program.compiled.whole(teacher), program.feeding.sample())
     for sentence in filter(None, (part.check_teacher(said) for part in asking)):
         raise ExperimentError(f"Phase {program.phase.name!r}: {sentence}")
+
+
+@functools.lru_cache(maxsize=1)  # compiled once for the seeds of a method
+def _teacher_of(program: Program) -> Any:
+    network = program.networks.teacher
+    return jax.jit(lambda v, x: network.apply(v.params, v.state, x, train=False)[0])
 
 
 def first_state(

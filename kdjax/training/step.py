@@ -210,11 +210,10 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis, in
                     params["student"], student_state, view, train=True, rngs=rngs, axis=axis
                 )
         call = lambda part, *arrays: student.parts[part](params["student"], student_state, *arrays)
+        said = inputs.teacher.get("main")
         ctx = Context(
             student=outputs["main"],
-            teacher=inputs.teacher.get("main")
-            if in_chunks
-            else whole_teacher(inputs.teacher.get("main"), outputs["main"]),
+            teacher=said if in_chunks else whole_teacher(said, outputs["main"]),
             peer=inputs.peer.get("main"),
             batch=inputs.batch,
             progress=clock.at(state.step),

@@ -254,10 +254,12 @@ class Text(Task):
         networks = {"teacher": folder / "teacher"} if (folder / "teacher").exists() else {}
         for name, summary in comparison["methods"].items():
             networks[name] = folder / name / f"seed{summary['seeds'][0]}"
+        shared = held.read(rows)["inputs"]
         answers: dict[str, Sequence] = {}
         for name, place in list(networks.items())[:MOST_SHOWN]:
             network = load(place)
-            inputs = network.task.load().held.read(rows)["inputs"]  # in its own tokens
+            own = network.task.tokenizer == self.tokenizer
+            inputs = shared if own else network.task.load().held.read(rows)["inputs"]  # in its own tokens
             answers[name] = [row[0] for row in self.answers(inputs, network(inputs), held.texts.class_names, 1)]
         draw_answers(held.texts.take(rows), answers, folder / "answers.png")
         return (
