@@ -13,14 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from kdjax.losses import checks, logspace
+from kdjax.losses import checks
+from kdjax.losses.tokens import terms
 
 __all__ = ["akl", "forward_kl", "jsd", "reverse_kl", "skew_fkl", "skew_rkl", "symmetric_kl", "tvd"]
 
 Array = jax.Array
-
-# From here on exp(gap) may overflow, and the larger probability is taken out of the mixture first.
-FAR = 30.0
 
 
 def forward_kl(
@@ -59,8 +57,8 @@ def forward_kl(
     >>> print(*(f"{value[0]:.4f}" for value in values))
     0.1201 0.8133
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    return _sum(jnp.exp(log_t) * (-log_s if cross_entropy_form else log_t - log_s), kept)
+    term = terms.forward_cross_entropy if cross_entropy_form else terms.forward
+    return _summed(term, student_logits, teacher_logits, temperature)
 
 
 def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
@@ -87,8 +85,7 @@ def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperat
     >>> print(f"{reverse_kl(student, teacher)[0]:.4f}")
     0.1201
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    return _sum(jnp.exp(log_s) * (log_s - log_t), kept)
+    return _summed(terms.reverse, student_logits, teacher_logits, temperature)
 
 
 def symmetric_kl(
@@ -116,8 +113,9 @@ def symmetric_kl(
     >>> print(f"{symmetric_kl(student, teacher)[0]:.4f}")
     0.1119
     """
-    student = checks.class_scores(student_logits, "student_logits")
-    return _both(student, teacher_logits, temperature, checks.per_example(alpha, student, "alpha", above=0, below=1))
+    student, teacher = checks.logits_pair(student_logits, teacher_logits)
+    alpha = checks.per_example(alpha, student, "alpha", above=0, below=1)
+    return terms.summed(terms.both, student, teacher, checks.softening(temperature, student), alpha)
 
 
 def jsd(
@@ -160,19 +158,14 @@ def jsd(
     >>> print(*(f"{jsd(student, teacher, beta=beta)[0]:.4f}" for beta in (0.0, 0.1, 0.5, 1.0)))
     0.1201 0.0107 0.0285 0.1109
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    share = checks.per_example(beta, log_s, "beta", above=0, below=1)
-    smallest, step = jnp.finfo(share.dtype).tiny, jnp.finfo(share.dtype).eps
-    low, high = share < smallest, share >= 1
-    share = jnp.where(low | high, 0.5, share)
-    rest = 1 - share
-    from_teacher = -_sum(jnp.exp(log_t) * _log_mixture(log_s - log_t, share[..., None], rest[..., None]), kept)
-    from_student = -_sum(jnp.exp(log_s) * _log_mixture(log_t - log_s, rest[..., None], share[..., None]), kept)
-    # Divided one by one, since a product of shares would lose small ones.
-    value = from_teacher / rest + from_student / share if normalized else share * from_teacher + rest * from_student
-    if isinstance(beta, numbers.Real) and smallest <= beta <= 1 - step:
-        return value
-    return jnp.where(low | high, _both(student_logits, teacher_logits, temperature, jnp.where(high, 1, 0)), value)
+    student, teacher = checks.logits_pair(student_logits, teacher_logits)
+    share = checks.per_example(beta, student, "beta", above=0, below=1)
+    limits = jnp.finfo(share.dtype)
+    if isinstance(beta, numbers.Real) and limits.tiny <= beta <= 1 - limits.eps:
+        term = terms.jsd_normalized if normalized else terms.jsd
+    else:
+        term = terms.jsd_normalized_to_the_ends if normalized else terms.jsd_to_the_ends
+    return terms.summed(term, student, teacher, checks.softening(temperature, student), share)
 
 
 def skew_fkl(
@@ -210,10 +203,10 @@ def skew_fkl(
     >>> print(f"{skew_fkl(student, teacher)[0]:.4f}")
     0.0950
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    alpha = checks.per_example(alpha, log_s, "alpha", above=0, below=1)[..., None]
-    gap = _log_mixture(log_s - log_t, alpha, 1 - alpha)  # log m - log p_t
-    return -_sum(jnp.exp(log_t) * (gap + log_t if cross_entropy_form else gap), kept)
+    student, teacher = checks.logits_pair(student_logits, teacher_logits)
+    alpha = checks.per_example(alpha, student, "alpha", above=0, below=1)
+    term = terms.skew_forward_cross_entropy if cross_entropy_form else terms.skew_forward
+    return terms.summed(term, student, teacher, checks.softening(temperature, student), alpha)
 
 
 def skew_rkl(
@@ -250,11 +243,10 @@ def skew_rkl(
     >>> print(f"{skew_rkl(student, teacher)[0]:.4f}")
     0.0950
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    alpha = checks.per_example(alpha, log_s, "alpha", above=0, below=1)[..., None]
-    within = lax.stop_gradient(log_s) if fixed_mixture else log_s
-    gap = _log_mixture(log_t - within, alpha, 1 - alpha)  # log m - log p_s
-    return -_sum(jnp.exp(log_s) * (gap + (within - log_s)), kept)
+    student, teacher = checks.logits_pair(student_logits, teacher_logits)
+    alpha = checks.per_example(alpha, student, "alpha", above=0, below=1)
+    term = terms.skew_reverse_fixed if fixed_mixture else terms.skew_reverse
+    return terms.summed(term, student, teacher, checks.softening(temperature, student), alpha)
 
 
 def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
@@ -279,9 +271,7 @@ def tvd(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: Ar
     >>> print(f"{tvd(student, teacher)[0]:.4f}")
     0.2311
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    gap = jnp.exp(log_t) - jnp.exp(log_s)
-    return 0.5 * _sum(gap * jnp.sign(gap), kept)  # the slope of jnp.abs at 0 is 1
+    return 0.5 * _summed(terms.twice_variation, student_logits, teacher_logits, temperature)
 
 
 def akl(
@@ -317,59 +307,16 @@ def akl(
     >>> print(f"{akl(student, teacher)[0]:.4f}")
     0.8098
     """
-    log_s, log_t, kept = _log_softmaxes(student_logits, teacher_logits, temperature)
-    head_mass = checks.per_example(head_mass, log_s, "head_mass", above=0, below=1)
-    p_s, p_t = (jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t))
-    weight = _head_share(*map(lax.stop_gradient, (p_s, p_t, head_mass)))
-    return _both(student_logits, teacher_logits, temperature, 1 - weight)
-
-
-def _log_softmaxes(student_logits, teacher_logits, temperature) -> tuple[Array, Array, Array]:
-    """Log-probabilities of both, `[..., V]`, 0 outside the boolean mask `[..., V]` of tokens that both know."""
     student, teacher = checks.logits_pair(student_logits, teacher_logits)
-    temperature = checks.softening(temperature, student)
-    kept = (student != -jnp.inf) & (teacher != -jnp.inf)
-    log_s, log_t = (logspace.log_softmax(logits, temperature) for logits in (student, teacher))
-    return jnp.where(kept, log_s, 0), jnp.where(kept, log_t, 0), kept
+    head_mass = checks.per_example(head_mass, student, "head_mass", above=0, below=1)
+    logits = lax.stop_gradient(student), teacher
+    log_s, log_t, kept = terms.log_softmaxes(*logits, lax.stop_gradient(checks.softening(temperature, student)))
+    weight = terms.head_share(
+        *(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), lax.stop_gradient(head_mass)
+    )
+    return terms.summed(terms.both, student, teacher, checks.softening(temperature, student), 1 - weight)
 
 
-def _sum(values: Array, kept: Array) -> Array:
-    return jnp.sum(jnp.where(kept, values, 0), axis=-1)
-
-
-def _both(student_logits, teacher_logits, temperature, alpha: Array) -> Array:
-    """`(1 - alpha) KL(p_t || p_s) + alpha KL(p_s || p_t)`.
-
-    Each through a softmax of its own, which a compiler computes once: added up before, the gradient of the first would
-    be rounded to the size of the terms of the second.
-    """
-    forward = forward_kl(student_logits, teacher_logits, temperature=temperature)
-    return (1 - alpha) * forward + alpha * reverse_kl(student_logits, teacher_logits, temperature=temperature)
-
-
-def _log_mixture(gap: Array, stay: Array, move: Array) -> Array:
-    """`log(stay + move * exp(gap))`: `log m - log a` for `m = stay * a + move * b` and `gap = log b - log a`.
-
-    `stay + move` is 1. Exactly 0 where `gap` is, and right to rounding of the result itself for small shares, small gaps
-    and gaps that overflow; a share of 0 leaves no trace of the other side.
-    """
-    inside = (stay > 0) & (move > 0)
-    at_end = jnp.where(stay > 0, 0, gap)
-    stay, move = jnp.where(inside, stay, 0.5), jnp.where(inside, move, 0.5)
-    far = gap > FAR
-    inner = jnp.where(far, -gap, gap)
-    step = move * jnp.expm1(inner)
-    close = ~far & (step > -0.5)
-    grown = jnp.where(far, move, stay) + jnp.where(far, stay, move) * jnp.exp(inner)
-    value = jnp.where(close, jnp.log1p(jnp.where(close, step, 0)), jnp.where(far, gap, 0) + jnp.log(grown))
-    return jnp.where(inside, value, at_end)
-
-
-def _head_share(p_s: Array, p_t: Array, head_mass: Array) -> Array:
-    """`[...]`: the head's part of `sum |p_t - p_s|`, one half where that is 0."""
-    falling, gap = lax.sort((-p_t, jnp.abs(p_t - p_s)), num_keys=1, is_stable=True)
-    up_to = jnp.cumsum(-falling, axis=-1)
-    before = jnp.concatenate([jnp.zeros_like(up_to[..., :1]), up_to[..., :-1]], axis=-1)
-    head = jnp.sum(jnp.where(before < head_mass[..., None], gap, 0), axis=-1)
-    total = jnp.sum(gap, axis=-1)
-    return jnp.where(total > 0, head / jnp.where(total > 0, total, 1), 0.5)
+def _summed(term: terms.Term, student_logits, teacher_logits, temperature) -> Array:
+    student, teacher = checks.logits_pair(student_logits, teacher_logits)
+    return terms.summed(term, student, teacher, checks.softening(temperature, student), None)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kdjax.losses import logspace
-from kdjax.losses.tokens.divergences import _head_share, _log_mixture
+from kdjax.losses.tokens import terms
 from kdjax.losses.tokens.topk import topk_kl
 
 Array = jax.Array
@@ -36,63 +36,15 @@ class Setting(NamedTuple):
     missing: str = ""  # of a stored top-k, what became of the other tokens
 
 
-# Each divergence: one token's part of it, and its slope by the student's log-probability. The forms are those of
-# kdjax.losses.tokens.divergences; slopes are written out, which needs fewer arrays [rows, V] than automatic differentiation.
-
-
-def _forward(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
-    return jnp.exp(log_t) * (log_t - log_s), -jnp.exp(log_t)
-
-
-def _reverse(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
-    return jnp.exp(log_s) * (log_s - log_t), jnp.exp(log_s) * (1 + log_s - log_t)
-
-
-def _skew_forward(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
-    from_student = _log_mixture(log_t - log_s, 1 - share, share)  # log m - log p_s, to rounding of itself
-    value = -jnp.exp(log_t) * _log_mixture(log_s - log_t, share, 1 - share)
-    return value, -jnp.exp(log_t + jnp.log1p(-share) - from_student)
-
-
-def _skew_reverse(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
-    from_student = _log_mixture(log_t - log_s, share, 1 - share)
-    p_s = jnp.exp(log_s)
-    return -p_s * from_student, -p_s * (from_student + jnp.expm1(jnp.log(share) - from_student))
-
-
-def _jsd(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
-    low, high = share < jnp.finfo(share.dtype).tiny, share >= 1
-    share = jnp.where(low | high, 0.5, share)
-    rest = 1 - share
-    of_teacher = -share * jnp.exp(log_t) * _log_mixture(log_s - log_t, share, rest)
-    of_student = -rest * jnp.exp(log_s) * _log_mixture(log_t - log_s, rest, share)
-    found = of_teacher + of_student, of_student  # what goes through the mixture cancels
-    if not at_ends:
-        return found
-    found = jax.tree.map(lambda x, end: jnp.where(low, end, x), found, _forward(log_s, log_t, share, at_ends))
-    return jax.tree.map(lambda x, end: jnp.where(high, end, x), found, _reverse(log_s, log_t, share, at_ends))
-
-
-def _both(log_s: Array, log_t: Array, share: Array, at_ends: bool) -> tuple[Array, Array]:
-    parts = _forward(log_s, log_t, share, at_ends), _reverse(log_s, log_t, share, at_ends)
-    return jax.tree.map(lambda forward, reverse: (1 - share) * forward + share * reverse, *parts)
-
-
-def _variation(log_s: Array, log_t: Array, share, at_ends: bool) -> tuple[Array, Array]:
-    p_s = jnp.exp(log_s)
-    gap = p_s - jnp.exp(log_t)
-    return 0.5 * gap * jnp.sign(gap), 0.5 * jnp.sign(gap) * p_s
-
-
 TERMS = {
-    "forward_kl": _forward,
-    "reverse_kl": _reverse,
-    "symmetric_kl": _both,
-    "jsd": _jsd,
-    "skew_fkl": _skew_forward,
-    "skew_rkl": _skew_reverse,
-    "tvd": _variation,
-    "akl": _both,  # its share is of each row, found when its probabilities are
+    "forward_kl": terms.forward,
+    "reverse_kl": terms.reverse,
+    "symmetric_kl": terms.both,
+    "jsd": terms.jsd,
+    "skew_fkl": terms.skew_forward,
+    "skew_rkl": terms.skew_reverse,
+    "tvd": terms.variation,
+    "akl": terms.both,  # its share is of each row, found when its probabilities are
 }
 STORED = "topk_kl"  # whose teacher is no network
 
@@ -206,13 +158,18 @@ def _heard(setting: Setting, all_s: Array, teacher: Network, rows: dict, fixed: 
     kept = (all_s != -jnp.inf) & (all_t != -jnp.inf)
     log_s, log_t = (jnp.where(kept, log_p, 0) for log_p in (all_s, all_t))
     if setting.divergence == "akl":
-        share = 1 - _head_share(*(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), share[:, 0])[:, None]
-    terms, slope = TERMS[setting.divergence](log_s, log_t, share, setting.at_ends)
-    kd = _weighted(_whole(jnp.sum(jnp.where(kept, terms, 0), axis=-1), axis_name), weight)
+        share = (
+            1
+            - terms.head_share(*(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), share[:, 0])[:, None]
+        )
+    term = terms.jsd_to_the_ends if setting.at_ends else TERMS[setting.divergence]
+    values, slopes = term(log_s, log_t, share)
+    kd = _weighted(_whole(jnp.sum(jnp.where(kept, values, 0), axis=-1), axis_name), weight)
     if not differentiate:
         return kd, None
     pull = (fixed["kd"] * weight)[:, None]
-    return kd, _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
+    through = lambda slope: _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
+    return kd, sum(map(through, jax.tree.leaves(slopes)))
 
 
 def _stored(setting: Setting, z_s: Array, rows: dict, fixed: dict, differentiate: bool):
