@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from kdjax.losses import checks
-from kdjax.losses.tokens.fused_linear_parts import STORED, TERMS, Network, Setting, on_the_same_axes, sums
+from kdjax.losses.tokens.fused_linear_parts import NONE, STORED, TERMS, Network, Setting, on_the_same_axes, sums
 
 __all__ = ["FusedLinearKD", "fused_linear_kd"]
 
@@ -45,7 +45,7 @@ def fused_linear_kd(
     teacher_head: ArrayLike | None = None,
     labels: ArrayLike | None = None,
     *,
-    divergence: str = "forward_kl",
+    divergence: str | None = "forward_kl",
     topk: tuple[ArrayLike, ArrayLike] | None = None,
     missing: Literal["other_bucket", "renormalize"] = "other_bucket",
     temperature: ArrayLike = 1.0,
@@ -81,7 +81,8 @@ def fused_linear_kd(
       teacher_head: `[D', V]`, of the same vocabulary; a constant.
       labels: `[...]` integer tokens, or None for no cross-entropy. A label outside 0 to V - 1 that is
         not `ignore_index` makes `sum` and `ce` nan and sends nothing back, as in `cross_entropy`.
-      divergence: "forward_kl", "reverse_kl", "symmetric_kl", "jsd", "skew_fkl", "skew_rkl", "tvd" or "akl".
+      divergence: "forward_kl", "reverse_kl", "symmetric_kl", "jsd", "skew_fkl", "skew_rkl", "tvd" or "akl"; None for the
+        cross-entropy alone, without a teacher.
       topk: `(ids, logprobs)`, each `[..., k]`, the most likely tokens of a teacher as `topk_signal` gives them, in place of its
         states and head; the divergence is then that of `topk_kl`.
       missing: of `topk`, what became of all other tokens, see `topk_kl`.
@@ -127,23 +128,30 @@ def fused_linear_kd(
     >>> print(*(f"{value:.4f}" for value in loss))
     0.8672 2.0000 0.5539 0.3133 1.0000
     """
-    if topk is not None:
-        if not (teacher_hidden is None and teacher_head is None and teacher_bias is None):
-            raise ValueError("topk is a teacher by itself; leave teacher_hidden, teacher_head and teacher_bias out.")
+    taught = not (teacher_hidden is None and teacher_head is None and teacher_bias is None)
+    if topk is not None and taught:
+        raise ValueError("topk is a teacher by itself; leave teacher_hidden, teacher_head and teacher_bias out.")
+    if divergence is None:
+        if taught or topk is not None or labels is None:
+            raise ValueError("divergence is None: give labels, and no teacher.")
+        divergence = NONE
+    elif topk is not None:
         divergence = STORED
     elif teacher_hidden is None or teacher_head is None:
         raise ValueError("There is no teacher; give teacher_hidden and teacher_head, or topk.")
     if axis_name is not None and divergence in ("akl", STORED):
         raise ValueError(f"{divergence} is of whole rows of the vocabulary, which is not spread over {axis_name!r}; leave "
                          "axis_name out, and spread the rows.")  # fmt: skip
-    if divergence not in (*TERMS, STORED):
+    if divergence not in (*TERMS, STORED, NONE):
         nearest = difflib.get_close_matches(str(divergence), TERMS, n=1, cutoff=0)[0]
         raise ValueError(f"divergence is {divergence!r}; did you mean {nearest!r}? It is one of {list(TERMS)}.")
     if not isinstance(chunk_size, numbers.Integral) or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}; give the rows to take at a time, a whole number from 1.")
     student = _network("student", student_hidden, student_head, student_bias)
     leading = student.hidden.shape[:-1]
-    if topk is None:
+    if divergence == NONE:
+        rows, fixed = {}, {}
+    elif topk is None:
         teacher = lax.stop_gradient(_network("teacher", teacher_hidden, teacher_head, teacher_bias))
         _same_tokens(teacher, student)
         rows, fixed = {"taught": teacher.hidden}, {"head": teacher.head, "bias": teacher.bias}

@@ -46,7 +46,7 @@ TERMS = {
     "tvd": terms.variation,
     "akl": terms.both,  # its share is of each row, found when its probabilities are
 }
-STORED = "topk_kl"  # whose teacher is no network
+STORED, NONE = "topk_kl", ""  # whose teacher is no network; of labels alone
 
 # What stands in the rows of weight 0, those that fill up the last chunk among them, which may hold anything.
 HARMLESS = {"hidden": 0, "taught": 0, "temperature": 1, "share": 0.5}
@@ -105,7 +105,9 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
             if chunk.get(name) is not None:
                 kept = counted[:, None] if chunk[name].ndim == 2 else counted
                 chunk[name] = jnp.where(kept, chunk[name], harmless)
-        taught = None if setting.divergence == STORED else Network(chunk["taught"], fixed["head"], fixed["bias"])
+        taught = (
+            None if setting.divergence in (STORED, NONE) else Network(chunk["taught"], fixed["head"], fixed["bias"])
+        )
         at_chunk = student._replace(hidden=chunk["hidden"]), taught
         sums, by_logits = _chunk(setting, *at_chunk, chunk, fixed, differentiate)
         sums = jax.tree.map(jnp.add, so_far[0], sums)
@@ -125,51 +127,36 @@ def _over_chunks(setting: Setting, student: Network, rows: dict, fixed: dict, *,
 
 def _chunk(setting: Setting, student: Network, teacher: Network | None, rows: dict, fixed: dict, differentiate: bool):
     """The sums over some rows, and the gradient of the first by the student's logits `[rows, V]`, or None."""
-    axis_name, weight = setting.axis_name, rows["weight"]
-    temperature = None if rows.get("temperature") is None else rows["temperature"][:, None]
-    z_s, all_s = _logits(student, weight.dtype), None
-    if teacher is None:
-        kd, by_logits = _stored(setting, z_s, rows, fixed, differentiate)
+    z_s = _logits(student, rows["weight"].dtype)
+    if setting.divergence == NONE:
+        kd, by_logits = _varying_on(jnp.zeros((), z_s.dtype), _axes(rows["weight"])), 0
     else:
-        all_s = _log_softmax(z_s, temperature, axis_name)
-        kd, by_logits = _heard(setting, all_s, teacher, rows, fixed, temperature, differentiate)
+        kd, by_logits = _heard(setting, z_s, teacher, rows, fixed, differentiate)
     total, ce = fixed["kd"] * kd, jnp.zeros_like(kd)
     if "label" in rows:
-        log_p = all_s if all_s is not None and temperature is None else _log_softmax(z_s, None, axis_name)
-        width = log_p.shape[-1]
-        first = 0 if axis_name is None else width * lax.axis_index(axis_name)
-        target = logspace.one_hot(rows["label"] - first, width)
-        known = _whole(jnp.any(target, axis=-1).astype(jnp.int32), axis_name) > 0
-        picked = _whole(jnp.sum(jnp.where(target, log_p, 0), axis=-1), axis_name)
-        ce = _weighted(-jnp.where(known, picked, jnp.nan), rows["labelled"])
+        values, slope = logspace.label_value_and_slope(z_s, rows["label"], axis_name=setting.axis_name)
+        ce = _weighted(values, rows["labelled"])
         total = total + fixed["ce"] * ce
         if differentiate:
-            pull = (fixed["ce"] * rows["labelled"])[:, None]
-            by_log_p = jnp.where(target & (log_p != -jnp.inf), -pull, 0)
-            by_logits = by_logits + _through_softmax(by_log_p, log_p, None, axis_name)
+            by_logits = by_logits + (fixed["ce"] * rows["labelled"])[:, None] * slope
     return (total, kd, ce), by_logits
 
 
-def _heard(setting: Setting, all_s: Array, teacher: Network, rows: dict, fixed: dict, temperature, differentiate: bool):
-    """The sum of the divergence from a teacher's logits, and its gradient by the student's, with its factor."""
-    axis_name, weight = setting.axis_name, rows["weight"]
-    share = None if rows.get("share") is None else rows["share"][:, None]
-    all_t = _log_softmax(_logits(teacher, weight.dtype), temperature, axis_name)
-    kept = (all_s != -jnp.inf) & (all_t != -jnp.inf)
-    log_s, log_t = (jnp.where(kept, log_p, 0) for log_p in (all_s, all_t))
+def _heard(setting: Setting, z_s: Array, teacher: Network | None, rows: dict, fixed: dict, differentiate: bool):
+    """The sum of the divergence from a teacher, and its gradient by the student's logits, with its factor."""
+    if teacher is None:
+        return _stored(setting, z_s, rows, fixed, differentiate)
+    weight, share = rows["weight"], rows.get("share")
+    temperature = jnp.ones_like(weight) if rows.get("temperature") is None else rows["temperature"]
+    z_t = _logits(teacher, weight.dtype)
     if setting.divergence == "akl":
-        share = (
-            1
-            - terms.head_share(*(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), share[:, 0])[:, None]
-        )
+        log_s, log_t, kept = terms.log_softmaxes(z_s, z_t, temperature)
+        share = 1 - terms.head_share(*(jnp.where(kept, jnp.exp(log_p), 0) for log_p in (log_s, log_t)), share)
     term = terms.jsd_to_the_ends if setting.at_ends else TERMS[setting.divergence]
-    values, slopes = term(log_s, log_t, share)
-    kd = _weighted(_whole(jnp.sum(jnp.where(kept, values, 0), axis=-1), axis_name), weight)
-    if not differentiate:
-        return kd, None
-    pull = (fixed["kd"] * weight)[:, None]
-    through = lambda slope: _through_softmax(jnp.where(kept, pull * slope, 0), all_s, temperature, axis_name)
-    return kd, sum(map(through, jax.tree.leaves(slopes)))
+    values, slope = terms.value_and_slope(
+        term, z_s, z_t, temperature, share, axis_name=setting.axis_name, differentiate=differentiate
+    )
+    return _weighted(values, weight), (fixed["kd"] * weight)[:, None] * slope if differentiate else None
 
 
 def _stored(setting: Setting, z_s: Array, rows: dict, fixed: dict, differentiate: bool):
@@ -209,22 +196,6 @@ def _to_inputs(by_logits: Array, student: Network, axis_name) -> Network:
     by_hidden = _whole(product(rounded, head.astype(operand).T), axis_name).astype(operand)
     by_head = product(hidden.astype(operand).T, rounded)
     return Network(by_hidden, by_head, None if bias is None else jnp.sum(by_logits, axis=0))
-
-
-def _log_softmax(logits: Array, temperature: Array | None, axis_name) -> Array:
-    """As `logspace.log_softmax`, over a vocabulary that may be spread over devices; not to be differentiated."""
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    top = top if axis_name is None else lax.pmax(top, axis_name)
-    shifted = logits - jnp.where(top == -jnp.inf, 0, top)
-    shifted = shifted if temperature is None else shifted / temperature
-    total = _whole(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True), axis_name)
-    return shifted - jnp.log(jnp.where(total == 0, 1, total))
-
-
-def _through_softmax(by_log_p: Array, log_p: Array, temperature: Array | None, axis_name) -> Array:
-    """The gradient by logits of what has this one by their log-probabilities."""
-    slope = by_log_p - jnp.exp(log_p) * _whole(jnp.sum(by_log_p, axis=-1, keepdims=True), axis_name)
-    return slope if temperature is None else slope / temperature
 
 
 # Devices

@@ -5,7 +5,7 @@ broadcast to `[..., V]`. It returns what the token adds and its slope by the stu
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def summed(term: Term, student: Array, teacher: Array, temperature: Array, share
     takes the exponentials it needs anew, so that a compiler keeps no array of log-probabilities. Derivatives by anything else,
     and second ones, are those of automatic differentiation.
     """
-    return _by_passes(term, student, teacher, temperature, share, differentiate=False)[0]
+    return value_and_slope(term, student, teacher, temperature, share, differentiate=False)[0]
 
 
 @functools.partial(summed.defjvp, symbolic_zeros=True)
@@ -182,7 +182,7 @@ def _summed_jvp(term: Term, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value_and_slope(term: Term, student, teacher, temperature, share) -> tuple[Array, Array]:
-    return _by_passes(term, student, teacher, temperature, share, differentiate=True)
+    return value_and_slope(term, student, teacher, temperature, share)
 
 
 @_value_and_slope.defjvp
@@ -201,25 +201,41 @@ def _automatic(term: Term, student, teacher, temperature, share) -> Array:
     return jnp.sum(jnp.where(kept, terms, 0), axis=-1)
 
 
-def _by_passes(term: Term, student, teacher, temperature, share, *, differentiate: bool) -> tuple[Array, Array | None]:
-    """The sums `[...]`, and their slope by the student's logits `[..., V]`."""
+def value_and_slope(
+    term: Term,
+    student: Array,
+    teacher: Array,
+    temperature: Array,
+    share: Array | None,
+    *,
+    axis_name: Hashable = None,
+    differentiate: bool = True,
+) -> tuple[Array, Array | None]:
+    """The sums `[...]`, and their slope by the student's logits `[..., V]`, or None; neither is to be differentiated.
+
+    Args:
+      axis_name: the mapped axis that the vocabulary is spread over.
+    """
+    over = functools.partial(_over, axis_name)
     temperature, share = temperature[..., None], None if share is None else share[..., None]
-    rows = _normalizer(student, temperature), _normalizer(teacher, temperature), 1 / temperature, share
+    normalizers = (_normalizer(logits, temperature, axis_name) for logits in (student, teacher))
+    rows = *normalizers, 1 / temperature, share
     if term not in ALONE:
         value, slopes, p_s = _parts(term, student, teacher, rows)
-        value = jnp.sum(value, axis=-1)
+        value = over(jnp.sum(value, axis=-1))
         if not differentiate:
             return value, None
-        return value, sum(slope - p_s * jnp.sum(slope, axis=-1, keepdims=True) for slope in slopes) / temperature
+        pulls = [over(jnp.sum(slope, axis=-1, keepdims=True)) for slope in slopes]
+        return value, sum(slope - p_s * pull for slope, pull in zip(slopes, pulls, strict=True)) / temperature
 
     constants = [jnp.full_like(temperature, number) for number in (LOWEST, jnp.finfo(temperature.dtype).min, 1)]
     # Barriers around the numbers a row: what a pass computes of them is its own, and not kept for the next.
     rows = lax.optimization_barrier((rows, constants))
-    value = jnp.sum(_parts_alone(term, student, teacher, *rows)[0], axis=-1)
+    value = over(jnp.sum(_parts_alone(term, student, teacher, *rows)[0], axis=-1))
     if not differentiate:
         return value, None
     rows = lax.optimization_barrier(rows)
-    pull = jnp.sum(_parts_alone(term, student, teacher, *rows)[1], axis=-1, keepdims=True)
+    pull = over(jnp.sum(_parts_alone(term, student, teacher, *rows)[1], axis=-1, keepdims=True))
     rows = lax.optimization_barrier(rows)
     _, slope, p_s = _parts_alone(term, student, teacher, *rows)
     return value, (slope - p_s * pull) * rows[0][2]
@@ -246,12 +262,18 @@ def _parts_alone(term: Term, student: Array, teacher: Array, rows, constants) ->
     return kept * value, kept * slope, jnp.exp(log_s)
 
 
-def _normalizer(logits: Array, temperature: Array) -> tuple[Array, Array]:
+def _normalizer(logits: Array, temperature: Array, axis_name: Hashable) -> tuple[Array, Array]:
     """The largest logit of a row and the logarithm of its sum of exponentials, `[..., 1]`; 0 and 0 in a row without tokens."""
     top = jnp.max(logits, axis=-1, keepdims=True)
+    top = top if axis_name is None else lax.pmax(top, axis_name)
     top = jnp.where(top == -jnp.inf, 0, top)
-    total = jnp.sum(jnp.exp((logits - top) / temperature), axis=-1, keepdims=True)
+    total = _over(axis_name, jnp.sum(jnp.exp((logits - top) / temperature), axis=-1, keepdims=True))
     return lax.optimization_barrier(top), jnp.log(jnp.where(total == 0, 1, total))
+
+
+def _over(axis_name: Hashable, x: Array) -> Array:
+    """The sum over all parts of the vocabulary."""
+    return x if axis_name is None else lax.psum(x, axis_name)
 
 
 def _instantiated(primals, tangents):

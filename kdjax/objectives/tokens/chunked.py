@@ -97,10 +97,8 @@ def label_term(ctx: Context, labels: Array) -> Term:
 
     def sums(heads, options, rows, axis_name=None):
         (head,), (ours, labels, usable) = heads, rows
-        # A teacher one wide that says nothing, and counts nothing.
-        nothing = jnp.zeros((*ours.shape[:2], 1), ours.dtype), jnp.zeros((1, len(head)), head.dtype)
         found = losses.fused_linear_kd(
-            ours, head.T, *nothing, jnp.where(usable, labels, 0), kd_weight=0.0, weights=usable, ignore_index=NO_LABEL,
+            ours, head.T, labels=jnp.where(usable, labels, 0), divergence=None, weights=usable, ignore_index=NO_LABEL,
             axis_name=axis_name, **options,
         )  # fmt: skip
         return found.sum, found.count

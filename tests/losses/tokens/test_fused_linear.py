@@ -444,3 +444,40 @@ def call(**changed):
 def test_refuses_what_does_not_fit(changed, error, message):
     with pytest.raises(error, match=message):
         call(**changed)
+
+
+def test_labels_alone_are_the_cross_entropy_without_a_teacher():
+    weights = np.where(KEPT, WEIGHTS, 0)
+    with computing_in("f64") as real:
+        student, hidden = jax.tree.map(real, STUDENT), real(STUDENT["hidden"])
+
+        def fused_alone(hidden):
+            found = losses.fused_linear_kd(
+                hidden,
+                student["head"],
+                labels=LABELS,
+                divergence=None,
+                weights=weights,
+                student_bias=student["bias"],
+                chunk_size=3,
+            )
+            return found.sum, (found.ce, found.kd, found.ce_count)
+
+        def dense_alone(hidden):
+            values = losses.cross_entropy(
+                hidden @ student["head"] + student["bias"][None], np.where(LABELS < 0, 0, LABELS)
+            )
+            return jnp.sum(values * weights * (LABELS >= 0)), None
+
+        (total, (ce, kd, count)), gradient = jax.value_and_grad(fused_alone, has_aux=True)(hidden)
+        (expected, _), expected_gradient = jax.value_and_grad(dense_alone, has_aux=True)(hidden)
+        np.testing.assert_allclose(
+            [total, ce, kd, count], [expected, expected, 0, np.sum(weights * (LABELS >= 0))], 1e-10
+        )
+        np.testing.assert_allclose(gradient, expected_gradient, 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize("more", [{}, {"labels": LABELS, "teacher_head": TEACHER["head"]}])
+def test_without_a_divergence_there_are_labels_and_no_teacher(more):
+    with pytest.raises(ValueError, match="divergence is None: give labels, and no teacher"):
+        losses.fused_linear_kd(STUDENT["hidden"], STUDENT["head"], divergence=None, **more)
