@@ -19,8 +19,8 @@ Term = Callable[[Array, Array, Array | None], tuple[Array, Array]]
 
 # From here on exp(gap) may overflow, and the larger probability is taken out of the mixture first.
 FAR = 30.0
-# Stands in for the logarithm of no probability: no probability either, and no nan beside it.
-LOWEST = -1e30
+# Of the least finite number, what stands in for the logarithm of no probability: no probability either, and no nan beside it.
+NOTHING = 0.999
 
 
 def forward(log_s: Array, log_t: Array, share) -> tuple[Array, Array]:
@@ -228,7 +228,8 @@ def value_and_slope(
         pulls = [over(jnp.sum(slope, axis=-1, keepdims=True)) for slope in slopes]
         return value, sum(slope - p_s * pull for slope, pull in zip(slopes, pulls, strict=True)) / temperature
 
-    constants = [jnp.full_like(temperature, number) for number in (LOWEST, jnp.finfo(temperature.dtype).min, 1)]
+    least = float(jnp.finfo(temperature.dtype).min)
+    constants = [jnp.full_like(temperature, number) for number in (NOTHING * least, least, 1)]
     # Barriers around the numbers a row: what a pass computes of them is its own, and not kept for the next.
     rows = lax.optimization_barrier((rows, constants))
     value = over(jnp.sum(_parts_alone(term, student, teacher, *rows)[0], axis=-1))
