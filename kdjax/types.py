@@ -360,6 +360,7 @@ class Context:
       teacher_call: `(part, *arrays) -> Any`: a named part of the frozen teacher, differentiable in its inputs.
       student_call: the same of the student, differentiable in its parameters too, in a step whose logits `[B, L, V]` are never
         to be there at once: objectives make them of the last features and the part "token_weights". Else None.
+      summed: whether the gradient of the weighted sum of all terms is all that is asked for, and not that of each group.
     """
 
     student: ModelOutput
@@ -373,3 +374,4 @@ class Context:
     train: bool = True
     teacher_call: Callable[..., Any] | None = None
     student_call: Callable[..., Any] | None = None
+    summed: bool = False

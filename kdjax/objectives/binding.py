@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kdjax.models.functional import FunctionalModule, NoModule, functionalise
 from kdjax.objectives.base import Objective, part_names, weighted
+from kdjax.objectives.tokens.together import taken_together
 from kdjax.types import Array, Batch, Context, DataInfo, ModelOutput, Terms, Tree
 
 ROLES = ("student", "teacher", "peer")
@@ -39,11 +40,14 @@ class Bound:
         ctx = without_nonsense(ctx)
         terms: Terms = {}
         new_state = {}
+        together = taken_together(self.parts, ctx)
         for i, (name, part) in enumerate(self.parts.items()):
             part_ctx = ctx if ctx.key is None else dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, i))
             module = self.modules.get(name)
             with jax.named_scope(name):
-                if module is None:
+                if name in together:
+                    values = together[name]
+                elif module is None:
                     values = part.terms(None, part_ctx)
                 else:
                     values, new_state[name] = module.call(

@@ -106,7 +106,7 @@ def make_step(
                          "another optimizer.")  # fmt: skip
     if correct:
         same_architecture(student, teacher)
-    losses_of = make_losses(student, objective, clock, axis, in_chunks)
+    losses_of = make_losses(student, objective, clock, axis, in_chunks, summed=not (grouped or combine or correct))
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
         shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut, moved)
@@ -195,7 +195,9 @@ def make_teacher_gradient(
     return gradient
 
 
-def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis, in_chunks: bool = False):
+def make_losses(
+    student: Network, objective: Bound, clock: Clock, axis: Axis, in_chunks: bool = False, *, summed: bool = False
+):
     """The forward pass of student and objective: `(params, state, inputs, train state) -> (share of each group's loss,
     (new state, terms, the student's output on the main view))`."""
 
@@ -221,6 +223,7 @@ def make_losses(student: Network, objective: Bound, clock: Clock, axis: Axis, in
             axis=axis,
             teacher_call=inputs.teacher_call,
             student_call=call if in_chunks else None,
+            summed=summed,
         )
         others = {
             name: dataclasses.replace(ctx, student=output, teacher=inputs.teacher.get(name), peer=inputs.peer.get(name))

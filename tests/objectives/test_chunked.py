@@ -112,6 +112,22 @@ def test_a_step_is_that_of_whole_logits(whole, devices, kind, words):
         np.testing.assert_allclose(gradient[name], leaf, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("weights", [(0.5, 2.0), (0.0, 2.0), (0.5, 0.0), (0.0, 0.0)])
+@pytest.mark.parametrize("devices, kind", [(1, "jit"), (4, "jit"), (2, "pmap")])
+def test_labels_and_a_divergence_share_their_logits(weights, devices, kind, monkeypatch):
+    calls, fused = [], losses.fused_linear_kd
+    monkeypatch.setattr(losses, "fused_linear_kd", lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs))
+    objective = Sum(objectives=(weights[0] * CrossEntropy(), weights[1] * ForwardKL(temperature=2.0)))
+    with jax.enable_x64(True):
+        (wanted, gradient), (found, ours) = (
+            stepped(pieces, devices, kind, objective=objective) for pieces in (False, True)
+        )
+    assert len(calls) == 1
+    for name, value in found.items():
+        assert value == pytest.approx(wanted[name], rel=1e-6 if "norm" in name else 1e-9), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, gradient)
+
+
 def test_logits_are_never_there(whole):
     """In the program no array has the vocabulary beside all tokens, but in the dense one."""
     student, teacher, batch = made_of()

@@ -4,13 +4,14 @@ For vocabularies beyond `MANY` tokens. A step says so by `Context.student_call`;
 rounding, with their gradients: `kdjax.losses.fused_linear_kd`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kdjax import losses
+from kdjax.reduction import sum_over_devices
 from kdjax.types import Array, Axis, Context, ModelOutput, Network, Term
 
 MANY = 32_768
@@ -44,6 +45,44 @@ def divergence_term(ctx: Context, divergence: str, **options: Array | float) -> 
         return found.sum, found.count
 
     return Term(*_spread(sums, heads, options, (ours, theirs, weights), ctx.axis, by_kinds=divergence != "akl"))
+
+
+def terms_together(
+    ctx: Context, divergence: str, weights: tuple[Array | float, Array | float], **options: Array | float
+) -> tuple[Term, Term]:
+    """`divergence_term` and `label_term` from logits that are made once, where the gradient of their weighted sum is enough.
+
+    Args:
+      weights: of the divergence and of the labels, which the terms are going to have.
+
+    Returns:
+      Both, with their own sums and counts. All of the gradient flows through the first whose weight is not 0.
+    """
+    ours, theirs, labels = _states(ctx.student), _states(ctx.teacher), ctx.batch.labels
+    heads = _head(ctx.student_call, ours), _head(ctx.teacher_call, theirs)
+    masks = [ctx.batch.mask(ours.shape[:2], labelled=labelled) for labelled in (False, True)]
+    counts = [jnp.sum(mask, dtype=jnp.promote_types(ours.dtype, jnp.float32)) for mask in masks]
+    # What a step's loss takes of each sum, so that they can be added up here.
+    shares = [weight / jnp.maximum(x, 1) for weight, x in zip(weights, sum_over_devices(counts, ctx.axis), strict=True)]
+
+    def sums(heads, options, rows, axis_name=None):
+        ours, theirs, labels, kept, usable = rows
+        options, (kd_weight, ce_weight) = options
+        found = losses.fused_linear_kd(
+            ours, heads[0].T, theirs, heads[1].T, jnp.where(usable, labels, NO_LABEL), divergence=divergence, weights=kept,
+            kd_weight=kd_weight, ce_weight=ce_weight, ignore_index=NO_LABEL, axis_name=axis_name, **options,
+        )  # fmt: skip
+        return found.sum, found.kd, found.ce
+
+    rows = ours, theirs, labels, *masks
+    whole, *parts = _spread(sums, heads, (options, shares), rows, ctx.axis, by_kinds=divergence != "akl")
+    gradient, found, left = whole - jax.lax.stop_gradient(whole), [], True
+    for part, share, count in zip(parts, shares, counts, strict=True):
+        share = jax.lax.stop_gradient(jnp.asarray(share, part.dtype))
+        carries = left & (share != 0)
+        found.append(Term(part + jnp.where(carries, gradient / jnp.where(share == 0, 1, share), 0), count))
+        left = left & ~carries
+    return tuple(found)
 
 
 def kept(teacher: ModelOutput) -> tuple[Array, Array] | None:
@@ -117,8 +156,8 @@ def _head(call, states: Array) -> Array:
 
 
 def _spread(
-    sums, heads: tuple[Array, ...], options: dict, rows: tuple[Array, ...], axis: Axis, *, by_kinds: bool = True
-) -> tuple[Array, Array]:
+    sums, heads: tuple[Array, ...], options: Any, rows: tuple[Array, ...], axis: Axis, *, by_kinds: bool = True
+) -> tuple[Array, ...]:
     """`sums(heads, options, rows)`, of all rows. Under `jit` over several devices these share it, which the partitioner left to
     itself would not have them do.
 
@@ -137,4 +176,4 @@ def _spread(
         return sums(heads, options, rows)
     part = lambda heads, options, rows: tuple(x[None] for x in sums(heads, options, rows))
     found = jax.shard_map(part, in_specs=(whole, whole, held), out_specs=held)(heads, options, rows)
-    return jnp.sum(found[0]), jnp.sum(found[1])
+    return tuple(map(jnp.sum, found))

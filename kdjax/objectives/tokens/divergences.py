@@ -56,13 +56,18 @@ class Divergence(Objective):
     def divergence(self, student: Array, teacher: Array, **options) -> Array:
         raise TypeError(f"{type(self).__name__} does not say its divergence; define divergence.")
 
+    def in_pieces(self, progress):
+        """The hyperparameters of now, for `fused_linear_kd`."""
+        options = self.now(progress, *self.options)
+        options.pop("normalized", None)  # which it is not
+        return options
+
     def terms(self, module, ctx):
-        options = self.now(ctx.progress, *self.options)
         if ctx.student_call is not None:
-            options.pop("normalized", None)  # which it is not
             if kept(ctx.teacher) is not None:
                 return top_k_term(ctx, None, "other_bucket")
-            return divergence_term(ctx, self.chunked, **options)
+            return divergence_term(ctx, self.chunked, **self.in_pieces(ctx.progress))
+        options = self.now(ctx.progress, *self.options)
         values = self.divergence(ctx.student.logits, ctx.teacher.logits, **options)
         return per_example(values, ctx.batch)
 
