@@ -110,7 +110,7 @@ def effect_size(values: Sequence[float], control: Sequence[float]) -> float:
     if all(np.ptp(x) <= _rounding(x) for x in (a, b)):
         return float("nan")
     free = len(a) + len(b) - 2
-    pooled = np.sqrt(((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / free)
+    pooled = np.sqrt(sum(np.sum((x - x.mean()) ** 2) for x in (a, b)) / free)
     return float((a.mean() - b.mean()) / pooled * (1 - 3 / (4 * free - 1))) if pooled > 0 else float("nan")
 
 

@@ -247,7 +247,8 @@ def best(comparison: dict[str, Any], task: Task) -> str:
 
 def edges(settings: dict[str, Any], axes: Sequence[Axis]) -> list[str]:
     """Settings whose choice has nothing better on one side only because nothing was tried there."""
-    numbers = (axis for axis in axes if len(axis.values) > 1 and all(isinstance(v, int | float) for v in axis.values))
+    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    numbers = (axis for axis in axes if len(axis.values) > 1 and all(map(number, axis.values)))
     return [axis.path for axis in numbers if settings[axis.path] in (min(axis.values), max(axis.values))]
 
 

@@ -95,6 +95,7 @@ def test_samples_without_spread_have_no_effect_size():
     assert np.isnan(effect_size([0.1 + 0.2, 0.3, 0.3], [0.7, 0.7, 0.7]))
     assert np.isnan(effect_size(shares(HITS + 54) - np.array(shares(HITS)) + 0.8, [0.5] * 3))
     assert np.isfinite(effect_size([0.3, 0.3, 0.3], [0.7, 0.7, 0.8])), "one of them has some"
+    assert effect_size([1.0], [2.0, 3.0, 4.0]) == pytest.approx(-2 * (1 - 3 / 7)), "a single value has none to add"
 
 
 def test_the_interval_of_alike_values_is_theirs():

@@ -137,4 +137,5 @@ def test_the_best_is_by_the_tasks_metric_and_ends_are_seen():
     assert best({"methods": {"a": top1(0.1), "b": top1(0.3), "c": top1(0.3)}}, EXPERIMENT.data) == "b"
     axis = Axis("kd.temperature", (4.0, 1.0, 2.0))
     assert edges({"kd.temperature": 2.0}, [axis]) == [] and edges({"kd.temperature": 4.0}, [axis]) == ["kd.temperature"]
+    assert edges({"mlld.standardize": True}, [Axis("mlld.standardize", (False, True))]) == []
     assert edges({"x": "a"}, [Axis("x", ("a", "b"))]) == [] and edges({"x": 1}, [Axis("x", (1,))]) == []

@@ -14,6 +14,7 @@ from kdjax.losses.logits.logit import kd
 __all__ = ["standardize", "ttm", "uda_kd", "wsld", "wttm"]
 
 Array = jax.Array
+SQUARED, HUGE = 1e15, 2.0**100  # squares summed over classes are finite in float32 up to the first; a unit beyond it
 
 
 def ttm(student_logits: ArrayLike, teacher_logits: ArrayLike, *, gamma: ArrayLike = 0.1) -> Array:
@@ -157,11 +158,15 @@ def standardize(logits: ArrayLike, *, eps: ArrayLike = 1e-7) -> Array:
     top = jnp.max(jnp.where(kept, logits, -jnp.inf), axis=-1, keepdims=True)
     values = jnp.where(kept, values - lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top)), 0)
     count = jnp.sum(kept, axis=-1, keepdims=True, dtype=logits.dtype)
+    # Of classes masked by a large number the square would be infinite, and all classes alike.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(values), axis=-1, keepdims=True))
+    unit = jnp.where(largest > SQUARED, HUGE, 1)
+    values = values / unit
     mean = jnp.sum(values, axis=-1, keepdims=True) / jnp.maximum(count, 1)
     centred = jnp.where(kept, values - mean, 0)
     variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
     varied = variance > 0
-    scale = eps + jnp.where(varied, jnp.sqrt(jnp.where(varied, variance, 1)), 0)
+    scale = eps / unit + jnp.where(varied, jnp.sqrt(jnp.where(varied, variance, 1)), 0)
     return jnp.where(kept, centred / jnp.where(scale == 0, 1, scale), -jnp.inf)
 
 

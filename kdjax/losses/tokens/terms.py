@@ -155,8 +155,13 @@ def head_share(p_s: Array, p_t: Array, head_mass: Array) -> Array:
 def log_softmaxes(student: Array, teacher: Array, temperature: Array) -> tuple[Array, Array, Array]:
     """Log-probabilities of both, `[..., V]`, 0 outside the boolean mask `[..., V]` of tokens that both know."""
     kept = (student != -jnp.inf) & (teacher != -jnp.inf)
-    log_s, log_t = (logspace.log_softmax(logits, temperature) for logits in (student, teacher))
+    log_s, log_t = (_finite(logspace.log_softmax(logits, temperature)) for logits in (student, teacher))
     return jnp.where(kept, log_s, 0), jnp.where(kept, log_t, 0), kept
+
+
+def _finite(log_p: Array) -> Array:
+    """Of logits near the least finite number, as masks have them, the division by a temperature makes -inf."""
+    return jnp.maximum(log_p, NOTHING * float(jnp.finfo(log_p.dtype).min))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -247,7 +252,7 @@ def _parts(term: Term, student: Array, teacher: Array, rows) -> tuple[Array, lis
     (top_s, total_s), (top_t, total_t), sharpness, share = rows
     log_s, log_t = (student - top_s) * sharpness - total_s, (teacher - top_t) * sharpness - total_t
     kept = (student != -jnp.inf) & (teacher != -jnp.inf)
-    value, slopes = term(jnp.where(kept, log_s, 0), jnp.where(kept, log_t, 0), share)
+    value, slopes = term(jnp.where(kept, _finite(log_s), 0), jnp.where(kept, _finite(log_t), 0), share)
     return jnp.where(kept, value, 0), [jnp.where(kept, x, 0) for x in jax.tree.leaves(slopes)], jnp.exp(log_s)
 
 

@@ -121,7 +121,7 @@ def topk_kl(
     shared = known & (picked != -jnp.inf)
     top, log_total = _log_normalizer(student, temperature, None if mask is None else counted)
     shifted = (jnp.where(shared, picked, 0) - top[..., None]) / temperature[..., None]
-    log_s = jnp.where(shared, shifted - log_total[..., None], 0)
+    log_s = jnp.where(shared, jnp.maximum(shifted, LOWEST) - log_total[..., None], 0)
 
     logprobs = jnp.where(known, logprobs, 0)
     if missing == "renormalize":
@@ -136,7 +136,7 @@ def topk_kl(
         rest_s = 1 - jnp.sum(jnp.where(shared, jnp.exp(log_s), 0), axis=-1)
         rest_t, rest_s = (jnp.clip(rest, LEAST_OTHER, 1 - LEAST_OTHER) for rest in (rest_t, rest_s))
         bucket = rest_t * (jnp.log(rest_t) - jnp.log(rest_s))
-    log_t = jnp.where(shared, log_t, 0)
+    log_t = jnp.where(shared, jnp.maximum(log_t, LOWEST), 0)
     values = jnp.sum(jnp.where(shared, jnp.exp(log_t) * (log_t - log_s), 0), axis=-1) + bucket
     values = jnp.where(counted, weights * values, 0)
     return jnp.where(jnp.any(stored & ~known, axis=-1), jnp.nan, values)

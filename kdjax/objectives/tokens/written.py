@@ -168,7 +168,7 @@ def over_batch(function, *rows: Array, axis: str | None) -> Array:
 METHODS = {
     "gkd": Method(
         JSD(beta=0.5, temperature=0.9), "text", "half of what is learned from the student writes itself",
-        "TRL's defaults", on_policy=0.5,
+        "TRL's defaults, which writes at 0.9 too: `data.sampling.temperature`", on_policy=0.5,
     ),
     "distillm": Method(
         SkewKL(alpha=0.1), "text", "a bounded KL, on more of what the student wrote, now or before, when validation gets worse",

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,8 +27,7 @@ def language_sums(student, teacher, batch: Batch, byte_counts: np.ndarray) -> di
     written = total(jnp.asarray(byte_counts)[batch.labels])
     for role, output in (("student", student), ("teacher", teacher)):
         if role in sums:
-            log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32))
-            sums[role] |= {"entropy": total(-jnp.sum(jnp.exp(log_p) * log_p, axis=-1)), "bytes": written}
+            sums[role] |= {"entropy": total(losses.predictive_entropy(output.logits)), "bytes": written}
     if compared:
         sums["student"]["reverse_kl"] = total(losses.reverse_kl(student.logits, teacher.logits))
     return sums
@@ -51,7 +49,7 @@ def rouge_l(said: str, reference: str) -> float:
 
     Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004; words are runs of letters and digits, without stemming.
     """
-    first, second = (re.findall(r"\w+", text.lower()) for text in (said, reference))
+    first, second = (re.findall(r"[^\W_]+", text.lower()) for text in (said, reference))
     if not first or not second:
         return 0.0
     row = [0] * (len(second) + 1)

@@ -391,3 +391,12 @@ def test_refuses_what_does_not_fit():
         wsld(STUDENT, TEACHER, LABELS.astype(np.float32))
     with pytest.raises(ValueError, match="temperature is 0"):
         wsld(STUDENT, TEACHER, labels=LABELS, temperature=0)
+
+
+def test_a_class_masked_by_the_least_finite_number_leaves_the_others_alike_and_itself_far_below():
+    for count in (1, 2):
+        masked = jnp.concatenate([jnp.array([[1.0, 2.0]]), jnp.full((1, count), jnp.finfo(jnp.float32).min)], axis=1)
+        found = standardize(masked)
+        expected = np.concatenate([[0.0, 0.0], np.full(count, -1.0)])
+        expected = (expected - expected.mean()) / expected.std(ddof=1)
+        np.testing.assert_allclose(found[0], expected, rtol=1e-6)

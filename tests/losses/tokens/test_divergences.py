@@ -478,3 +478,28 @@ def test_refuses_logits_that_do_not_fit():
             bound(key)(STUDENT, TEACHER[:, :4])
         with pytest.raises(TypeError, match="teacher_logits must be floating point"):
             bound(key)(STUDENT, TEACHER.astype(int))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "key", ["forward_kl", "reverse_kl", "symmetric_kl", "jsd", "skew_fkl", "skew_rkl", "tvd", "akl"]
+)
+def test_tokens_masked_by_the_least_finite_number_are_out(key, temperature):
+    """As Transformers masks them; divided by a temperature below 1 it is -inf."""
+    masked = lambda mask: [jnp.array([[1.0, 2.0, mask]]), jnp.array([[2.0, 1.0, mask]])]
+    found, expected = (
+        mean_and_gradient(getattr(divergences, key), *masked(mask), temperature=temperature)
+        for mask in (jnp.finfo(jnp.float32).min, -jnp.inf)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    heads = [{"hidden": jnp.eye(1), "head": x} for x in masked(jnp.finfo(jnp.float32).min)]
+    fused = losses.fused_linear_kd(
+        heads[0]["hidden"],
+        heads[0]["head"],
+        heads[1]["hidden"],
+        heads[1]["head"],
+        divergence=key,
+        temperature=temperature,
+    )
+    np.testing.assert_allclose(fused.sum, expected[0], rtol=1e-6)

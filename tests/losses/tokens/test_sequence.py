@@ -570,3 +570,19 @@ def test_padding_of_a_stored_teacher_writes_nothing():
     np.testing.assert_array_equal(jnp.isnan(beyond).all(1), [False, True])
     with pytest.raises(TypeError, match="ids must be integer"):
         topk.topk_teacher(student, ids.astype(float), logprobs)
+
+
+@pytest.mark.parametrize("missing", ["other_bucket", "renormalize"])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_a_kept_token_masked_by_the_least_finite_number_is_out(missing, temperature):
+    least = jnp.finfo(jnp.float32).min
+    student, logprobs, ids = (
+        jnp.array([[1.0, 2.0, least]]),
+        jnp.log(jnp.array([[0.7, 0.3, 1.0]])),
+        jnp.array([[1, 0, 2]]),
+    )
+    loss = lambda last: jax.value_and_grad(
+        lambda s: topk.topk_kl(s, ids, logprobs.at[0, 2].set(last), missing=missing, temperature=temperature).sum()
+    )(student)
+    for found, expected in zip(loss(least), loss(-jnp.inf), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
