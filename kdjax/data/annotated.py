@@ -14,7 +14,10 @@ import numpy as np
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import SPLITS
 from kdjax.data.pictures import Unreadable, picture_size
+from kdjax.data.text_files import read_text
+from kdjax.data.yolo import class_names, described
 
+COCO, VOC, YOLO = "annotations", "Annotations", "labels"  # the folders of descriptions
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 TEXT_LIMIT = 64 * 2**20  # bytes of a description of one picture
 
@@ -31,6 +34,7 @@ class Annotated:
       crowd: `[n]` bool, boxes around many objects.
       difficult: `[n]` bool, objects that need not be found.
       tall: whether the upright picture is higher than wide; None where its description does not say so.
+      size: height and width by its description, where it says them.
     """
 
     path: str
@@ -40,6 +44,21 @@ class Annotated:
     crowd: np.ndarray
     difficult: np.ndarray
     tall: bool | None = None
+    size: tuple[float, float] | None = None
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses an upright picture that is not the one described, whose boxes are of other pixels. Sides that are confused in
+        the description alone, as in some of Pascal VOC's, are of no harm."""
+        if self.size is None or self.size == (height, width):
+            return
+        swapped = self.size == (width, height)
+        fits = not len(self.boxes) or (self.boxes[:, 2:].max(axis=0) <= np.array([width, height]) + 1).all()
+        if not (swapped and fits):
+            turned = " Its EXIF turns it; save it upright." if swapped else ""
+            raise DataError(
+                f"{self.path} is {width} x {height} pixels, and its boxes are of {self.size[1]:g} x {self.size[0]:g}; give the "
+                f"pictures that the description is of.{turned}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +84,11 @@ class AnnotatedSplit:
         return digest.hexdigest()
 
 
+def has_boxes(root: Path) -> bool:
+    """Whether a folder is one of pictures with boxes."""
+    return root.is_dir() and bool({COCO, VOC, YOLO} & set(os.listdir(root)))
+
+
 def open_annotated(root: Path, split: str) -> AnnotatedSplit:
     """The pictures with boxes of a folder.
 
@@ -76,7 +100,7 @@ def open_annotated(root: Path, split: str) -> AnnotatedSplit:
     Raises:
       DataError: it is none of these; a file, a class or a picture is missing; or a box is no box.
     """
-    for there, reader in (("annotations", _coco), ("Annotations", _voc), ("labels", _yolo)):
+    for there, reader in ((COCO, _coco), (VOC, _voc), (YOLO, _yolo)):
         if there in (os.listdir(root) if root.is_dir() else ()):  # names as they are written, on any file system
             names = [split, *(("validation",) if split == "test" else ())]
             for name in names:
@@ -103,10 +127,13 @@ def _made(
         raise DataError(f"{where} has a box that is not finite, {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}.")
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     of = lambda given, default: np.asarray(default if given is None else given)
+    own = sides[:, 0] * sides[:, 1]
+    area = own if area is None else np.array(area, np.float64)  # None is nan
     return Annotated(
-        path, boxes, np.asarray(labels, np.int32).reshape(count), of(area, sides[:, 0] * sides[:, 1]).astype(np.float64),
+        path, boxes, np.asarray(labels, np.int32).reshape(count), np.where(area > 0, area, own),
         of(crowd, np.zeros(count)).astype(bool), of(difficult, np.zeros(count)).astype(bool),
         bool(size[0] > size[1]) if size and all(size) else None,
+        tuple(map(float, size)) if size and all(size) else None,
     )  # fmt: skip
 
 
@@ -133,11 +160,19 @@ def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
         categories = sorted(whole["categories"], key=lambda c: c["id"])
         images, objects = whole["images"], whole["annotations"]
         place = {c["id"]: i for i, c in enumerate(categories)}
+        names = tuple(str(c.get("name", c["id"])) for c in categories)
+        twice = [x for listed in (names, [c["id"] for c in categories]) for x in set(listed) if listed.count(x) > 1]
+        if twice:
+            raise DataError(f"{file} lists the category {twice[0]} twice; give each a number and a name of its own.")
         by_image: dict[Any, list] = {image["id"]: [] for image in images}
         for one in objects:
             if one["category_id"] not in place or one["image_id"] not in by_image:
                 what = "category" if one["category_id"] not in place else "image"
                 raise DataError(f"{file} has an object of {what} {one[f'{what}_id']}, which it does not list.")
+            if len(one["bbox"]) != 4:
+                raise DataError(
+                    f"{file} has an object whose bbox is {one['bbox']}; it must be left, top, width and height."
+                )
             by_image[one["image_id"]].append(one)
         folder = _coco_folder(root, file, images)
         pictures = []
@@ -148,13 +183,13 @@ def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
                 _made(
                     _there(folder / image["file_name"], str(file)),
                     np.stack([left, top, left + width, top + height], axis=-1), [place[o["category_id"]] for o in there],
-                    f"{file}: {image['file_name']}", area=[o.get("area", o["bbox"][2] * o["bbox"][3]) for o in there],
+                    f"{file}: {image['file_name']}", area=[o.get("area") for o in there],
                     crowd=[o.get("iscrowd", 0) for o in there], size=(image.get("height"), image.get("width")),
                 )
             )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no annotation file of COCO: {type(error).__name__} {error}.") from error
-    return AnnotatedSplit(tuple(pictures), tuple(str(c.get("name", c["id"])) for c in categories))
+    return AnnotatedSplit(tuple(pictures), names)
 
 
 def _coco_folder(root: Path, file: Path, images: list) -> Path:
@@ -177,7 +212,9 @@ def _voc(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
     file = next((lists / f"{word}.txt" for word in words if (lists / f"{word}.txt").is_file()), None)
     if file is None:
         return None
-    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    # Behind a name may stand whether a class is in the picture; in it may be blanks.
+    names = [line if (root / "Annotations" / f"{line}.xml").is_file() else line.split()[0] for line in lines]
     read = [_voc_one(root / "Annotations" / f"{name}.xml") for name in names]
     classes = sorted(
         {label for found in map(_voc_one, sorted((root / "Annotations").glob("*.xml"))) for label in found[1]}
@@ -209,11 +246,12 @@ def _voc_one(file: Path) -> tuple[list, list, list, tuple[float, float]]:
     if file.stat().st_size > TEXT_LIMIT:
         raise DataError(f"{file} is larger than any description of a picture.")
     try:
-        text = file.read_text()
-        if "<!ENTITY" in text:
-            raise DataError(f"{file} defines entities, which are not read.")
         boxes, labels, difficult = [], [], []
-        whole = ElementTree.fromstring(text)
+        written = file.read_bytes()
+        # Of which a few make gigabytes; looked for in each kind of encoding that the parser takes.
+        if any("<!ENTITY".encode(encoding) in written for encoding in ("ascii", "utf-16-le", "utf-16-be")):
+            raise DataError(f"{file} defines entities, which are not read.")
+        whole = ElementTree.fromstring(written)  # in the encoding that it says
         size = tuple(float((whole.findtext(f"size/{side}") or "").strip() or 0) for side in ("height", "width"))
         for one in whole.iter("object"):
             box = one.find("bndbox")
@@ -230,66 +268,16 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
     if folder is None:
         return None
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-    pictures, largest = [], -1
+    pictures = []
     for file in files:
-        described = (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
-        lines = described.read_text().splitlines() if described.is_file() else []
+        beside = (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
+        rows = described(beside)
         try:
-            rows = np.array([_yolo_row(line) for line in lines if line.strip()]).reshape(-1, 5)
             height, width = picture_size(str(file))
-        except ValueError as error:
-            raise DataError(f"{described} is no description of YOLO (class, centre, size a line): {error}.") from error
         except Unreadable as error:
             raise DataError(f"{file} {error}.") from error
-        labels = rows[:, 0].astype(np.int32)
-        if (labels < 0).any() or (labels != rows[:, 0]).any():
-            raise DataError(f"{described} has a class that is no number from 0 on.")
         centre, size = rows[:, 1:3], rows[:, 3:5]
         boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1) * [width, height, width, height]
-        pictures.append(_made(str(file), boxes, labels, str(described), size=(height, width)))
-        largest = max(largest, labels.max(initial=-1))
-    names = _yolo_names(root)
-    if largest >= len(names) > 0:
-        raise DataError(
-            f"{root} names {len(names)} classes, and there is an object of class {largest}; classes count from 0."
-        )
-    return AnnotatedSplit(tuple(pictures), names or tuple(map(str, range(largest + 1))))
-
-
-def _yolo_row(line: str) -> list[float]:
-    """Class, centre and size; of a polygon those of the box around it.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    label, *numbers = map(float, line.split())
-    if len(numbers) in (4, 5):  # the fifth says how sure somebody was
-        return [label, *numbers[:4]]
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise ValueError(f"{len(numbers) + 1} numbers in a line")
-    edges = [(min(along), max(along)) for along in (numbers[0::2], numbers[1::2])]
-    return [label, *((low + high) / 2 for low, high in edges), *(high - low for low, high in edges)]
-
-
-def _yolo_names(root: Path) -> tuple[str, ...]:
-    """Names of the classes: a line each in classes.txt, or `names` of data.yaml in one of its usual forms."""
-    for name in ("classes.txt", "obj.names"):
-        if (root / name).is_file():
-            return tuple(line.strip() for line in (root / name).read_text().splitlines() if line.strip())
-    for file in (*root.glob("*.yaml"), *root.glob("*.yml")):
-        lines = [re.sub(r"(^|\s)#.*", "", line) for line in file.read_text().splitlines()]
-        for i, line in enumerate(lines):
-            if line.startswith("names:"):
-                inside = line.partition(":")[2].strip()
-                if inside.startswith("["):
-                    listed = " ".join([inside, *lines[i + 1 :]])[1:].partition("]")[0]
-                    return tuple(word.strip().strip("'\"") for word in listed.split(",") if word.strip())
-                if inside:
-                    return tuple(word.strip().strip("'\"") for word in inside.strip("{}").split(","))
-                items = [x.strip() for x in lines[i + 1 :]]
-                end = next(
-                    (j for j, x in enumerate(items) if x and not (x[0] == "-" or x.partition(":")[0].isdigit())), None
-                )
-                kept = [x for x in items[:end] if x]
-                return tuple((x[1:] if x[0] == "-" else x.partition(":")[2]).strip().strip("'\"") for x in kept)
-    return ()
+        pictures.append(_made(str(file), boxes, rows[:, 0].astype(np.int64), str(beside), size=(height, width)))
+    names = class_names(root, np.concatenate([one.labels for one in pictures]) if pictures else np.zeros(0))
+    return AnnotatedSplit(tuple(pictures), names)

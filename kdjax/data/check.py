@@ -5,12 +5,17 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kdjax.data.annotated import has_boxes, open_annotated
 from kdjax.data.catalogue import OWN, open_builder, resolve
 from kdjax.data.encoded import Files, FolderFiles, faults
+from kdjax.data.errors import DataError
 from kdjax.data.folders import open_folder
-from kdjax.data.pictures import Reading
+from kdjax.data.pictures import Reading, Unreadable
 from kdjax.data.sources import Source, is_arrays, load, own_path
+from kdjax.data.text_files import FILES as TABLES
+from kdjax.data.texts import load_texts
 from kdjax.data.tfds_records import explain, image_and_label, records_of
+from kdjax.places import local
 
 
 def check(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[str], None] = print) -> int:
@@ -27,6 +32,15 @@ def check(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[s
     Raises:
       DataError: the set as a whole cannot be read.
     """
+    table = local(name, DataError, "A data set")
+    if table.suffix in TABLES or (table.is_dir() and any((table / f"train{suffix}").is_file() for suffix in TABLES)):
+        for split in ("train", "test"):
+            texts = load_texts(name, split=split)
+            log(f"{name} ({split}): {len(texts):,} texts, {len(texts.class_names)} classes")
+        return 0
+    path = own_path(name, data_dir)
+    if path is not None and has_boxes(Path(path)):
+        return sum(_check_boxes(name, Path(path), split, log) for split in ("train", "test"))
     count = 0
     for split, files in _splits(name, data_dir):
         if isinstance(files, Source):  # read into memory, or refused
@@ -49,6 +63,24 @@ def check(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[s
         log(f"{name} ({split}): {len(files):,} pictures, {len(wrong):,} of them unreadable, {size}")
         count += len(wrong)
     return count
+
+
+def _check_boxes(name: str, root: Path, split: str, log: Callable[[str], None]) -> int:
+    """The same of pictures with boxes, whose size must be that of their descriptions."""
+    found, wrong = open_annotated(root, split), 0
+    for one in found.pictures:
+        try:
+            height, width, _ = Reading().decode(one.path).shape
+            one.check_size(height, width)
+        except (Unreadable, DataError) as error:
+            wrong += 1
+            log(f"{one.path} {error}" if isinstance(error, Unreadable) else str(error))
+    objects = sum(len(one.boxes) for one in found.pictures)
+    log(
+        f"{name} ({split}): {len(found.pictures):,} pictures, {wrong:,} of them unreadable or not as described, {objects:,} "
+        f"objects of {len(found.class_names)} classes"
+    )
+    return wrong
 
 
 def _splits(name: str, data_dir) -> Iterator[tuple[str, Files | Source]]:

@@ -78,7 +78,11 @@ def split_folders(root: Path) -> dict[str, Path]:
       DataError: folders called like splits, none of which has class folders to train on.
     """
     there = {path.name.lower(): path for path in _folders(root)}
-    found = {split: there[name] for split, names in SPLITS.items() for name in reversed(names) if name in there}
+    for words in SPLITS.values():
+        several = [path for path in _folders(root) if path.name.lower() in words and _folders(path)]
+        if len(several) > 1:
+            raise DataError(f"{root} has both {several[0].name} and {several[1].name}; keep one.")
+    found = {split: there[name] for split, names in SPLITS.items() for name in names if name in there}
     found = {split: path for split, path in found.items() if _folders(path)}
     if "train" in found:
         return found

@@ -90,11 +90,13 @@ class Fitted(NamedTuple):
       pixels: `[H, W, channels]` uint8.
       size: (height, width) of the picture on it.
       scale: (of width, of height), by how much it was enlarged.
+      whole: (height, width) before.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
     scale: tuple[float, float]
+    whole: tuple[int, int]
 
 
 def fitted(file: str | bytes, canvas: tuple[int, int], channels: int, *, stretch: bool = False) -> Fitted:
@@ -118,7 +120,8 @@ def fitted(file: str | bytes, canvas: tuple[int, int], channels: int, *, stretch
         paper.paste(shown)
         array = np.asarray(paper)
         pixels = array[..., None] if channels == 1 else array
-        return Fitted(pixels, (height, width), (width / whole.width, height / whole.height))
+        scale = width / whole.width, height / whole.height
+        return Fitted(pixels, (height, width), scale, (whole.height, whole.width))
 
 
 def draws_of(view: tuple[int, int] | None, index: int) -> np.ndarray | None:
@@ -133,7 +136,7 @@ def picture_size(file: str | bytes) -> tuple[int, int]:
       Unreadable: what is wrong with it.
     """
     with _explained(file), _open(file) as image:
-        if image.format == "PNG" and _noted(file):  # how it lies, perhaps behind the pixels
+        if image.format == "AVIF" or (image.format == "PNG" and _noted(file)):  # how it lies is known behind the pixels
             image.load()
         turn, size = _orientation(image), image.size
         ending = _ENDS.get(image.format)
@@ -239,6 +242,8 @@ def _plain(image, channels: int, background: int):
     """A loaded picture as "RGB" or "L": 16 bits by their upper 8, transparency over the background, CMYK as its ink says."""
     from PIL import Image, ImageChops
 
+    if image.mode == "I" and image.format == "PPM":  # always of 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unreadable(f"has pixels of 32 bits (mode {image.mode}), whose range nobody knows; save it with 8 or 16")
     if image.mode in _GREY16:

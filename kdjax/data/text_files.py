@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kdjax.data.columns import Columns, chosen_columns
 from kdjax.data.errors import DataError
@@ -41,12 +41,18 @@ def read_table(path: Path, columns: Columns) -> tuple[tuple[str, ...], tuple[str
 
 
 def _separated(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a .csv or .tsv, whose first line names the columns, with the numbers of their last lines."""
+    """Rows of a .csv or .tsv, whose first line names the columns, with the numbers of their last lines.
+
+    Quotation marks in a .tsv are part of the text, as in GLUE's files, unless all of them are a writer's: around whole cells, and
+    doubled within.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         tabs = path.suffix == ".tsv"
         csv.field_size_limit(LARGEST - 1)
+        plain = tabs and not _quoted(file)
+        file.seek(0)
         reader = csv.DictReader(
-            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
         )
         try:
             rows = [(reader.line_num, row) for row in reader]
@@ -58,6 +64,13 @@ def _separated(path: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path} has more values in line {wrong} than columns; put texts with commas into quotation marks."
         )
     return rows
+
+
+def _quoted(file: TextIO) -> bool:
+    """Whether quotation marks are around cells, as writers of tables set them where a text has some."""
+    cells = [cell for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) for cell in row if '"' in cell]
+    whole = (len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "") for cell in cells)
+    return any('""' in cell[1:-1] for cell in cells) and all(whole)
 
 
 def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:

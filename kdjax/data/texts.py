@@ -79,9 +79,12 @@ def load_texts(
         first, labels = python_docs.read("train" if split == "train" else "test")
         return Texts(name, split, first, None, labels, python_docs.CLASSES)
     path = local(name, DataError, "A data set")
-    if path.suffix in FILES or (path.is_dir() and any(file.suffix in FILES for file in path.glob("train*"))):
+    if path.suffix in FILES or (path.is_dir() and "train" in _files(name, path)):
         return _of_files(name, _files(name, path), split, columns, split_seed)
     if path.is_dir():
+        tables = sorted(file.name for file in path.iterdir() if file.suffix in FILES)
+        if tables:
+            raise DataError(f"{name} has no train{', train'.join(FILES)}; it has {', '.join(tables[:5])}.")
         return _of_folder(name, path, split, split_seed)
     if name.startswith(("/", "./", "../", "~")):
         raise DataError(
@@ -107,11 +110,18 @@ def _files(name: str, path: Path) -> dict[str, Path]:
 def _of_files(name: str, files: Mapping[str, Path], split: str, columns: Columns, split_seed: int) -> Texts:
     other = {"test": "validation", "validation": "test"}.get(split, split)
     held = split != "train" and split not in files and other not in files
-    tables = {
-        part: read_table(path, columns) for part, path in files.items()
-    }  # all, whose classes are numbered together
-    names = _classes(name, (table[2] for table in tables.values()))
+    tables = {part: read_table(path, columns) for part, path in files.items()}
+    names = _classes(name, tables["train"][2])
     numbers = {label: i for i, label in enumerate(names)}
+    for part, table in tables.items():  # each looked at, whichever is asked for
+        lost = next((row for row, label in enumerate(table[2], 1) if label not in numbers), None)
+        if lost is not None:
+            label = table[2][lost - 1]
+            why = "; GLUE's test texts have no labels, and -1 in their place: leave that file out" * (label == "-1")
+            raise DataError(
+                f"{files[part]} has the label {label!r} at text {lost}, which no text to train on has "
+                f"({', '.join(names[:10])}){why}."
+            )
     own = tables["train"] if held or split == "train" else tables.get(split, tables.get(other))
     first, second, labels = own
     texts = Texts(name, split, first, second, np.array([numbers[label] for label in labels], np.int32), names)
@@ -124,9 +134,9 @@ def _of_files(name: str, files: Mapping[str, Path], split: str, columns: Columns
     return texts.take(np.flatnonzero(~test if split == "train" else test))
 
 
-def _classes(name: str, columns: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def _classes(name: str, labels: Iterable[str]) -> tuple[str, ...]:
     """Names of the classes: numbers from 0 on as such, anything else in the order of the alphabet."""
-    found = {label for labels in columns for label in labels}
+    found = set(labels)
     if all(label.isdecimal() and len(label) < 7 and label == str(int(label)) for label in found):
         last = max(map(int, found))
         if last >= 10 * len(found):

@@ -172,7 +172,7 @@ def read_names(path: Path) -> tuple[str, ...]:
       ExperimentError: it cannot be read, or one comes twice.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeError) as error:
         raise ExperimentError(f"{path} cannot be read as text ({error}); give a file with a name a line.") from error
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)

@@ -2,7 +2,7 @@
 Face."""
 
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,9 +39,10 @@ def export(trained: Trained, form: Format, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = as_stablehlo(trained) if form == "stablehlo" else as_weights(trained, form)
     write_json(beside, facts(trained))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(written)
-    temporary.rename(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        made = Path(temporary, "written")
+        made.write_bytes(written)
+        made.rename(path)
 
 
 def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
@@ -67,13 +68,14 @@ def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
             f"The network of {chosen.name!r} is used with a part of its objective behind it, which such folders do not have; "
             "export stablehlo."
         )
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        trained.task.write_network(chosen.network, jax.device_get(trained.variables.params), trained.classes, temporary)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-    temporary.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary, folder.name)
+        try:
+            trained.task.write_network(chosen.network, jax.device_get(trained.variables.params), trained.classes, made)
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        made.rename(folder)
     return trained
 
 

@@ -40,26 +40,41 @@ def predict(
     trained = run if isinstance(run, Trained) else load_trained(run, phase)
     task = trained.task
     said_of = jax.jit(trained)
+    places = _places(files, draw)
     for start in range(0, len(files), AT_ONCE):
         some = files[start : start + AT_ONCE]
         try:
             inputs = [task.decoded(file, trained.inputs) for file in some]
             answers: list[Any] = [None] * len(some)
-            for places in _of_one_shape(inputs):
-                more = AT_ONCE - len(places) if len(files) > AT_ONCE else 0  # one program for all
-                shown = jax.tree.map(lambda *each: np.stack(each), *(inputs[i] for i in places + places[:1] * more))
+            for alike in _of_one_shape(inputs):
+                more = AT_ONCE - len(alike) if len(files) > AT_ONCE else 0  # one program for all
+                shown = jax.tree.map(lambda *each: np.stack(each), *(inputs[i] for i in alike + alike[:1] * more))
                 output = jax.device_get(said_of(shown))
-                for row, said in enumerate(task.answers(shown, output, trained.classes, top)[: len(places)]):
-                    answers[places[row]] = said, jax.tree.map(lambda x, row=row: x[row : row + 1], (shown, output))
-            for file, (said, one) in zip(some, answers, strict=True):
+                for row, said in enumerate(task.answers(shown, output, trained.classes, top)[: len(alike)]):
+                    answers[alike[row]] = said, jax.tree.map(lambda x, row=row: x[row : row + 1], (shown, output))
+            for i, (file, (said, one)) in enumerate(zip(some, answers, strict=True), start):
                 if draw is not None:
-                    place = draw / f"{Path(file).name}.found.png"
-                    if place.exists():
-                        raise ExperimentError(f"{place} exists; name another folder with --draw.")
-                    task.drawn(*one, trained.classes, place)
+                    task.drawn(*one, trained.classes, places[i])
                 yield file, said
         except ValueError as error:
             raise ExperimentError(f"{str(error).rstrip('.')}.") from error
+
+
+def _places(files: Sequence[Any], draw: Path | None) -> list[Path]:
+    """Where each file's picture goes: under its name, with a number where several have one.
+
+    Raises:
+      ExperimentError: one of them is there.
+    """
+    if draw is None:
+        return []
+    names = [Path(file).name for file in files]
+    many = {name for name in names if names.count(name) > 1}
+    places = [draw / f"{f'{i}-' * (name in many)}{name}.found.png" for i, name in enumerate(names, 1)]
+    for place in places:
+        if place.exists():
+            raise ExperimentError(f"{place} exists; name another folder with --draw.")
+    return places
 
 
 def _of_one_shape(inputs: Sequence[Any]) -> list[list[int]]:

@@ -5,6 +5,7 @@ Objectives add and weigh, `CrossEntropy() + 8.0 * DKD(temperature=4.0)`, and are
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -66,6 +67,17 @@ class Objective:
     any_classes: ClassVar[bool] = False
     formula: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            number = isinstance(value, float | int) and not isinstance(value, bool)
+            if number and not math.isfinite(value):
+                raise ValueError(f"{type(self).__name__}.{field.name} is {value}; it must be finite.")
+            if number and field.name.endswith("temperature") and value <= 0:
+                raise ValueError(
+                    f"{type(self).__name__}.{field.name} is {value}; it divides logits and must be above 0."
+                )
 
     def build(
         self, student: ModelOutput, teacher: ModelOutput | None, data: DataInfo, rngs: nnx.Rngs

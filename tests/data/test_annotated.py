@@ -9,9 +9,12 @@ from PIL import Image
 
 from kdjax.data import evaluation_batches
 from kdjax.data.annotated import open_annotated
+from kdjax.data.check import check
 from kdjax.data.errors import DataError
 from kdjax.data.pictures import fitted, picture_size
 from kdjax.tasks.detection import Detection
+from kdjax.tasks.language import Language
+from kdjax.tasks.text import Text
 
 BOXES = {"a": [(2.0, 3.0, 30.0, 20.0), (10.0, 5.0, 14.0, 25.0)], "b": []}
 SIZE = {"a": (60, 40), "b": (33, 47)}  # width, height
@@ -292,3 +295,130 @@ def test_a_picture_is_turned_and_fitted(tmp_path):
     assert made.pixels.shape == (64, 64, 1) and made.size == (64, 26) and made.scale == (26 / 20, 64 / 50)
     made = fitted(str(tmp_path / "turned.jpg"), (32, 64), 3, stretch=True)
     assert made.pixels.shape == (32, 64, 3) and made.size == (32, 64) and made.scale == (64 / 20, 32 / 50)
+
+
+@pytest.mark.parametrize("side, turned", [((640, 480), ""), ((40, 60), "EXIF turns it")])
+def test_a_picture_of_another_size_than_its_description_is_refused(side, turned, tmp_path):
+    """When it is opened, and not with boxes of other pixels."""
+    coco(tmp_path, "train")
+    file = tmp_path / "annotations/instances_train2017.json"
+    whole = json.loads(file.read_text())
+    whole["images"][0] |= {"width": side[0], "height": side[1]}
+    whole["annotations"][0]["bbox"] = [2, 3, 36, 30]
+    file.write_text(json.dumps(whole))
+    if turned:  # boxes of the pixels as they lie in the file
+        Image.new("RGB", (60, 40)).save(tmp_path / "train2017/a.png")
+        whole["annotations"][0]["bbox"] = [2, 3, 36, 50]
+        file.write_text(json.dumps(whole))
+    with pytest.raises(
+        DataError, match=rf"a\.png is 60 x 40 pixels, and its boxes are of {side[0]} x {side[1]};.*{turned}"
+    ):
+        Detection(name=str(tmp_path), image_size=(96, 64)).load()
+
+
+def test_sides_confused_in_the_description_alone_do_no_harm(tmp_path):
+    voc(tmp_path, "train")
+    voc(tmp_path, "test")
+    file = tmp_path / "Annotations/a.xml"
+    size = "<size><width>40</width><height>60</height></size>"
+    file.write_text(file.read_text().replace("<annotation>", f"<annotation>{size}"))
+    Detection(name=str(tmp_path), image_size=(96, 64)).load()
+
+
+def test_objects_of_coco_without_an_area_have_that_of_their_box(tmp_path):
+    coco(tmp_path, "train")
+    file = tmp_path / "annotations/instances_train2017.json"
+    whole = json.loads(file.read_text())
+    whole["annotations"][0]["area"], whole["annotations"][1]["area"] = None, 0
+    file.write_text(json.dumps(whole))
+    assert open_annotated(tmp_path, "train").pictures[0].area.tolist() == [28 * 17, 4 * 20]
+    for wrong, message in (([], "whose bbox is"), ([1, 2, 3], "whose bbox is")):
+        whole["annotations"][0]["bbox"] = wrong
+        file.write_text(json.dumps(whole))
+        with pytest.raises(DataError, match=message):
+            open_annotated(tmp_path, "train")
+    whole["annotations"][0]["bbox"] = [1, 2, 3, 4]
+    for twice in ({"id": 18, "name": "bird"}, {"id": 3, "name": "dog"}):
+        file.write_text(json.dumps(whole | {"categories": [*whole["categories"], twice]}))
+        with pytest.raises(DataError, match=r"lists the category .* twice"):
+            open_annotated(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("names: {0: person, 1: dog}", ("person", "dog")), ("names:\n 1: b\n 0: a", ("a", "b")),
+        ("names: ['a, b', 'c']", ("a, b", "c")), ("names:\n- 'b # c'\n- no", ("b # c", "no")),
+        ("'names': [x, y]", ("x", "y")), ("names : [x, y]", ("x", "y")), ("\ufeffnames: [x, y]", ("x", "y")),
+    ],
+)  # fmt: skip
+def test_names_of_yolo_in_other_forms(text, names, tmp_path):
+    yolo(tmp_path, "train")
+    (tmp_path / "data.yaml").write_text(text, encoding="utf-8")
+    assert open_annotated(tmp_path, "train").class_names == names
+
+
+@pytest.mark.parametrize(
+    "data, described, message",
+    [
+        (b"names: {0: a, 2: c}", None, "names classes 0, 2; name all from 0 on"),
+        (b"names: [a", None, "is no YAML"), (b"names: K\xe4se", None, "is no UTF-8"),
+        (None, "0 30 20 10 12".encode("utf-16"), "is no UTF-8"), (None, b"0 30 20 10 12", "reaches beyond its picture"),
+        (None, b"0 1.5 1.5 .2 .2", "reaches beyond its picture"), (b"", b"3000000 .5 .5 .1 .1", "object of class 3,000,000"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_yolo_is_said(data, described, message, tmp_path):
+    yolo(tmp_path, "train")
+    if data is not None:
+        (tmp_path / "data.yaml").write_bytes(data)
+    if described is not None:
+        (tmp_path / "labels/train/a.txt").write_bytes(described)
+    with pytest.raises(DataError, match=message):
+        open_annotated(tmp_path, "train")
+
+
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "utf-16"])
+def test_descriptions_of_voc_are_read_in_the_encoding_they_say(encoding, tmp_path):
+    voc(tmp_path, "train")
+    file = tmp_path / "Annotations/a.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + file.read_text().replace("cat", "K\u00e4tzchen")
+    file.write_bytes(text.encode(encoding))
+    assert set(open_annotated(tmp_path, "train").class_names) == {"K\u00e4tzchen", "dog"}
+    entity = '<!DOCTYPE x [<!ENTITY a "b">]><annotation></annotation>'
+    file.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{entity}'.encode(encoding))
+    with pytest.raises(DataError, match="defines entities"):
+        open_annotated(tmp_path, "train")
+
+
+def test_names_of_pictures_may_have_blanks(tmp_path):
+    voc(tmp_path, "train")
+    (tmp_path / "Annotations/a.xml").rename(tmp_path / "Annotations/IMG 1.xml")
+    (tmp_path / "JPEGImages/a.png").rename(tmp_path / "JPEGImages/IMG 1.png")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("IMG 1\nb  -1\n")
+    assert [len(one.boxes) for one in open_annotated(tmp_path, "train").pictures] == [2, 0]
+
+
+def test_a_set_with_boxes_is_checked_whole(tmp_path):
+    for split in ("train", "val"):
+        yolo(tmp_path, split)
+    said = []
+    assert check(str(tmp_path), log=said.append) == 0
+    assert said[0].endswith("(train): 2 pictures, 0 of them unreadable or not as described, 2 objects of 2 classes")
+    (tmp_path / "images/train/b.png").write_bytes((tmp_path / "images/train/b.png").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"b\.png is cut off"):  # its size is needed for boxes
+        check(str(tmp_path), log=said.append)
+    coco(tmp_path / "c", "train")
+    coco(tmp_path / "c", "val")
+    file = tmp_path / "c/train2017/b.png"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert check(str(tmp_path / "c"), log=said.append) == 1 and any("b.png is cut off" in line for line in said)
+
+
+def test_a_folder_is_found_again_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "./mine", "~/mine"):
+        assert Detection(name=name).name == Text(name=name).name == Language(name=name).name == str(tmp_path / "mine")
+    (tmp_path / "python_docs").mkdir()
+    assert Text(name="python_docs").name == "python_docs" and Language(name="python_topics").name == "python_topics"

@@ -133,6 +133,9 @@ def test_what_is_wrong_with_a_tree_is_said(tmp_path):
     put(tmp_path / "flat" / "train" / "1.png")
     put(tmp_path / "flat" / "test" / "1.png")
     says("has test and train, and no class folders", str(tmp_path / "flat"), split="train")
+    put(root / "val" / "fish" / "0.png")
+    put(root / "validation" / "fish" / "0.png")
+    says("has both val and validation; keep one", str(root), split="train")
     put(tmp_path / "one" / "train" / "cat" / "1.png")
     says("has only 'cat'", str(tmp_path / "one"), split="train")
 

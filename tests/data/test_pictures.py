@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from kdjax.data.crops import Crop, crop_draws
 from kdjax.data.pictures import Reading, Unreadable, picture_size
@@ -82,6 +82,7 @@ def test_grey_and_sixteen_bits():
     deep = saved(Image.fromarray(np.array([[300, 65535, 0x8040]], np.uint16)), "PNG")
     assert Reading(channels=1).decode(deep)[..., 0].tolist() == [[1, 255, 0x80]]
     assert Reading(channels=1).decode(saved(Image.new("1", (1, 1), 1), "PNG")).item() == 255
+    assert Reading(channels=1).decode(b"P5 2 1 65535\n" + bytes([1, 44, 0x80, 0x40]))[..., 0].tolist() == [[1, 0x80]]
     with pytest.raises(Unreadable, match="pixels of 32 bits"):
         Reading().decode(saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
 
@@ -116,6 +117,8 @@ def test_pictures_are_put_upright_as_exif_says(orientation):
         big = big.transpose(Image.Transpose[undo[orientation]])
     file = saved(big, "JPEG", quality=95, exif=exif)
     assert picture_size(file) == (96, 64)
+    if features.check("avif"):
+        assert picture_size(saved(big, "AVIF", exif=exif)) == (96, 64)
     shown = Reading().decode(file)[8::16, 8::16]
     np.testing.assert_allclose(shown.astype(int), UPRIGHT, atol=6)
     square = Reading(size=4, crop=Crop(share=1.0)).decode(file)  # the middle, also where the file is decoded smaller

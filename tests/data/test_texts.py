@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kdjax.data import DataError, python_docs
+from kdjax.data.check import check
 from kdjax.data.columns import Columns
 from kdjax.data.texts import load_texts
 
@@ -37,11 +38,43 @@ def test_a_csv_is_split_by_class(tmp_path, capsys):
 
 
 def test_a_folder_of_tables_has_its_splits_and_numbers_classes_together(tmp_path):
-    csv_file(tmp_path / "train.tsv", [("a", "b"), ("c", "d")])
+    csv_file(tmp_path / "train.tsv", [("a", "b"), ("c", "d"), ("g", "a")])
     (tmp_path / "dev.jsonl").write_text('{"sentence": "e", "label": "a"}\n\n{"sentence": "f", "label": "d"}\n')
     train, held = (load_texts(str(tmp_path), split=split) for split in ("train", "test"))
     assert train.class_names == held.class_names == ("a", "b", "d")
-    assert said(train) == [("a", "b"), ("c", "d")] and said(held) == [("e", "a"), ("f", "d")]
+    assert said(train) == [("a", "b"), ("c", "d"), ("g", "a")] and said(held) == [("e", "a"), ("f", "d")]
+
+
+@pytest.mark.parametrize(
+    "label, why", [("-1", "GLUE's test texts have no labels"), ("7", r"which no text to train on has \(0, 1\)")]
+)
+def test_a_label_that_is_only_evaluated_is_refused(label, why, tmp_path):
+    csv_file(tmp_path / "train.csv", [("a", "0"), ("b", "1")])
+    csv_file(tmp_path / "validation.csv", [("c", "1")])
+    csv_file(tmp_path / "test.csv", [("c", "1"), ("d", label)])
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=rf"test\.csv has the label '{label}' at text 2, .*{why}"):
+            load_texts(str(tmp_path), split=split)
+
+
+def test_a_table_is_checked_whole(tmp_path):
+    said = []
+    assert check(str(csv_file(tmp_path / "a.csv")), log=said.append) == 0 and "texts, 2 classes" in said[0]
+
+
+def test_tables_of_other_names_are_named(tmp_path):
+    csv_file(tmp_path / "train_1.csv")
+    with pytest.raises(DataError, match=r"has no train\.csv, train\.tsv, train\.jsonl; it has train_1\.csv"):
+        load_texts(str(tmp_path), split="train")
+
+
+def test_quotation_marks_of_a_tsv_are_text_unless_a_writer_set_them(tmp_path):
+    rows = [('he said "hi"', "a"), ("plain", "b")]
+    csv_file(tmp_path / "train.tsv", rows * 2)
+    csv_file(tmp_path / "test.tsv", rows)
+    assert said(load_texts(str(tmp_path), split="test")) == rows
+    (tmp_path / "test.tsv").write_text('text\tlabel\n"whole"\ta\nhalf "\tb\n')
+    assert said(load_texts(str(tmp_path), split="test")) == [('"whole"', "a"), ('half "', "b")]
 
 
 def test_labels_with_zeros_before_them_are_names_and_cells_may_be_long(tmp_path):

@@ -56,7 +56,7 @@ def written(path, state_dict):
 def test_a_file_becomes_a_finished_network(tmp_path, published, capsys):
     state_dict, say = published
     file, run = written(tmp_path / "x.safetensors", state_dict), tmp_path / "run"
-    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n", encoding="utf-8-sig")  # as Windows' Notepad writes
     argv = ["convert", str(file), "--network", NAME, "--run", str(run), "--width", str(WIDTH), "--image-size", str(SIZE),
             "--mean", *map(str, MEAN), "--std", *map(str, STD), "--classes", str(tmp_path / "names.txt")]  # fmt: skip
     assert main(argv) == 0

@@ -97,6 +97,18 @@ def test_the_server_answers_as_the_network_does(trained, images, tmp_path, monke
     np.testing.assert_allclose(list(said.values()), want, atol=1e-6)
 
 
+def test_what_lies_beside_is_left_alone(trained, tmp_path):
+    beside = tmp_path / "mine.safetensors.tmp"
+    beside.write_text("thesis")
+    export(trained, "safetensors", tmp_path / "mine.safetensors")
+    assert beside.read_text() == "thesis"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "mine.safetensors",
+        "mine.safetensors.json",
+        "mine.safetensors.tmp",
+    ]
+
+
 def test_nothing_is_overwritten(trained, tmp_path):
     (tmp_path / "student.npz.json").write_text("mine")
     with pytest.raises(ExperimentError, match=r"student\.npz\.json exists"):

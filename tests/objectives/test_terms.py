@@ -18,6 +18,7 @@ from kdjax.objectives import (
     HardLabel,
     LabelSmoothing,
     LogitMSE,
+    RandomTeacher,
     bind,
 )
 from kdjax.schedules import Linear, steps
@@ -206,3 +207,12 @@ def test_class_weights_count_examples_by_their_class():
         bind(CrossEntropy(class_weights=(1.0, 2.0)), output, None, DataInfo(3))
     with pytest.raises(ValueError, match="none may be negative"):
         bind(CrossEntropy(class_weights=(1.0, 2.0, -1.0)), output, None, DataInfo(3))
+
+
+@pytest.mark.parametrize("value", [-1, 0.0, float("nan"), float("inf")])
+def test_a_temperature_that_cannot_be_is_refused_before_anything_is_trained(value):
+    with pytest.raises(ValueError, match=r"KD\.temperature is .*; it (must be finite|divides logits)"):
+        KD(temperature=value)
+    if not np.isfinite(value):
+        with pytest.raises(ValueError, match=r"RandomTeacher\.weight is .*; it must be finite"):
+            RandomTeacher(weight=value)

@@ -30,6 +30,7 @@ class Wrapper(Objective):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.inner.parts) != 1:
             raise ValueError(f"{type(self).__name__} changes the logits of one objective; wrap each part of the sum.")
         if "teacher.logits" not in self.inner.reads:

@@ -72,10 +72,16 @@ def reclassified(network: Network, theirs: Sequence[str], ours: Sequence[str]) -
       ours: names of the data's classes.
 
     Raises:
-      ValueError: no class is common to both.
+      ValueError: no class is common to both, or two have one name.
     """
     if tuple(theirs) == tuple(ours):
         return network
+    for whose, names in ((f"{network.name} has", theirs), ("The data have", ours)):
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise ValueError(
+                f"{whose} two classes called {twice!r}, and classes are matched by name; give each one of its own."
+            )
     place = {name: i for i, name in enumerate(theirs)}
     known = np.array([name in place for name in ours], bool)
     index = np.array([place.get(name, 0) for name in ours], np.int32)

@@ -51,8 +51,10 @@ class Views:
     def __post_init__(self):
         if self.crop_padding < 0:
             raise ValueError(f"Views.crop_padding is {self.crop_padding}; use 0 or more pixels.")
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"Views.std is {self.std}; every channel's must be above 0.")
+        if not all(0 < value < np.inf for value in self.std):
+            raise ValueError(f"Views.std is {self.std}; every channel's must be above 0 and finite.")
+        if not np.isfinite(self.mean).all():
+            raise ValueError(f"Views.mean is {self.mean}; every channel's must be finite.")
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ValueError(f"Views.mean has {len(self.mean)} values, std {len(self.std)}; give one a channel.")
         for name in ("mixup", "cutmix"):

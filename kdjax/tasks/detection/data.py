@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -100,6 +101,11 @@ class Detection(Task):
         "AP: average precision as COCO's, the mean over overlaps of 0.5 to 0.95; AP50 and AP75 at one of them; AP_S, AP_M of "
         "objects below, above 32² pixels."
     )
+
+    def __post_init__(self):
+        path = os.path.expanduser(self.name)
+        if self.name != OWN and self.name not in SETS and os.path.isdir(path):  # a saved run is read from anywhere
+            object.__setattr__(self, "name", os.path.abspath(path))
 
     def load(self, data_dir: str | None = None) -> Dataset:
         train, held = (self._split(split, data_dir) for split in ("train", "test"))
@@ -256,7 +262,7 @@ class Detection(Task):
         found, model, canvas = read_published(path, network, width=width, image_size=image_size, mean=mean, std=std)
         channels: Any = found.channels
         make = lambda mean, std: cls(
-            name=data or "coco", image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std),
+            name=data or "coco/2017", eval_examples=0, image_size=canvas, channels=channels, mean=tuple(mean), std=tuple(std),
             stretch=network in SSDS, turn=network not in SSDS,
         )  # fmt: skip
         return found, make, model

@@ -1,6 +1,7 @@
 """Pictures with boxes as examples: drawn, at hand, or in files."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ from kdjax.data.pictures import Unreadable, fitted, picture_size
 
 OWN = "fashion_boxes"
 THREADS = 8
+LOOKED_AT = 64  # pictures of a split whose size is compared with its description before training
 # Pictures to train on (those with objects) and to evaluate, and classes, so that a dry run knows them before they are there.
 COUNTS = {
     "coco": (117_266, 5_000, 80), "voc": (16_551, 4_952, 20), "coco/2017": (117_266, 5_000, 80), "voc/2007": (5_011, 4_952, 20),
@@ -133,6 +135,10 @@ class BoxFiles:
         self.stretch, self.turn = stretch, turn
         pictures = [_trained_on(one) for one in found.pictures] if train else list(found.pictures)
         self.pictures = [one for one in pictures if len(one.boxes) or not train]
+        self._check_sizes()
+        lost = sum(_small(one) for one in found.pictures) if train else 0
+        if lost:
+            note(f"{name} ({split}) has {lost} objects less than a pixel wide or high, which are left out")
         self.most = objects
         fuller = sum(len(one.boxes) > objects for one in self.pictures)
         if fuller:
@@ -141,6 +147,13 @@ class BoxFiles:
                  "data.objects to keep them")  # fmt: skip
         if not self.pictures:
             raise DataError(f"No picture of {name} ({split}) has an object to learn from.")
+
+    def _check_sizes(self) -> None:
+        """Of some pictures, before training; of each when it is read."""
+        described = [one for one in self.pictures if one.size is not None]
+        for i in np.unique(np.linspace(0, len(described) - 1, min(LOOKED_AT, len(described))).astype(int)):
+            with contextlib.suppress(Unreadable):  # which is said where it is read
+                described[i].check_size(*picture_size(self.found.file(described[i])))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -177,6 +190,7 @@ class BoxFiles:
             made = fitted(self.found.file(one), canvas, self.channels, stretch=self.stretch)
         except Unreadable as error:
             raise DataError(f"{one.path} {error}.") from error
+        one.check_size(*made.whole)
         count = min(len(one.boxes), self.most)
         row = {
             "image": made.pixels, "size": np.array(made.size, np.int32), "boxes": np.zeros((self.most, 4), np.float32),
@@ -204,9 +218,17 @@ class BoxFiles:
         return sum(len(one.boxes) for one in self.pictures)
 
 
+def _wide(one: Annotated) -> np.ndarray:
+    return ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(axis=1)
+
+
+def _small(one: Annotated) -> int:
+    return int((~one.crowd & ~one.difficult & ~_wide(one)).sum())
+
+
 def _trained_on(one: Annotated) -> Annotated:
     """A picture without crowds, difficult objects, and boxes that are not a pixel wide and high."""
-    kept = ~one.crowd & ~one.difficult & (one.area > 0) & ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(axis=1)
+    kept = ~one.crowd & ~one.difficult & _wide(one)
     fields = ("boxes", "labels", "area", "crowd", "difficult")
     return dataclasses.replace(one, **{name: getattr(one, name)[kept] for name in fields})
 

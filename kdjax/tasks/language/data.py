@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import DataError
-from kdjax.data.documents import FILES, TOPICS, load_documents
+from kdjax.data.documents import FILES, JARGON, TOPICS, load_documents
 from kdjax.data.packing import Packed
 from kdjax.data.splits import make_splits
 from kdjax.data.text_files import text_of
@@ -89,7 +89,7 @@ class Language(Task):
     def __post_init__(self):
         for field in ("name", "tokenizer", "beside"):  # a saved run is read from anywhere
             path = os.path.expanduser(getattr(self, field))
-            own = field != "name" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
+            own = field != "name" or path.endswith(FILES) or (path not in (TOPICS, JARGON) and os.path.isdir(path))
             if own and os.path.exists(path):
                 object.__setattr__(self, field, os.path.abspath(path))
 

@@ -85,7 +85,7 @@ class Text(Task):
     def __post_init__(self):
         for field in ("name", "tokenizer", "beside"):  # a saved run is read from anywhere
             path = os.path.expanduser(getattr(self, field))
-            own = field != "name" or path.endswith(FILES) or path.startswith(("./", "../", "~"))
+            own = field != "name" or path.endswith(FILES) or (path != PYTHON_DOCS and os.path.isdir(path))
             if own and os.path.exists(path):
                 object.__setattr__(self, field, os.path.abspath(path))
 

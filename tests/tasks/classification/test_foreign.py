@@ -132,3 +132,11 @@ def test_a_teacher_of_other_classes_and_normalisation_teaches_what_it_knows(sets
 
 def test_arrays_at_hand_may_name_their_classes():
     assert from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2, class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "theirs, ours", [(("crane", "dog", "crane", "cat"), ("cat", "dog", "crane")), (("a", "b", "c", "d"), ("a", "a"))]
+)
+def test_two_classes_of_one_name_are_refused(theirs, ours):
+    with pytest.raises(ValueError, match=r"two classes called '(crane|a)', and classes are matched by name"):
+        reclassified(NETWORK, theirs, ours)
