@@ -60,7 +60,7 @@ class OnHead(Wrapper):
     needs: ClassVar = ("student.taps",)
 
     def __post_init__(self):
-        super().__post_init__()
+        Objective.__post_init__(self)
         if len(self.inner.parts) != 1:
             raise ValueError("OnHead is of one objective; wrap each part of the sum.")
 

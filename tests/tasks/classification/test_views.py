@@ -139,6 +139,8 @@ def test_hyperparameters_are_data():
     [
         ({"crop_padding": -1}, "crop_padding is -1"),
         ({"std": (0.2, 0.0, 0.1)}, "above 0"),
+        ({"std": (float("inf"),)}, "above 0 and finite"),
+        ({"mean": (float("nan"),)}, "must be finite"),
         ({"mean": (0.5,), "std": (0.2, 0.2)}, "mean has 1 values, std 2"),
         ({"mixup": -0.5}, "mixup is -0.5; use a finite number"),
         ({"mixup": float("inf")}, "mixup is inf"),
