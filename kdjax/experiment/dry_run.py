@@ -82,6 +82,12 @@ def inspect_experiment(
         if dataset.description.endswith(NOT_HERE):
             report.numbers["data"] = dataset.description
         report.numbers["examples visited"] = f"{len(visited):,} of {len(dataset.train_index):,}"
+        known = int(dataset.usable(phase.labels)[visited].sum())
+        if known < len(visited) and any("labels" in part.reads for part in phase.objective.parts):
+            size = experiment.data.batch_size
+            report.numbers["labels"] = (
+                f"of {known:,} of them, {size * known / len(visited):.1f} of a batch of {size}, over which their loss is a mean"
+            )
         if report.problems:
             continue
         try:

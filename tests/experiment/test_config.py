@@ -214,6 +214,9 @@ def test_dry_run_shows_shapes_costs_and_problems(tmp_path, data_dir, capsys):
         "Nothing is wrong",
     ):
         assert said in text, said
+    assert "labels: of" not in text
+    assert main(["distill", path, "--dry-run", "--data-dir", data_dir, "--data.labelled", "20"]) == 0
+    assert "labels: of 20 of them, " in capsys.readouterr().out
     wrong = ["--phases.student.network.name", "resnet9", "--data.labelled", "3"]
     assert main(["distill", path, "--dry-run", "--data-dir", data_dir, *wrong]) == 1
     assert "wrong:" in capsys.readouterr().out
