@@ -83,7 +83,7 @@ def load_texts(
         return _of_files(name, _files(name, path), split, columns, split_seed)
     if path.is_dir():
         tables = sorted(file.name for file in path.iterdir() if file.suffix in FILES)
-        if tables:
+        if tables and not any(file.is_dir() for file in path.iterdir()):
             raise DataError(f"{name} has no train{', train'.join(FILES)}; it has {', '.join(tables[:5])}.")
         return _of_folder(name, path, split, split_seed)
     if name.startswith(("/", "./", "../", "~")):

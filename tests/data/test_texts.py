@@ -66,6 +66,11 @@ def test_tables_of_other_names_are_named(tmp_path):
     csv_file(tmp_path / "train_1.csv")
     with pytest.raises(DataError, match=r"has no train\.csv, train\.tsv, train\.jsonl; it has train_1\.csv"):
         load_texts(str(tmp_path), split="train")
+    for name in ("pro", "con"):  # beside folders of texts it is somebody's own
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / "train" / name / f"{i}.txt").write_text(f"{name} {i}")
+    assert load_texts(str(tmp_path), split="train").class_names == ("con", "pro")
 
 
 def test_quotation_marks_of_a_tsv_are_text_unless_a_writer_set_them(tmp_path):
