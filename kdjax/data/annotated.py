@@ -125,7 +125,9 @@ def _made(
     count = len(boxes)
     if not np.isfinite(boxes).all():
         raise DataError(f"{where} has a box that is not finite, {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}.")
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if (sides < 0).any():
+        raise DataError(f"{where} has a box that ends before it begins, {boxes[(sides < 0).any(axis=1)][0].tolist()}.")
     of = lambda given, default: np.asarray(default if given is None else given)
     own = sides[:, 0] * sides[:, 1]
     area = own if area is None else np.array(area, np.float64)  # None is nan
@@ -187,7 +189,7 @@ def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
                     crowd=[o.get("iscrowd", 0) for o in there], size=(image.get("height"), image.get("width")),
                 )
             )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is no annotation file of COCO: {type(error).__name__} {error}.") from error
     return AnnotatedSplit(tuple(pictures), names)
 
@@ -268,9 +270,10 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
     if folder is None:
         return None
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    beside_of = lambda file: (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
     pictures = []
     for file in files:
-        beside = (root / "labels" / file.relative_to(root / "images")).with_suffix(".txt")
+        beside = beside_of(file)
         rows = described(beside)
         try:
             height, width = picture_size(str(file))
@@ -279,5 +282,9 @@ def _yolo(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
         centre, size = rows[:, 1:3], rows[:, 3:5]
         boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1) * [width, height, width, height]
         pictures.append(_made(str(file), boxes, rows[:, 0].astype(np.int64), str(beside), size=(height, width)))
+    if files and not any(map(Path.is_file, map(beside_of, files))):
+        raise DataError(
+            f"{root} describes none of the {len(files)} pictures of {folder}; put labels/{folder.name}/NAME.txt there."
+        )
     names = class_names(root, np.concatenate([one.labels for one in pictures]) if pictures else np.zeros(0))
     return AnnotatedSplit(tuple(pictures), names)

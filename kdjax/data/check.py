@@ -12,8 +12,7 @@ from kdjax.data.errors import DataError
 from kdjax.data.folders import open_folder
 from kdjax.data.pictures import Reading, Unreadable
 from kdjax.data.sources import Source, is_arrays, load, own_path
-from kdjax.data.text_files import FILES as TABLES
-from kdjax.data.texts import load_texts
+from kdjax.data.texts import load_texts, of_texts
 from kdjax.data.tfds_records import explain, image_and_label, records_of
 from kdjax.places import local
 
@@ -33,7 +32,7 @@ def check(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[s
       DataError: the set as a whole cannot be read.
     """
     table = local(name, DataError, "A data set")
-    if table.suffix in TABLES or (table.is_dir() and any((table / f"train{suffix}").is_file() for suffix in TABLES)):
+    if of_texts(name, table):
         for split in ("train", "test"):
             texts = load_texts(name, split=split)
             log(f"{name} ({split}): {len(texts):,} texts, {len(texts.class_names)} classes")

@@ -82,8 +82,12 @@ def split_folders(root: Path) -> dict[str, Path]:
         several = [path for path in _folders(root) if path.name.lower() in words and _folders(path)]
         if len(several) > 1:
             raise DataError(f"{root} has both {several[0].name} and {several[1].name}; keep one.")
-    found = {split: there[name] for split, names in SPLITS.items() for name in names if name in there}
-    found = {split: path for split, path in found.items() if _folders(path)}
+    found = {
+        split: there[name]
+        for split, names in SPLITS.items()
+        for name in names
+        if name in there and _folders(there[name])
+    }
     if "train" in found:
         return found
     if there and set(there) <= {name for names in SPLITS.values() for name in names}:

@@ -93,6 +93,16 @@ def load_texts(
     return Texts(name, split, *read_records(name, split, data_dir, columns))
 
 
+def of_texts(name: str, path: Path) -> bool:
+    """Whether a file or folder is of texts: a table, a folder of tables, or folders of nothing but text files."""
+    if not path.is_dir():
+        return path.suffix in FILES
+    if "train" in _files(name, path):
+        return True
+    endings = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")}
+    return endings == {".txt"}
+
+
 def _files(name: str, path: Path) -> dict[str, Path]:
     """The file of each split that there is one for."""
     if not path.is_dir():

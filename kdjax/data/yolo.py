@@ -10,6 +10,7 @@ from kdjax.data.text_files import read_text
 
 # By how much a box may reach beyond its picture, in shares of it: what rounding does, and not pixels for shares.
 BEYOND = 0.02
+MOST = 2**24  # classes
 GAPS = 100  # of classes without names, so many may have no object
 
 
@@ -24,7 +25,7 @@ def described(file: Path) -> np.ndarray:
         rows = np.array([_row(line) for line in lines if line.strip()], np.float64).reshape(-1, 5)
     except ValueError as error:
         raise DataError(f"{file} is no description of YOLO (class, centre, size a line): {error}.") from error
-    if (rows[:, 0] < 0).any() or (rows[:, 0] != np.trunc(rows[:, 0])).any():
+    if not ((rows[:, 0] >= 0) & (rows[:, 0] < MOST) & (rows[:, 0] == np.trunc(rows[:, 0]))).all():
         raise DataError(f"{file} has a class that is no number from 0 on.")
     centre, size = rows[:, 1:3], rows[:, 3:5]
     outside = ((centre - size / 2 < -BEYOND) | (centre + size / 2 > 1 + BEYOND)).any(axis=1)
@@ -83,7 +84,7 @@ def _listed(root: Path) -> tuple[str, ...]:
             return tuple(line.strip() for line in read_text(root / name).splitlines() if line.strip())
     for file in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
         names = _of_yaml(file)
-        if names is not None:
+        if names:
             return _in_order(file, names)
     return ()
 
@@ -108,4 +109,7 @@ def _in_order(file: Path, names: Any) -> tuple[str, ...]:
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or any(isinstance(name, dict | list) for name in names):
         raise DataError(f"{file} has names that are no list of names.")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"{file} names {twice!r} twice; give every class a name of its own.")
     return tuple(names)

@@ -1,5 +1,6 @@
 """What a finished network says of files."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def predict(
                 shown = jax.tree.map(lambda *each: np.stack(each), *(inputs[i] for i in alike + alike[:1] * more))
                 output = jax.device_get(said_of(shown))
                 for row, said in enumerate(task.answers(shown, output, trained.classes, top)[: len(alike)]):
-                    answers[alike[row]] = said, jax.tree.map(lambda x, row=row: x[row : row + 1], (shown, output))
+                    answers[alike[row]] = said, jax.tree.map(functools.partial(_row, row), (shown, output))
             for i, (file, (said, one)) in enumerate(zip(some, answers, strict=True), start):
                 if draw is not None:
                     task.drawn(*one, trained.classes, places[i])
@@ -69,12 +70,17 @@ def _places(files: Sequence[Any], draw: Path | None) -> list[Path]:
     if draw is None:
         return []
     names = [Path(file).name for file in files]
-    many = {name for name in names if names.count(name) > 1}
-    places = [draw / f"{f'{i}-' * (name in many)}{name}.found.png" for i, name in enumerate(names, 1)]
+    several = len(set(names)) < len(names)
+    places = [draw / f"{f'{i}-' * several}{name}.found.png" for i, name in enumerate(names, 1)]
     for place in places:
         if place.exists():
             raise ExperimentError(f"{place} exists; name another folder with --draw.")
     return places
+
+
+def _row(row: int, x: Any) -> Any:
+    """Of an array by example one of them; numbers of the whole batch are as they are."""
+    return x[row : row + 1] if np.ndim(x) else x
 
 
 def _of_one_shape(inputs: Sequence[Any]) -> list[list[int]]:

@@ -364,7 +364,9 @@ def test_names_of_yolo_in_other_forms(text, names, tmp_path):
         (b"names: {0: a, 2: c}", None, "names classes 0, 2; name all from 0 on"),
         (b"names: [a", None, "is no YAML"), (b"names: K\xe4se", None, "is no UTF-8"),
         (None, "0 30 20 10 12".encode("utf-16"), "is no UTF-8"), (None, b"0 30 20 10 12", "reaches beyond its picture"),
-        (None, b"0 1.5 1.5 .2 .2", "reaches beyond its picture"), (b"", b"3000000 .5 .5 .1 .1", "object of class 3,000,000"),
+        (None, b"0 1.5 1.5 .2 .2", "reaches beyond its picture"), (None, b"0 .5 .5 -.5 .5", "ends before it begins"),
+        (None, b"4294967296 .5 .5 .2 .2", "no number from 0 on"), (None, b"inf .5 .5 .2 .2", "no number from 0 on"),
+        (b"names: [a, a]", None, "names 'a' twice"), (b"", b"3000000 .5 .5 .1 .1", "object of class 3,000,000"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_yolo_is_said(data, described, message, tmp_path):
@@ -422,3 +424,16 @@ def test_a_folder_is_found_again_from_elsewhere(tmp_path, monkeypatch):
         assert Detection(name=name).name == Text(name=name).name == Language(name=name).name == str(tmp_path / "mine")
     (tmp_path / "python_docs").mkdir()
     assert Text(name="python_docs").name == "python_docs" and Language(name="python_topics").name == "python_topics"
+
+
+def test_a_split_that_is_described_elsewhere_is_refused(tmp_path):
+    """And not taken for one without objects."""
+    yolo(tmp_path, "train")
+    yolo(tmp_path, "val")
+    (tmp_path / "labels/val").rename(tmp_path / "labels/validation")
+    with pytest.raises(DataError, match=r"describes none of the 2 pictures of .*val; put labels/val/NAME\.txt there"):
+        open_annotated(tmp_path, "test")
+    coco(tmp_path / "c", "train")
+    (tmp_path / "c/annotations/instances_train2017.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match="is no annotation file of COCO"):
+        open_annotated(tmp_path / "c", "train")

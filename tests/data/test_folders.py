@@ -133,6 +133,10 @@ def test_what_is_wrong_with_a_tree_is_said(tmp_path):
     put(tmp_path / "flat" / "train" / "1.png")
     put(tmp_path / "flat" / "test" / "1.png")
     says("has test and train, and no class folders", str(tmp_path / "flat"), split="train")
+    (root / "testing").mkdir()  # empty, and no other split
+    (root / "Training").mkdir()
+    says("test lacks the class 'owl'", str(root), split="test", reading=SQUARE)
+    (root / "testing").rmdir()
     put(root / "val" / "fish" / "0.png")
     put(root / "validation" / "fish" / "0.png")
     says("has both val and validation; keep one", str(root), split="train")

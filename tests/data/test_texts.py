@@ -60,6 +60,14 @@ def test_a_label_that_is_only_evaluated_is_refused(label, why, tmp_path):
 def test_a_table_is_checked_whole(tmp_path):
     said = []
     assert check(str(csv_file(tmp_path / "a.csv")), log=said.append) == 0 and "texts, 2 classes" in said[0]
+    for name in ("training", "testing"):
+        csv_file(tmp_path / f"{name}.csv")
+    assert check(str(tmp_path), log=said.append) == 0 and "12 texts, 2 classes" in said[-1]
+    for name in ("pro", "con"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / "folders" / name / f"{i}.txt").write_text(f"{name} {i}")
+    assert check(str(tmp_path / "folders"), log=said.append) == 0 and "texts, 2 classes" in said[-1]
 
 
 def test_tables_of_other_names_are_named(tmp_path):

@@ -128,6 +128,20 @@ def test_labels_and_a_divergence_share_their_logits(weights, devices, kind, monk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, gradient)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int8])
+def test_labels_in_a_narrow_type_are_the_same(kind):
+    student, teacher, batch = made_of()
+    objective = bind(OBJECTIVE, *(output_shapes(one, batch.inputs) for one in (student, teacher)), DataInfo(WORDS))
+    with jax.enable_x64(True):
+        found = []
+        for labels in (batch.targets, batch.targets.astype(kind)):
+            step = jax.jit(make_step(student, teacher, objective, optax.sgd(1.0), in_chunks=True))
+            state = init_state(student, objective, optax.sgd(1.0), seed=0)
+            _, metrics = step(state, Variables(*teacher.init(None)), dataclasses.replace(batch, targets=labels))
+            found.append(jax.device_get(metrics))
+    assert found[0] == found[1]
+
+
 def test_logits_are_never_there(whole):
     """In the program no array has the vocabulary beside all tokens, but in the dense one."""
     student, teacher, batch = made_of()

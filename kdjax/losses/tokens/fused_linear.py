@@ -128,6 +128,11 @@ def fused_linear_kd(
     >>> print(*(f"{value:.4f}" for value in loss))
     0.8672 2.0000 0.5539 0.3133 1.0000
     """
+    if divergence is not None and divergence not in TERMS:
+        nearest = difflib.get_close_matches(str(divergence), TERMS, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"divergence is {divergence!r}; did you mean {nearest!r}? It is one of {list(TERMS)}, or None."
+        )
     taught = not (teacher_hidden is None and teacher_head is None and teacher_bias is None)
     if topk is not None and taught:
         raise ValueError("topk is a teacher by itself; leave teacher_hidden, teacher_head and teacher_bias out.")
@@ -142,9 +147,6 @@ def fused_linear_kd(
     if axis_name is not None and divergence in ("akl", STORED):
         raise ValueError(f"{divergence} is of whole rows of the vocabulary, which is not spread over {axis_name!r}; leave "
                          "axis_name out, and spread the rows.")  # fmt: skip
-    if divergence not in (*TERMS, STORED, NONE):
-        nearest = difflib.get_close_matches(str(divergence), TERMS, n=1, cutoff=0)[0]
-        raise ValueError(f"divergence is {divergence!r}; did you mean {nearest!r}? It is one of {list(TERMS)}.")
     if not isinstance(chunk_size, numbers.Integral) or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}; give the rows to take at a time, a whole number from 1.")
     student = _network("student", student_hidden, student_head, student_bias)

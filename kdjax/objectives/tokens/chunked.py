@@ -68,15 +68,18 @@ def terms_together(
     def sums(heads, options, rows, axis_name=None):
         ours, theirs, labels, kept, usable = rows
         options, (kd_weight, ce_weight) = options
+        labels = jnp.where(usable, labels.astype(jnp.int32), NO_LABEL)
         found = losses.fused_linear_kd(
-            ours, heads[0].T, theirs, heads[1].T, jnp.where(usable, labels, NO_LABEL), divergence=divergence, weights=kept,
-            kd_weight=kd_weight, ce_weight=ce_weight, ignore_index=NO_LABEL, axis_name=axis_name, **options,
+            ours, heads[0].T, theirs, heads[1].T, labels, divergence=divergence, weights=kept, kd_weight=kd_weight,
+            ce_weight=ce_weight, ignore_index=NO_LABEL, axis_name=axis_name, **options,
         )  # fmt: skip
         return found.sum, found.kd, found.ce
 
     rows = ours, theirs, labels, *masks
     whole, *parts = _spread(sums, heads, (options, shares), rows, ctx.axis, by_kinds=divergence != "akl")
-    gradient, found, left = whole - jax.lax.stop_gradient(whole), [], True
+    value = jax.lax.stop_gradient(whole)
+    # 0, with the gradient of the whole; a nan is said by the part that has it.
+    gradient, found, left = jnp.where(jnp.isfinite(value), whole - value, 0), [], True
     for part, share, count in zip(parts, shares, counts, strict=True):
         share = jax.lax.stop_gradient(jnp.asarray(share, part.dtype))
         carries = left & (share != 0)

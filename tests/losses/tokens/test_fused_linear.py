@@ -434,6 +434,8 @@ def call(**changed):
         ({"labels": np.zeros(7, np.float32)}, TypeError, "labels must be integer"),
         ({"weights": np.ones((7, 1), np.float32)}, ValueError, r"weights has shape \(7, 1\).* one weight a row"),
         ({"divergence": "forward"}, ValueError, "did you mean 'forward_kl'"),
+        ({"divergence": ""}, ValueError, "divergence is ''"),
+        ({"divergence": "topk_kl"}, ValueError, "divergence is 'topk_kl'"),
         ({"chunk_size": 0}, ValueError, "chunk_size is 0"),
         ({"temperature": 0.0}, ValueError, "temperature is 0.0"),
         ({"divergence": "jsd", "beta": 1.5}, ValueError, "beta is 1.5"),
