@@ -1,7 +1,6 @@
 """Objectives that contrast an example with others by a memory of their embeddings."""
 
 import dataclasses
-import math
 from typing import ClassVar, Literal
 
 import jax
@@ -154,10 +153,8 @@ class CRD(Objective):
         for name in ("negatives", "dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; CRD needs at least 1.")
-        if not 0 < self.temperature < math.inf or not 0 <= self.momentum <= 1:
-            raise ValueError(
-                f"temperature={self.temperature} and momentum={self.momentum}: the first must be above 0, the second from 0 to 1."
-            )
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"CRD.momentum is {self.momentum}; it must be from 0 to 1.")
         if data.num_examples < 2:
             raise ValueError(
                 f"CRD remembers every training example, and DataInfo says num_examples={data.num_examples}; give it their number."

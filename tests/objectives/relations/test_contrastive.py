@@ -371,8 +371,7 @@ def test_there_are_as_many_negatives_as_the_largest_class_has_others():
         (CRD(), DataInfo(1, 4, np.zeros(4, int)), "all examples are of one class"),
         (CRD(), DataInfo(2, 4, np.zeros(3, int)), r"labels has shape \(3,\) for 4 examples"),
         (CRD(negatives=0), DATA, "negatives=0; CRD needs at least 1"),
-        (CRD(temperature=0.0), DATA, "temperature=0.0 and momentum=0.5"),
-        (CRD(momentum=1.5), DATA, "temperature=0.07 and momentum=1.5"),
+        (CRD(momentum=1.5), DATA, "CRD.momentum is 1.5; it must be from 0 to 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(objective, data, message):
