@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from kdjax.data.class_names import named_twice
 from kdjax.data.errors import DataError, note
 from kdjax.data.folders import SPLITS
 from kdjax.data.pictures import Unreadable, picture_size
@@ -163,9 +164,10 @@ def _coco(root: Path, words: tuple[str, ...]) -> AnnotatedSplit | None:
         images, objects = whole["images"], whole["annotations"]
         place = {c["id"]: i for i, c in enumerate(categories)}
         names = tuple(str(c.get("name", c["id"])) for c in categories)
-        twice = [x for listed in (names, [c["id"] for c in categories]) for x in set(listed) if listed.count(x) > 1]
-        if twice:
-            raise DataError(f"{file} lists the category {twice[0]} twice; give each a number and a name of its own.")
+        for listed in names, [c["id"] for c in categories]:
+            twice = named_twice(listed)
+            if twice is not None:
+                raise DataError(f"{file} lists the category {twice} twice; give each a number and a name of its own.")
         by_image: dict[Any, list] = {image["id"]: [] for image in images}
         for one in objects:
             if one["category_id"] not in place or one["image_id"] not in by_image:

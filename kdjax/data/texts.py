@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -99,8 +100,9 @@ def of_texts(name: str, path: Path) -> bool:
         return path.suffix in FILES
     if "train" in _files(name, path):
         return True
-    endings = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")}
-    return endings == {".txt"}
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    first = next(files, None)  # of pictures, one is enough to know
+    return first is not None and all(file.suffix.lower() == ".txt" for file in itertools.chain([first], files))
 
 
 def _files(name: str, path: Path) -> dict[str, Path]:

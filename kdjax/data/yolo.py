@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.data.class_names import named_twice
 from kdjax.data.errors import DataError
 from kdjax.data.text_files import read_text
 
@@ -109,7 +110,7 @@ def _in_order(file: Path, names: Any) -> tuple[str, ...]:
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or any(isinstance(name, dict | list) for name in names):
         raise DataError(f"{file} has names that are no list of names.")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = named_twice(names)
     if twice is not None:
         raise DataError(f"{file} names {twice!r} twice; give every class a name of its own.")
     return tuple(names)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kdjax.data.class_names import named_twice
 from kdjax.experiment.folder import RESULT, open_run
 from kdjax.experiment.networks import make_network
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
@@ -175,7 +176,7 @@ def read_names(path: Path) -> tuple[str, ...]:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeError) as error:
         raise ExperimentError(f"{path} cannot be read as text ({error}); give a file with a name a line.") from error
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = named_twice(names)
     if twice is not None:
         raise ExperimentError(f"{path} names {twice!r} twice; give every class a name of its own.")
     return names

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.data.class_names import named_twice
 from kdjax.types import Array, ModelOutput, Network
 
 
@@ -77,7 +78,7 @@ def reclassified(network: Network, theirs: Sequence[str], ours: Sequence[str]) -
     if tuple(theirs) == tuple(ours):
         return network
     for whose, names in ((f"{network.name} has", theirs), ("The data have", ours)):
-        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        twice = named_twice(names)
         if twice is not None:
             raise ValueError(
                 f"{whose} two classes called {twice!r}, and classes are matched by name; give each one of its own."
