@@ -128,6 +128,17 @@ def test_labels_and_a_divergence_share_their_logits(weights, devices, kind, monk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, gradient)
 
 
+def test_a_subclass_with_terms_of_its_own_keeps_them():
+    class Doubled(CrossEntropy):
+        def terms(self, module, ctx):
+            term = super().terms(module, ctx)
+            return dataclasses.replace(term, sum=2 * term.sum)
+
+    with jax.enable_x64(True):
+        found, plain = (stepped(True, objective=one + ForwardKL())[0] for one in (Doubled(), CrossEntropy()))
+    assert found["doubled"] == pytest.approx(2 * plain["cross_entropy"], rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", [np.uint16, np.int8])
 def test_labels_in_a_narrow_type_are_the_same(kind):
     student, teacher, batch = made_of()

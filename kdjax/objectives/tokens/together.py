@@ -9,9 +9,10 @@ from kdjax.types import Context, Term
 
 
 def taken_together(parts: dict[str, Objective], ctx: Context) -> dict[str, Term]:
-    """The terms of the first divergence and of the labels by the names of their parts; none where each goes by itself."""
-    labels = [name for name, part in parts.items() if isinstance(part, CrossEntropy)]
-    taught = [name for name, part in parts.items() if isinstance(part, Divergence)]
+    """The terms of the first divergence and of the labels by the names of their parts; none where each goes by itself, as a
+    subclass does that has terms of its own."""
+    having = lambda kind: [name for name, part in parts.items() if type(part).terms is kind.terms]
+    labels, taught = having(CrossEntropy), having(Divergence)
     if ctx.student_call is None or not ctx.summed or not labels or not taught or chunked.kept(ctx.teacher) is not None:
         return {}
     names = taught[0], labels[0]
