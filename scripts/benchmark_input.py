@@ -6,13 +6,15 @@ On JPEGs of ImageNet's usual size that are made for it. What is compared takes t
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
+from PIL import __version__ as pillow
 
 from kdjax.data import Crop, Pipeline, Reading, load
 from kdjax.data.crops import crop_draws
@@ -67,6 +69,22 @@ def cpu_milliseconds(paths: list[str], reading: Reading, boxes: list, draws: lis
     return {name: 1000 * float(values.mean()) for name, values in least.items()}
 
 
+def thrown_away(batches) -> None:
+    """Takes batches as training does, which keeps none of them."""
+    for _ in batches:
+        pass
+
+
+def steady(pipeline: Pipeline, batches: int) -> float:
+    """Pictures a second, once the first batches are there."""
+    made = pipeline.iterate(0)
+    for _ in range(8):
+        next(made)
+    seconds = timed(thrown_away, itertools.islice(made, batches))
+    made.close()
+    return batches * pipeline.batch_size / seconds
+
+
 def timed(function, *arguments) -> float:
     start = time.perf_counter()
     function(*arguments)
@@ -81,6 +99,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=0, help="compare so many processes with the threads")
     options = parser.parse_args()
     cores = readers()._max_workers
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +107,8 @@ def main() -> None:
         make_pictures(folder, options.pictures, (options.width, options.height))
         size = sum(path.stat().st_size for path in folder.rglob("*.jpg")) / options.pictures / 1000
         print(
-            f"{options.pictures} JPEGs of {options.width} x {options.height} pixels, {size:.0f} kB each; {cores} threads\n"
+            f"{options.pictures} JPEGs of {options.width} x {options.height} pixels, {size:.0f} kB each; {cores} threads, "
+            f"Pillow {pillow}, libjpeg-turbo {features.version('libjpeg_turbo')}\n"
         )
         print("| training crop | images/s a core | ÷ decoding alone | ÷ decoding and resizing alone |")
         print("| --- | --- | --- | --- |")
@@ -106,7 +126,7 @@ def main() -> None:
             for turn in range(options.rounds + 1):  # the first warms up
                 first, epoch = turn * pipeline.steps_per_epoch, pipeline.steps_per_epoch
                 decoded, resized = timed(bare, paths), timed(bare, paths, boxes, options.image_size)
-                whole = timed(list, pipeline.iterate(first, first + epoch))
+                whole = timed(thrown_away, pipeline.iterate(first, first + epoch))
                 speeds.append(epoch * options.batch_size / whole / cores)
                 share = epoch * options.batch_size / len(paths) / whole
                 ratios.append((decoded * share, resized * share))
@@ -121,6 +141,19 @@ def main() -> None:
             print(
                 f"| {kind} | {' | '.join(f'{ms:.2f}' for ms in spent.values())} | {spent['decoding'] / spent['kdjax']:.2f} |"
             )
+        if options.workers:
+            how = {"threads": 0, f"{options.workers} workers": options.workers}
+            ways = {
+                name: Pipeline(pipeline.source, pipeline.indices, batch_size=options.batch_size, data_seed=0, workers=n)
+                for name, n in how.items()
+            }
+            speeds = {name: [] for name in ways}
+            for _ in range(options.rounds):
+                for name, way in ways.items():
+                    speeds[name].append(steady(way, 4 * pipeline.steps_per_epoch))
+            print("\n| by | images/s in all |\n| --- | --- |")
+            for name, found in speeds.items():
+                print(f"| {name} | {statistics.median(found):.0f} |")
 
 
 if __name__ == "__main__":

@@ -71,21 +71,30 @@ class Encoded:
     def __len__(self):
         return len(self.files)
 
-    def read(self, indices: Iterable[int], view: tuple[int, int] | None = None) -> list[np.ndarray]:
-        """Pictures uint8 `[H, W, C]` at these positions; of a view `(data seed, pass)`, their training crops.
+    def read(self, indices: Iterable[int], view: tuple[int, int] | None = None) -> np.ndarray | list[np.ndarray]:
+        """Pictures uint8 `[H, W, C]` at these positions; of a view `(data seed, pass)`, their training crops. Those of one size
+        are one array `[B, H, W, C]`, into which every thread writes its own.
 
         Raises:
           DataError: one cannot be read; it is named.
         """
         indices = [int(index) for index in indices]
+        files, size = self.files.get(indices), self.reading.size
+        images: Any = [None] * len(files)
+        if size:
+            images = np.empty((len(files), size, size, self.reading.channels), np.uint8)
 
-        def one(file, index):
-            try:
-                return self.reading.decode(file, draws_of(view, index))
-            except Unreadable as error:
-                raise DataError(f"{self.files.said(index)} {error}; {self.mend}.") from error
+        def some(rows):
+            for row in rows:
+                try:
+                    images[row] = self.reading.decode(files[row], draws_of(view, indices[row]))
+                except Unreadable as error:
+                    raise DataError(f"{self.files.said(indices[row])} {error}; {self.mend}.") from error
 
-        return list(readers().map(one, self.files.get(indices), indices))
+        # Several to a task, since handing one over costs as much as opening a picture does.
+        each = max(1, len(files) // (4 * readers()._max_workers))
+        list(readers().map(some, (range(len(files))[start : start + each] for start in range(0, len(files), each))))
+        return images
 
     def all(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Every picture, or its crop of evaluation, `[N, *shape]`.
@@ -203,8 +212,21 @@ def _readable(files: Files, state: str, reading: Reading) -> tuple[np.ndarray, d
 @functools.cache
 def readers() -> concurrent.futures.ThreadPoolExecutor:
     """The threads that decode, as many as the process may use cores: Pillow holds no lock while it does."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="pictures")
+    return concurrent.futures.ThreadPoolExecutor(_threads or cores(), thread_name_prefix="pictures")
+
+
+_threads = 0  # 0 for one a core
+
+
+def use_threads(count: int) -> None:
+    """So many threads decode in this process, which has not begun to."""
+    global _threads
+    _threads = count
+
+
+def cores() -> int:
+    """How many the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def printable(path: str) -> str:

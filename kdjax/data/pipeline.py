@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdjax.data.errors import DataError
+from kdjax.data.errors import DataError, note
+from kdjax.data.workers import by_processes
 from kdjax.types import Batch
 
+FOREVER = 2**60
 EXCHANGED = 64  # batches of a split with groups that exchange their examples
 
 
@@ -22,6 +24,8 @@ class Examples(Protocol):
     A split whose inputs differ from pass to pass (random crops that are made here, on the host) has an attribute `varies`
     that is true, and `read` takes `view=(data seed, pass)` for training. What it gives then is a function of these and of the
     position of the example, and of nothing else.
+
+    A split whose inputs are read from files and decoded again in every pass has an attribute `on_disk` that is true.
 
     A split of several shapes has an attribute `groups`, `[N]` integers that are alike for rows of one shape. Batches are
     then of one group where that can be, and `read` takes `together=rows`, those of the whole batch over all processes: what it
@@ -69,6 +73,7 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
         inputs: bool = True,
+        workers: int = 0,
     ):
         """Binds a source to an order.
 
@@ -81,17 +86,22 @@ class Pipeline:
           process_index: which process this is.
           process_count: how many there are.
           inputs: whether to read the inputs; without them `inputs` is None.
+          workers: how many further processes put batches together, of a source that is read from files; 0 for threads of this
+            one. Batches are the same.
 
         Raises:
           DataError: no examples, a bad size, or a batch that does not divide over the processes.
         """
         self.source = source
         self.inputs = inputs
+        self.workers = workers if inputs and getattr(source, "on_disk", False) else 0
+        if workers and not self.workers:
+            note(f"{source.name} ({source.split}) is in memory, so that no workers read it")
         self.indices = _positions(source, indices)
         self.batch_size = batch_size
         self.data_seed = data_seed
         self._rows = _rows_of_process(batch_size, process_index, process_count)
-        self._order = functools.lru_cache(maxsize=2)(self._new_order)
+        self._orders: dict[int, np.ndarray] = {}
         self._labelled = np.ones(len(source), bool) if labelled_mask is None else np.asarray(labelled_mask, bool)
         if self._labelled.shape != (len(source),):
             raise DataError(f"labelled_mask has shape {self._labelled.shape}; {source.name} needs ({len(source)},).")
@@ -117,9 +127,15 @@ class Pipeline:
         read = self.source.read(chosen, inputs=self.inputs, **more)
         return Batch(**read, index=chosen, where=places < len(order), labelled=self._labelled[chosen])
 
-    def _new_order(self, epoch: int) -> np.ndarray:
-        order, groups = _order(len(self.indices), self.data_seed, epoch), getattr(self.source, "groups", None)
-        return order if groups is None else _alike(order, groups[self.indices], self.batch_size, self.data_seed, epoch)
+    def _order(self, epoch: int) -> np.ndarray:
+        """The order of a pass; that of the last two is at hand, as threads may be in both."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order, groups = _order(len(self.indices), self.data_seed, epoch), getattr(self.source, "groups", None)
+            if groups is not None:
+                order = _alike(order, groups[self.indices], self.batch_size, self.data_seed, epoch)
+            self._orders = dict([*self._orders.items()][-1:]) | {epoch: order}
+        return order
 
     def iterate(
         self, start_step: int = 0, stop_step: int | None = None, *, threads: int = 2, prefetch: int = 4
@@ -129,9 +145,11 @@ class Pipeline:
         Args:
           start_step: number of the first batch; 0, or where a checkpoint left off.
           stop_step: where to end; None never ends.
-          threads: how many batches are put together at once.
-          prefetch: how many lie ready at most.
+          threads: how many batches are put together at once, where no workers do it.
+          prefetch: how many lie ready at most, where no workers do it.
         """
+        if self.workers:
+            return by_processes(self.__getitem__, start_step, FOREVER if stop_step is None else stop_step, self.workers)
         return _read_ahead(self.__getitem__, start_step, stop_step, threads, prefetch)
 
 
@@ -203,7 +221,7 @@ def _alike(order: np.ndarray, groups: np.ndarray, batch_size: int, data_seed: in
 def _read_ahead(batch, start: int, stop: int | None, threads: int, prefetch: int) -> Iterator[Batch]:
     import grain
 
-    numbers = grain.MapDataset.range(start, 2**60 if stop is None else stop)
+    numbers = grain.MapDataset.range(start, FOREVER if stop is None else stop)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(numbers.map(lambda k: batch(int(k))).to_iter_dataset(options))
 

@@ -64,6 +64,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether examples are read from files in every pass."""
+        return self.images is None
+
     def fetch(self, indices, view: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Images `[B, H, W, C]` and labels `[B]` int32 at these positions `[B]`, in this order, as copies.
 
@@ -78,6 +83,8 @@ class Source:
         if self.images is not None:
             return self.images[indices], self.labels[indices]
         images = self.records.read(indices, view)
+        if isinstance(images, np.ndarray):
+            return images, self.labels[indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
                 sizes = {f"example {i}": x.shape[:2] for i, x in ((indices[0], images[0]), (index, image))}

@@ -15,6 +15,7 @@ from kdjax.experiment.folder import (
     EXPERIMENT,
     NETWORK,
     OBJECTIVE,
+    OF_MACHINE,
     RESULT,
     check_data,
     network_folder,
@@ -251,8 +252,7 @@ def check_all_alike(experiment: Experiment, builder: Builder) -> None:
     """
     if jax.process_count() == 1:
         return
-    # But for the cache, a folder that may have another name on each host.
-    asked = serialization.to_data(dataclasses.replace(experiment, cache_dir=""))
+    asked = {name: value for name, value in serialization.to_data(experiment).items() if name not in OF_MACHINE}
     if not same_in_all(json.dumps(asked, sort_keys=True)):
         raise ExperimentError(
             "The processes of this run were started with different configurations; start all by one line."

@@ -62,6 +62,7 @@ class Feeding:
             # Without a choice of labelled examples (or for a network that may use all labels) every label counts.
             labelled_mask=self.dataset.usable(self.phase.labels), process_index=jax.process_index(),
             process_count=jax.process_count(), inputs=not self.dataset.resident if inputs is None else inputs,
+            workers=self.experiment.workers,
         )  # fmt: skip
 
     def batches(

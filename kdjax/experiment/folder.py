@@ -20,6 +20,7 @@ EXPERIMENT, RESULT, COMPARISON = "experiment.json", "result.json", "comparison.j
 CHANGES = "changes.txt"  # what was changed of a run that was gone on with
 DATA = "data.json"  # what tells a run's data from others of the same name
 NETWORK = "network.json"
+OF_MACHINE = ("cache_dir", "workers")  # of an experiment: what changes nothing of a run
 OBJECTIVE = "objective"  # folder of what a phase's objective trained, where a later phase begins with it
 DAMAGED = "train that phase again"
 REMOVED = ".overwritten-"  # begins the name of a folder of what is being deleted
@@ -115,7 +116,7 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
     there = serialization.load(saved)
     before, now = (serialization.to_data(from_anywhere(e, saved.parent)) for e in (there, experiment))
     differing = serialization.differences(before, now)
-    differing = [line for line in differing if not line.startswith("cache_dir:")]  # changes nothing of the run
+    differing = [line for line in differing if line.partition(":")[0] not in OF_MACHINE]
     others = [line for line in differing if not _may_change(line, saved.parent, experiment)]
     if others:
         raise ExperimentError(

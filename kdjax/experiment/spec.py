@@ -105,6 +105,9 @@ class Experiment:
     """training metrics are logged every so many steps"""
     cache_dir: str = ""
     """where teachers' outputs are kept; a folder of the user's cache if not given"""
+    workers: int = 0
+    """processes that read and decode pictures to train on, beside this one, of each host; 0 for threads of this one, which open
+    some thousand pictures a second. Batches are the same"""
     steps_per_dispatch: int = 0
     """optimizer steps in one call of the device, between evaluations and checkpoints; 0 for 16, and for 1 on CPU"""
     on_nan: OnNan = "stop"
@@ -250,6 +253,8 @@ class Experiment:
             found.append(
                 f"steps_per_dispatch={self.steps_per_dispatch} needs batches of one shape, and data makes several; use 1."
             )
+        if self.workers < 0:
+            found.append(f"workers={self.workers}; it must be at least 1, or 0 for none.")
         if self.log_every < 1:
             found.append(f"log_every={self.log_every}; it must be at least 1.")
         return found

@@ -2,6 +2,8 @@
 
 import sys
 
+import cloudpickle
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -105,6 +107,9 @@ def test_boxes_are_pixels_and_objects_that_need_not_be_found_are_not_trained_on(
     names = dataset.info.class_names
     assert (names == tuple(NAMES)) if name[0] == "c" else (len(names) == 20 and names[:2] == ("aeroplane", "bicycle"))
     read = dataset.train.read(np.arange(splits))
+    sent = cloudpickle.loads(cloudpickle.dumps(dataset.train))  # to another process, see `kdjax.data.workers`
+    jax.tree.map(np.testing.assert_array_equal, sent.read(np.arange(splits)), read)
+    assert sent.on_disk
     scale = np.array([64 / 60, 43 / 40] * 2)
     for image, boxes, labels in zip(
         read["inputs"]["image"], read["targets"]["boxes"], read["targets"]["labels"], strict=True

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import cloudpickle
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -190,6 +192,9 @@ def test_pictures_of_a_prepared_set_are_cropped_as_they_are_read(squares, tmp_pa
     batch = source.read([3, 0], view=(0, 0))
     assert batch["inputs"].shape == (2, 4, 4, 3)
     assert (batch["inputs"].max((1, 2)).argmax(1) == batch["targets"]).all()
+    assert source.on_disk and not load("digits", split="train", data_dir=tmp_path).on_disk
+    sent = cloudpickle.loads(cloudpickle.dumps(source))  # to another process, see `kdjax.data.workers`
+    jax.tree.map(np.testing.assert_array_equal, sent.read([3, 0], view=(0, 0)), batch)
     fixed = load(name, split="train", data_dir=tmp_path, reading=Reading(size=4, crop=crop))
     np.testing.assert_array_equal(fixed.images, source.read(np.arange(40))["inputs"])
     (kept,) = (tmp_path / "cache/kdjax/labels").iterdir()  # the labels were read once

@@ -52,6 +52,13 @@ def test_an_existing_run_folder_is_refused_and_untouched(finished, builder):
     assert contents(finished) == before
 
 
+def test_what_is_of_the_machine_alone_may_change(finished, builder, tmp_path, capsys):
+    elsewhere = dataclasses.replace(small(), workers=2, cache_dir=str(tmp_path))
+    run(elsewhere, finished, resume=True, builder=builder)
+    assert "another configuration" not in capsys.readouterr().err
+    assert "workers=-1; it must be at least 1" in dataclasses.replace(small(), workers=-1).problems()[0]
+
+
 def test_overwrite_deletes_runs_only(tmp_path, builder):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ExperimentError, match="is not a run of kdjax"):

@@ -1,6 +1,5 @@
 """Pictures with boxes as examples: drawn, at hand, or in files."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -13,11 +12,11 @@ import numpy as np
 from kdjax.data import fashion_boxes
 from kdjax.data.annotated import Annotated, AnnotatedSplit, open_annotated
 from kdjax.data.box_records import open_box_records
+from kdjax.data.encoded import readers
 from kdjax.data.errors import DataError, note
 from kdjax.data.pictures import Unreadable, fitted, picture_size
 
 OWN = "fashion_boxes"
-THREADS = 8
 LOOKED_AT = 64  # pictures of a split whose size is compared with its description before training
 # Pictures to train on (those with objects) and to evaluate, and classes, so that a dry run knows them before they are there.
 COUNTS = {
@@ -118,6 +117,8 @@ class BoxFiles:
     "difficult". Training leaves out crowds, objects that need not be found, and boxes without area.
     """
 
+    on_disk = True
+
     def __init__(
         self,
         name: str,
@@ -163,8 +164,7 @@ class BoxFiles:
         """`[N]`, 1 of pictures that are higher than wide, where these are turned."""
         if not self.turn:
             return None
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            return np.array(list(pool.map(self._tall, self.pictures)), np.int32)
+        return np.array(list(readers().map(self._tall, self.pictures)), np.int32)
 
     def _tall(self, one: Annotated) -> bool:
         if one.tall is not None:
@@ -178,9 +178,8 @@ class BoxFiles:
     def read(self, indices: np.ndarray, *, inputs: bool = True, together: np.ndarray | None = None) -> dict[str, Any]:
         turned = together is not None and self.groups is not None and bool(self.groups[together].all())
         canvas = self.canvas[::-1] if turned else self.canvas
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            chosen = [self.pictures[int(i)] for i in np.atleast_1d(indices)]
-            rows = list(pool.map(functools.partial(self._one, canvas=canvas), chosen))
+        chosen = [self.pictures[int(i)] for i in np.atleast_1d(indices)]
+        rows = list(readers().map(functools.partial(self._one, canvas=canvas), chosen))
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         shown = {"image": stacked.pop("image"), "size": stacked["size"]}
         return {"inputs": shown if inputs else None, "targets": stacked}
