@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdjax.data.catalogue import OWN, flaw, open_builder, own_folder, resolve
 from kdjax.data.errors import DataError
+from kdjax.data.npz import why
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None, log: Callable[[str], None] = print) -> None:
@@ -92,13 +93,22 @@ def _with_tensorflow(name: str, builder, log) -> None:
     with _alone(builder.data_path.parent), _impatient():
         try:
             builder.download_and_prepare(file_format="array_record")  # does nothing where another has just done it
-        except Exception as error:
-            if not _no_network(error):
-                raise
-            raise DataError(
-                f"{name} cannot be downloaded: there is no network, or its server does not answer; prepare it on another machine "
-                f"and copy the folder {builder.data_path} here."
-            ) from error
+        except Exception as error:  # TFDS and its builders raise many kinds
+            raise DataError(_fault(name, builder, error)) from error
+
+
+def _fault(name: str, builder, error: Exception) -> str:
+    """What kept a set from being prepared, in a sentence."""
+    if _no_network(error):
+        return (
+            f"{name} cannot be downloaded: there is no network, or its server does not answer; prepare it on another machine "
+            f"and copy the folder {builder.data_path} here."
+        )
+    by_hand = " ".join((getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None) or "").split())
+    if by_hand and isinstance(error, AssertionError):
+        folder = Path(str(builder._data_dir_root), "downloads", "manual")
+        return f"The files of {name} are not downloaded by TFDS; put them into {folder}, and run this again: {by_hand}"
+    return f"{name} cannot be prepared in {builder.data_path} ({type(error).__name__}: {why(error)})."
 
 
 @contextlib.contextmanager

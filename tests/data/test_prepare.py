@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import requests
@@ -148,6 +149,25 @@ def test_no_network_is_one_sentence(tmp_path, monkeypatch):
     ):
         prepare("cifar100", tmp_path, log=lambda line: None)
     assert downloader.MAX_RETRIES == 10 and logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
+
+
+def test_files_that_one_downloads_by_hand_are_asked_for(tmp_path, monkeypatch):
+    """Without TensorFlow: the builder asks for its archives before it needs it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(
+        DataError, match=r"not downloaded by TFDS; put them into .*downloads/manual, .*ILSVRC2012_img_val"
+    ) as error:
+        prepare("imagenet2012", tmp_path, log=lambda line: None)
+    assert "\n" not in str(error.value)
+
+    def download_and_prepare(self, **options):
+        raise tarfile.ReadError("unexpected end of data\nof the archive")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+    with pytest.raises(
+        DataError, match=r"imagenet2012 cannot be prepared in .* \(ReadError: unexpected end of data\)\.$"
+    ):
+        prepare("imagenet2012", tmp_path, log=lambda line: None)
 
 
 def test_without_the_locks_of_unix_it_is_prepared_all_the_same(tmp_path, monkeypatch, digits):

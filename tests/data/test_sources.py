@@ -205,6 +205,34 @@ def test_pictures_of_a_prepared_set_are_cropped_as_they_are_read(squares, tmp_pa
         load("digits", split="train", data_dir=tmp_path, reading=Reading(size=4))
 
 
+def test_imagenet_as_its_own_builder_writes_it(tmp_path, monkeypatch):
+    """Of a few pictures; the archives themselves it reads with TensorFlow."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    builder = tfds.builder("imagenet2012", data_dir=str(tmp_path), file_format="array_record")
+    classes = builder.info.features["label"].names
+
+    def examples(split):
+        for i in range(6):
+            image = np.full((20 + i, 40 - 3 * i, 3), 10 * i, np.uint8)
+            yield (
+                f"{split}{i}",
+                {"image": image, "label": classes[100 * i], "file_name": f"{classes[100 * i]}_{i}.JPEG"},
+            )
+
+    splits = lambda self, dl_manager: {split: examples(split) for split in ("train", "validation")}
+    monkeypatch.setattr(type(builder), "_split_generators", splits)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    train, test = (
+        load("imagenet2012", split=split, data_dir=tmp_path, reading=Reading(size=16)) for split in ("train", "test")
+    )
+    assert (train.num_classes, len(train), len(test)) == (1000, 6, 6) and train.class_names == tuple(classes)
+    assert train.varies and not test.varies and "validation" in test.split
+    for source, view in ((train, {"view": (0, 0)}), (test, {})):
+        read = source.read(np.arange(6), **view)
+        assert read["inputs"].shape == (6, 16, 16, 3)
+        np.testing.assert_allclose(read["inputs"].mean((1, 2, 3)) / 10, read["targets"] / 100, atol=0.2)
+
+
 def test_errors_name_the_mend(squares, data_dir, tmp_path, digits):
     def says(pattern, name, split="train", folder=tmp_path):
         with pytest.raises(DataError, match=pattern) as error:
