@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdjax.data import Crop, DataError, Reading, fashion_mnist, from_arrays, load, sources
@@ -213,7 +214,7 @@ def test_imagenet_as_its_own_builder_writes_it(tmp_path, monkeypatch):
 
     def examples(split):
         for i in range(6):
-            image = np.full((20 + i, 40 - 3 * i, 3), 10 * i, np.uint8)
+            image = Image.new("RGB", (40 - 3 * i, 20 + i), (10 * i,) * 3)
             yield (
                 f"{split}{i}",
                 {"image": image, "label": classes[100 * i], "file_name": f"{classes[100 * i]}_{i}.JPEG"},
