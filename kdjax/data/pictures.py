@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,6 +158,8 @@ def _stream(file: str | bytes) -> io.BufferedIOBase:
     """What Pillow reads from; it asks for a header in dozens of small pieces, so that a file of usual size is read at once."""
     if isinstance(file, bytes):
         return io.BytesIO(file)
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited at for ever
+        raise Unreadable("is no file")
     stream = _Bounded(io.FileIO(file))
     if os.fstat(stream.fileno()).st_size > AT_ONCE:
         return stream

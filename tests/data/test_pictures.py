@@ -1,6 +1,7 @@
 """Pictures of every format and mode, and where crops lie: right to the pixel, or named."""
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -145,6 +146,13 @@ def test_what_cannot_be_read_says_why(file, what):
     for read in (Reading().decode, picture_size):
         with pytest.raises(Unreadable, match=what):
             read(file)
+
+
+def test_a_pipe_is_not_waited_at(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (Reading().decode, picture_size):
+        with pytest.raises(Unreadable, match="is no file"):
+            read(str(tmp_path / "a.png"))
 
 
 # --- crops ---
