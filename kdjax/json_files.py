@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
+
 VERSION, CHECKSUM = "version", "checksum"
 FORM = 1  # of the files that are written now
 LARGEST = 64 * 2**20  # bytes of a file that is read
@@ -223,6 +225,8 @@ def _finite(data: Any) -> Any:
         return {name: _finite(value) for name, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
+    if isinstance(data, np.generic):
+        data = data.item()
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 

@@ -79,7 +79,7 @@ def _why(said: str) -> str:
     mend = {
         "-9": "it was killed, perhaps for want of memory; use fewer --workers, or smaller batches",
         "-7": "its shared memory (/dev/shm) is full; enlarge that (docker run --shm-size 16g), or use fewer --workers",
-        "1": 'what it wrote above says why; a script that trains with workers does so under `if __name__ == "__main__":`',
+        "1": 'what it wrote above says why; a script with workers is a file, and trains under `if __name__ == "__main__":`',
     }
     return (
         f"A process that reads data ended with exit code {code}: {mend.get(code, 'what it wrote above may say why')}."

@@ -1,6 +1,7 @@
 """Several methods, several seeds, one teacher, one budget: side by side."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ def compare(
     """
     builder = builder or Builder()
     check_alike(experiments)
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise ExperimentError(f"seeds are {seeds}; give whole numbers, such as (0, 1, 2).") from error
     if len(set(seeds)) != len(seeds) or not seeds:
-        raise ExperimentError(f"seeds are {list(seeds)}; give at least one, each once.")
+        raise ExperimentError(f"seeds are {seeds}; give at least one, each once.")
     first = next(iter(experiments.values()))
     for experiment in experiments.values():  # what does not fit is said before anything is written
         programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}

@@ -8,6 +8,7 @@ from kdjax.experiment.interactive import Results, run
 from kdjax.experiment.program import Builder
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
 from kdjax.experiment.trained import Trained
+from kdjax.json_files import shown
 from kdjax.objectives import Objective, method
 from kdjax.places import local
 from kdjax.schedules import Duration, epochs
@@ -82,6 +83,11 @@ def distill(
         raise ExperimentError(
             "The data to evaluate have no labels, and there is no teacher to agree with; give one of them."
         )
+    if not isinstance(optimizer, Optimizer):
+        raise ExperimentError(
+            f"optimizer is {shown(optimizer)}; give one of kdjax.training.optimizers, such as SGD(learning_rate=0.1), or one of "
+            "your own, a class that extends Optimizer and whose `core` makes an optax transformation."
+        )
     phases = ()
     if isinstance(teacher, str | Path):
         stored = local(teacher, ExperimentError, "A teacher").absolute()
@@ -133,6 +139,11 @@ def _task(data, num_classes, preprocess, augment, batch_size, eval_batch_size) -
 def _objective(objective: Objective | str) -> Objective:
     if isinstance(objective, Objective):
         return objective
+    if not isinstance(objective, str):
+        raise ExperimentError(
+            f"objective is {shown(objective)}; give a method's name or an Objective, such as kdjax.objectives.KD(), or one of "
+            "your own, a class that extends Objective."
+        )
     try:
         return method(objective).objective
     except ValueError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from kdjax.data import DataError
+from kdjax.experiment import serialization
 from kdjax.experiment.accounting import costs, readable, size, step_arguments
 from kdjax.experiment.networks import (
     Networks,
@@ -50,7 +51,7 @@ def inspect_experiment(
       described: name of the slice these are, where they are not here: the step of the last phase is then compiled for them.
     """
     builder = builder or Builder()
-    problems = experiment.problems()
+    problems = serialization.problems(experiment)
     try:
         builder.dataset(experiment.data, stand_in=True)
     except (DataError, ValueError) as error:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.data import DataError
+from kdjax.experiment import serialization
 from kdjax.experiment.compiled import Compiled, compile_phase
 from kdjax.experiment.feeding import Feeding, Resident
 from kdjax.experiment.networks import Networks, make_networks
@@ -101,7 +102,7 @@ class Builder:
 
 def build(experiment: Experiment, phase: Phase, dataset: Dataset, resident: Resident, devices: Any = None) -> Program:
     """Builds one phase of an experiment; `resident` keeps what is on the devices."""
-    problems = experiment.problems()
+    problems = serialization.problems(experiment)
     if problems:
         raise ExperimentError(problems[0])
     try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from kdjax.experiment import serialization
 from kdjax.experiment.artifacts import Finished, adopt, check_all_alike, check_sources, load_phase, take
 from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.lock import locked
@@ -47,7 +48,7 @@ def run(
     """
     builder, progress = builder or Builder(), progress or Silent()
     hear_once()
-    problems = experiment.problems()
+    problems = serialization.problems(experiment)
     if jax.process_count() > 1 and experiment.runner == "pmap":
         problems.insert(0, "Several processes run under jit or fsdp, not under pmap; set runner to jit.")
     if problems:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from kdjax import objectives, schedules
 from kdjax.data.errors import note
 from kdjax.experiment.spec import Experiment, ExperimentError, Phase
@@ -29,8 +31,8 @@ KINDS: dict[str, type] = {
 
 
 def to_data(value: Any) -> Any:
-    """A dataclass as a dict with its class's name under "kind"; tuples as lists."""
-    if dataclasses.is_dataclass(value):
+    """A dataclass as a dict with its class's name under "kind"; tuples as lists, numbers of NumPy as Python's."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
         known = (KINDS | task_kinds()).get(name)
         if isinstance(value, Objective) and known is not type(value):
@@ -44,7 +46,24 @@ def to_data(value: Any) -> Any:
         saved = [f.name for f in dataclasses.fields(value) if f.metadata.get("saved", True)]
         fields = {name: to_data(getattr(value, name)) for name in saved}
         return {"kind": type(value).__name__, **fields}
+    if isinstance(value, np.generic):
+        return value.item()
     return [to_data(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def problems(experiment: Experiment) -> list[str]:
+    """What is wrong with an experiment, a sentence each: a value that its field does not take, which nobody could read again
+    once it is saved, or else what `Experiment.problems` finds."""
+    try:
+        data = to_data(experiment)
+    except ExperimentError:  # a task or an objective that cannot be saved, which is said where it is
+        data = None
+    try:
+        if data is not None:
+            from_data(data)
+    except ExperimentError as error:
+        return [str(error)]
+    return experiment.problems()
 
 
 def _own_objective(objective: Objective) -> ByReference:
@@ -151,12 +170,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ExperimentError(f"{where}: expected a list, found {shown(value)}.")
         return tuple(_convert(item, arguments[0], f"{where}.{i}") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ExperimentError(f"{where}: expected a {hint.__name__}, found {shown(value)}.")
         item = from_data(value, where)
         if not isinstance(item, hint):
             raise ExperimentError(f"{where}: expected a {hint.__name__}, found a {type(item).__name__}.")
         return item
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if origin is not None:  # of a task of one's own, such as dict[str, int]
+        return value
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ExperimentError(f"{where}: expected a {hint.__name__}, found {shown(value)}.")
     return value

@@ -243,6 +243,11 @@ class Experiment:
         for field in ("seed", "data_seed"):
             if not -(2**31) <= (getattr(self, field) or 0) < 2**31:
                 found.append(f"{field}={getattr(self, field)} has more than 32 bits; use a smaller one.")
+        if seeds_of(self)[1] < 0:
+            found.append(
+                f"{'seed' if self.data_seed is None else 'data_seed'}={seeds_of(self)[1]} is negative, and the order of examples "
+                "takes none; use data_seed=0 or more."
+            )
         for field in ("batch_size", "eval_batch_size"):
             if getattr(data, field) < 1:
                 found.append(f"data.{field}={getattr(data, field)}; it must be at least 1.")

@@ -228,7 +228,7 @@ def given_data(
             f"Label {tested.max()} of {name}, test, at {tested.argmax()}, is none of the training part, whose labels go to "
             f"{trained.max()}; mend it, or give num_classes={largest + 1}."
         )
-    classes = largest + 1 if num_classes is None else num_classes
+    classes = int(largest) + 1 if num_classes is None else num_classes
     for split, labels in given.items():
         wrong = np.flatnonzero((labels < 0) | (labels >= classes))
         if len(wrong):

@@ -39,7 +39,9 @@ class Storage:
     name: str
 
     def __post_init__(self):
-        if self.name not in ("float32", "float16") and not (self.name[:3] == "top" and self.name[3:].isdigit()):
+        if self.name not in ("float32", "float16") and not (
+            self.name[:3] == "top" and self.name[3:].isdigit() and self.k
+        ):
             raise ValueError(
                 f"A teacher's outputs are kept as float32, float16 or topK such as top16, not {self.name!r}."
             )

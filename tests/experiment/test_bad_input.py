@@ -52,10 +52,12 @@ def test_an_existing_run_folder_is_refused_and_untouched(finished, builder):
     assert contents(finished) == before
 
 
-def test_what_is_of_the_machine_alone_may_change(finished, builder, tmp_path, capsys):
+def test_what_is_of_the_machine_alone_may_change_and_numbers_be_of_numpy(finished, builder, tmp_path, capsys):
     elsewhere = dataclasses.replace(small(), workers=2, cache_dir=str(tmp_path))
     run(elsewhere, finished, resume=True, builder=builder)
     assert "another configuration" not in capsys.readouterr().err
+    numbers = {"seed": np.int64(0), "log_every": np.int32(2)}
+    run(dataclasses.replace(small(), **numbers), finished, resume=True, builder=builder)
     assert "workers=-1; it must be at least 1" in dataclasses.replace(small(), workers=-1).problems()[0]
 
 

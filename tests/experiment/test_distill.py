@@ -5,6 +5,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -16,11 +17,12 @@ from kdjax.experiment.distill import _stored
 from kdjax.experiment.folder import find_network
 from kdjax.json_files import read_json
 from kdjax.models import from_linen, from_nnx, to_nnx
-from kdjax.objectives import KD, CrossEntropy
+from kdjax.objectives import DKD, KD, CrossEntropy
 from kdjax.schedules import epochs, steps
 from kdjax.tasks import Task
 from kdjax.training import make_runner
 from kdjax.training.loop import Stopped
+from kdjax.training.optimizers import SGD
 from tests.experiment.test_resume import StopAt, outcome, rows
 
 
@@ -38,6 +40,14 @@ X = RNG.normal(size=(96, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
 DATA = (X[:64], Y[:64]), (X[64:], Y[64:])
 SMALL = {"duration": steps(6), "batch_size": 16, "evaluate_every": steps(3), "checkpoint_every": steps(3)}
+
+
+class Counts(nnx.Module):
+    def __init__(self, rngs):
+        self.out, self.count = nnx.Linear(6, 3, rngs=rngs), nnx.Param(jnp.arange(3))
+
+    def __call__(self, x):
+        return self.out(x) + self.count[...].sum()
 
 
 def student(rngs):
@@ -254,6 +264,20 @@ def test_a_run_teaches_by_its_student_whatever_its_folders_are_called_and_how_ol
         ({"data": ((X[:64], np.eye(3, dtype=int)[Y[:64]]), DATA[1])}, DataError, r"rows of 0 and a 1, \[64, 3\]; give classes"),
         ({"data": ((np.where(np.arange(64)[:, None] == 5, np.nan, X[:64]), Y[:64]), DATA[1])}, DataError,
          "inputs of given, train, are not finite in row 5"),
+        ({"keep": "Last"}, ExperimentError, r"phases\.1\.keep: 'Last' is not one of 'last', 'best'"),
+        ({"labels": "ALL"}, ExperimentError, "labels: 'ALL' is not one of"),
+        ({"objective": DKD(unlabelled="Skip")}, ExperimentError, "unlabelled: 'Skip' is not one of"),
+        ({"teacher_cache": "top0"}, ExperimentError, "kept as float32, float16 or topK"),
+        ({"optimizer": optax.adam(1e-3)}, ExperimentError, "optimizer is GradientTransformation.*give one of kdjax.training"),
+        ({"optimizer": SGD}, ExperimentError, "optimizer is <class"),
+        ({"optimizer": SGD(learning_rate="0.1")}, ExperimentError, "learning_rate: expected a float, found '0.1'"),
+        ({"optimizer": SGD(learning_rate=jnp.float32(0.1))}, ExperimentError, r"learning_rate: expected a float, found Array"),
+        ({"duration": 3}, ExperimentError, "duration: expected a Duration, found 3"),
+        ({"evaluate_every": 5}, ExperimentError, "evaluate_every: expected a Duration, found 5"),
+        ({"objective": KD}, ExperimentError, "objective is <class.*give a method's name or an Objective"),
+        ({"seed": "a"}, ExperimentError, "seed: expected a int, found 'a'"),
+        ({"seed": -1}, ExperimentError, "seed=-1 is negative"),
+        ({"student": Counts}, ExperimentError, r"student/count is int32, of which there is no gradient"),
         ({"duraton": epochs(1)}, ExperimentError, "unexpected keyword argument 'duraton'"),
         ({"objective": "crd_shared"}, ExperimentError, "reads student.embedding, which the student network does not give"),
     ],
