@@ -157,7 +157,7 @@ def scan(root: Path) -> Folder:
             raise DataError(f"{folder} holds no pictures; put some there, or delete the folder.")
         paths += [f"{folder.name}/{file}" for file in sorted(files)]
         labels += [label] * len(files)
-    beside = [entry.name for entry in os.scandir(root) if not entry.is_dir() and _counts(entry.name)]
+    beside = [entry.name for entry in os.scandir(root) if not _is_folder(entry) and _counts(entry.name)]
     pictures = [name for name in beside if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"))]
     note = f"{len(pictures)} pictures lie beside the class folders of {root} and are not read" if pictures else ""
     return Folder(root, tuple(paths), np.array(labels, np.int32), names, note)
@@ -167,6 +167,11 @@ def _held_out(name: str, root: Path, split: str, split_seed: int) -> Folder:
     """A part of a folder that has no other split: for "test" and "validation" one fifth of each class."""
     everything = scan(root)
     test = test_part(everything.labels, share=HELD_OUT, split_seed=split_seed)
+    if not test.any():
+        raise DataError(
+            f"{name} has no test part, and no class has two pictures of which one could be held out; add pictures, or a folder "
+            "test beside train."
+        )
     part = everything.take(np.flatnonzero(~test if split == "train" else test))
     held = (
         f"{name} has no test part: {test.sum():,} of {len(test):,} pictures, a fifth of each class, are held out for it"
@@ -180,22 +185,32 @@ def _files(folder: str, inside: str, above: list[str]) -> list[str]:
     if real in above:  # a link that leads back
         return []
     found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not _counts(entry.name):
-                continue
-            if entry.is_dir():
-                found += _files(entry.path, f"{inside}{entry.name}/", [*above, real])
-            else:
-                found.append(inside + entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _counts(entry.name):
+                    continue
+                if _is_folder(entry):
+                    found += _files(entry.path, f"{inside}{entry.name}/", [*above, real])
+                else:
+                    found.append(inside + entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); give a folder that can.") from error
     return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _folders(root: Path) -> list[Path]:
     """Folders in a folder, by name."""
     try:
         with os.scandir(root) as entries:
-            names = [entry.name for entry in entries if _counts(entry.name) and entry.is_dir()]
+            names = [entry.name for entry in entries if _counts(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise DataError(f"{root} cannot be read ({error.strerror}); give a folder that can.") from error
     # By the name as it reads, whichever of its spellings in Unicode a system has written.

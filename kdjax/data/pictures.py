@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import stat
@@ -19,6 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 _ORIENTATION = 0x0112
 _UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF: bits of a pixel; 0 where 0 is white
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N")
 AT_ONCE = 2**22  # bytes of a file up to which it is read whole
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
@@ -151,7 +153,18 @@ def _open(file: str | bytes):
     from PIL import Image
 
     with _stream(file) as stream, Image.open(stream, formats=FORMATS) as image:
+        if image.format == "PNG" and "transparency" in image.info and image.tile:
+            _scale_transparency(image)
         yield image
+
+
+def _scale_transparency(image) -> None:
+    """The transparent colour of a PNG as its pixels are: Pillow gives pixels of 2 and 4 bits as 8, and the colour as it is."""
+    raw, colour = image.tile[0][3], image.info["transparency"]
+    if raw == "RGB;16B":
+        raise Unreadable("has a transparent colour of 16 bits; save it with an alpha channel, or with 8 bits")
+    if isinstance(colour, int):
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def _stream(file: str | bytes) -> io.BufferedIOBase:
@@ -187,7 +200,7 @@ def _explained(file: str | bytes):
 
 
 def _reason(file: str | bytes, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
         return "is a link to nothing" if isinstance(file, str) and os.path.islink(file) else "is not there"
     if isinstance(error, PermissionError):
         return "may not be read by this user"
@@ -219,8 +232,13 @@ def _tail(file: str | bytes) -> bytes:
 
 def _orientation(image) -> int:
     """How a picture lies in its file, 1 for upright. (TIFF is put upright by Pillow.)"""
-    noted = image.format != "TIFF" and ("exif" in image.info or "Raw profile type exif" in image.info)
-    return image.getexif().get(_ORIENTATION, 1) if noted else 1
+    if image.format == "TIFF" or not ("exif" in image.info or "Raw profile type exif" in image.info):
+        return 1
+    try:
+        noted = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a note that cannot be read says nothing; Pillow raises many kinds
+        return 1
+    return noted if noted in _UPRIGHT else 1
 
 
 def _noted(file: str | bytes) -> bool:
@@ -251,6 +269,9 @@ def _plain(image, channels: int, background: int):
         raise Unreadable(f"has pixels of 32 bits (mode {image.mode}), whose range nobody knows; save it with 8 or 16")
     if image.mode in _GREY16:
         deep = np.asarray(image)
+        if image.format == "TIFF":  # of 9 to 16 bits, and 0 may be white
+            bits, kind = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC, 1)
+            deep = (deep ^ (2**bits - 1) if kind == 0 else deep) << (16 - bits)
         grey, clear = Image.fromarray((deep >> 8).astype(np.uint8)), image.info.get("transparency")
         if clear is not None:
             grey.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))

@@ -104,6 +104,21 @@ def test_the_choice_is_the_same_for_ever():
 CHOSEN = [2, 9, 13, 18]
 
 
+def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path):
+    for name in ("cat", "dog"):
+        put(tmp_path / name / "0.png")
+    for split in ("train", "test"):
+        says("has no test part, and no class has two pictures", str(tmp_path), split=split, reading=SQUARE)
+    with pytest.raises(DataError, match="no class has two pictures"):
+        check(str(tmp_path))
+
+
+def test_a_link_to_itself_is_named(tmp_path):
+    tree(tmp_path)
+    os.symlink("round.png", tmp_path / "train/cat/round.png")
+    says(r"1 of 9 pictures .*round\.png is a link to nothing", str(tmp_path), split="train", reading=SQUARE)
+
+
 def test_odd_names_links_and_rubbish(tmp_path):
     root = tree(tmp_path / "with space", ("train", "val"), ("köter 犬", "Zebra"), size=(8, 8))
     for name in (".DS_Store", "Thumbs.db", ".hidden.png", "desktop.ini"):

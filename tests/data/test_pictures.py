@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -88,6 +89,55 @@ def test_grey_and_sixteen_bits():
         Reading().decode(saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
 
 
+def tiff(bits, kind, data):
+    """A grey picture of two pixels; `kind` 0 where 0 is white, 1 where it is black."""
+    tags = [
+        (256, 2),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, kind),
+        (273, 8 + 2 + 9 * 12 + 4),
+        (277, 1),
+        (278, 1),
+        (279, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize("bits, kind, data, shown", [
+    (8, 1, bytes([0, 255]), [0, 255]), (8, 0, bytes([0, 255]), [255, 0]),
+    (12, 1, bytes([0xFF, 0xF8, 0x00]), [255, 0x80]),
+    (16, 1, struct.pack("<HH", 0x8040, 65535), [0x80, 255]), (16, 0, struct.pack("<HH", 0, 65535), [255, 0]),
+])  # fmt: skip
+def test_grey_of_tiff_has_any_bits_and_either_end_white(bits, kind, data, shown):
+    assert Reading(channels=1).decode(tiff(bits, kind, data))[..., 0].tolist() == [shown]
+
+
+def png(depth, kind, line, clear):
+    """Two pixels of a depth and a kind (0 grey, 2 RGB), of which one colour is transparent."""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0))
+    pixels = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) + chunk(b"IDAT", zlib.compress(b"\0" + line))
+    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth, line, clear, shown", [
+    (1, bytes([0b01000000]), 1, [0, 7]), (2, bytes([0b01110000]), 1, [7, 255]), (4, bytes([0x2F]), 2, [7, 255]),
+    (8, bytes([34, 255]), 34, [7, 255]), (16, struct.pack(">HH", 500, 65535), 500, [7, 255]),
+])  # fmt: skip
+def test_the_transparent_grey_of_a_png_has_its_bits(depth, line, clear, shown):
+    assert Reading(channels=1, background=7).decode(png(depth, 0, line, [clear]))[..., 0].tolist() == [shown]
+
+
+def test_the_transparent_colour_of_a_png_has_eight_bits():
+    shown = Reading(background=7).decode(png(8, 2, bytes([5, 6, 7, 255, 1, 2]), [5, 6, 7]))
+    assert shown.tolist() == [[[7, 7, 7], [255, 1, 2]]]
+    with pytest.raises(Unreadable, match="has a transparent colour of 16 bits"):
+        Reading().decode(png(16, 2, struct.pack(">6H", 500, 600, 700, 65535, 1, 2), [500, 600, 700]))
+
+
 def test_cmyk_as_its_ink_says():
     """With Adobe's note the values are inverted, and without it they are not."""
     ink = Image.new("CMYK", (16, 16), (0, 200, 200, 0))
@@ -131,6 +181,19 @@ def big_upright():
     return Image.fromarray(np.kron(UPRIGHT, np.ones((16, 16, 1), np.uint8)))
 
 
+@pytest.mark.parametrize("note", [
+    struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0), struct.pack("<HHIHH", 0x0112, 3, 1, 0, 0),
+    struct.pack("<HHI4s", 0x0112, 2, 2, b"6"), struct.pack("<HHI4s", 0x0112, 7, 1, b"\x06"), b"rubbish",
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_is_none_is_upright(form, note):
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + note + bytes(4) if len(note) == 12 else b"Exif\0\0" + note
+    plain, noted = saved(gradient(64, 32), form), saved(gradient(64, 32), form, exif=exif)
+    assert picture_size(noted) == (32, 64)
+    for reading in (Reading(), Reading(size=16)):
+        np.testing.assert_array_equal(reading.decode(noted), reading.decode(plain))
+
+
 @pytest.mark.parametrize(
     "file, what",
     [
@@ -140,6 +203,8 @@ def big_upright():
         (PLAIN["png"][:30], "is cut off"),
         (half(saved(gradient(400, 300), "JPEG")), "is cut off"),
         ("nowhere.png", "is not there"),
+        ("a" * 300 + ".png", "is not there"),
+        (".", "is no file"),
     ],
 )
 def test_what_cannot_be_read_says_why(file, what):
