@@ -14,12 +14,12 @@ import argparse
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 from benchmarking import timing
+from benchmarking.options import at_least, new_file
 from benchmarking.pair import last_loss, stepping
 
 from kdjax.models import output_shapes
@@ -136,11 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
     default = Setting()
     for who in ("teacher", "student"):
         parser.add_argument(f"--{who}", default="gfl_small", metavar="NETWORK", help="a detector of GFL")
-        parser.add_argument(f"--{who}-width", type=int, help="of its stem; its own if not given, 8 of a small student")
+        parser.add_argument(
+            f"--{who}-width", type=at_least(1), help="of its stem; its own if not given, 8 of a small student"
+        )
     for name, what in (("batch_size", "pictures"), ("size", "of a picture, in pixels"), ("classes", "of objects"),
                        ("objects", "of a picture, at most"), ("rounds", "at most")):  # fmt: skip
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name), help=what)
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=at_least(1), default=getattr(default, name), help=what)
+    parser.add_argument("--json", type=new_file, help="also write facts and rows here")
     sizes = vars(parser.parse_args(arguments))
     path = sizes.pop("json")
     for who in ("teacher", "student"):

@@ -15,12 +15,12 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarking import timing
+from benchmarking.options import at_least, new_file
 
 from kdjax.models.transformers import GREEDY, Architecture, Head, transformer, write, write_folder
 from kdjax.models.transformers.sizes import llama
@@ -129,8 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
     helps = {"width": "of the decoder", "depth": "its blocks", "vocabulary": "its kinds of tokens", "batch_size": "prompts",
              "prompt": "tokens of each", "count": "tokens that are written", "rounds": "at most"}  # fmt: skip
     for name, what in helps.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Setting(), name), help=what)
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=at_least(1), default=getattr(Setting(), name), help=what
+        )
+    parser.add_argument("--json", type=new_file, help="also write facts and rows here")
     sizes = vars(parser.parse_args(arguments))
     path = sizes.pop("json")
     setting = Setting(**sizes)

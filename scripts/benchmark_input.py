@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from benchmarking.options import at_least
 from PIL import Image, features
 from PIL import __version__ as pillow
 
@@ -93,13 +94,13 @@ def timed(function, *arguments) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--width", type=int, default=500)
-    parser.add_argument("--height", type=int, default=375)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--workers", type=int, default=0, help="compare so many processes with the threads")
+    parser.add_argument("--pictures", type=at_least(2), default=512)
+    parser.add_argument("--width", type=at_least(1), default=500)
+    parser.add_argument("--height", type=at_least(1), default=375)
+    parser.add_argument("--image-size", type=at_least(1), default=224)
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument("--rounds", type=at_least(2), default=7)
+    parser.add_argument("--workers", type=at_least(0), default=0, help="compare so many processes with the threads")
     options = parser.parse_args()
     cores = readers()._max_workers
     with tempfile.TemporaryDirectory() as temporary:

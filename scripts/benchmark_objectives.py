@@ -15,12 +15,12 @@ import gc
 import json
 import platform
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from benchmarking.options import at_least, new_file
 
 from kdjax.models import from_nnx, output_shapes, zoo
 from kdjax.objectives import METHODS, bind, method
@@ -146,11 +146,11 @@ def measure(names: list[str], classes: int, batch_size: int, rounds: int, at_onc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=CLASSIFIERS, choices=CLASSIFIERS, metavar="NAME")
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--at-once", type=int, default=8, help="methods timed in turn")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--classes", type=at_least(2), default=100)
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument("--rounds", type=at_least(2), default=15)
+    parser.add_argument("--at-once", type=at_least(1), default=8, help="methods timed in turn")
+    parser.add_argument("--json", type=new_file, help="also write the rows here")
     options = parser.parse_args()
     device = jax.devices()[0]
     facts = f"{device.device_kind} ({device.platform}, {platform.machine()}), jax {jax.__version__}"

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from benchmarking import timing
 from benchmarking.comparison import Peer, kdjax_peer, same
+from benchmarking.options import at_least
 from benchmarking.pair import Pair, add_options, setting_of
 
 from kdjax.models.zoo.cifar import CIFAR
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--operations", action="store_true", help="every convolution and normalisation by itself, in PyTorch too"
     )
-    parser.add_argument("--steps", type=int, default=100 if accelerator else 4, help="of a turn")
+    parser.add_argument("--steps", type=at_least(1), default=100 if accelerator else 4, help="of a turn")
     networks = [
         name for name in CIFAR if name.startswith("resnet") and not name.endswith("_cifar")
     ]  # each a CifarResNet

@@ -13,12 +13,12 @@ import argparse
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 from benchmarking import timing
+from benchmarking.options import at_least, new_file
 from benchmarking.pair import last_loss, stepping
 
 from kdjax.experiment.config import load_config
@@ -177,9 +177,11 @@ def main(arguments: list[str] | None = None) -> int:
     helps = {"width": "of the teacher", "depth": "its blocks", "vocabulary": "kinds of tokens", "batch_size": "rows",
              "length": "tokens of each", "rounds": "at most"}  # fmt: skip
     for name, what in helps.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Setting(), name), help=what)
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
-    parser.add_argument("--batches", type=int, default=60, help="steps of the last row")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=at_least(1), default=getattr(Setting(), name), help=what
+        )
+    parser.add_argument("--json", type=new_file, help="also write facts and rows here")
+    parser.add_argument("--batches", type=at_least(1), default=60, help="steps of the last row")
     sizes = vars(parser.parse_args(arguments))
     path, batches = sizes.pop("json"), sizes.pop("batches")
     setting = Setting(**sizes)

@@ -23,6 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarking.options import at_least
 from breaking.mutations import bytes_changed, data_changed
 from breaking.readers import KEPT, Reader, readers, torch_changed
 
@@ -80,16 +81,21 @@ def entries_changed(raw: bytes, suffix: str, chance: random.Random) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--inputs", type=int, default=100_000, help="how many, over all readers (default: 100000)")
+    parser.add_argument(
+        "--inputs", type=at_least(1), default=100_000, help="how many, over all readers (default: 100000)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: 0)")
     parser.add_argument("--only", default="", help="readers with this in their names")
     parser.add_argument("--keep", default="", help="folder for inputs that are faults")
     options = parser.parse_args()
+    chosen = [reader for reader in readers() if options.only in reader.name]
+    if not chosen:
+        parser.error(f"--only {options.only}: no reader has this in its name; there are "
+                     f"{', '.join(reader.name for reader in readers())}")  # fmt: skip
     signal.signal(signal.SIGALRM, _too_long)
     counts: dict[str, collections.Counter] = {}
     shown: set[tuple[str, str]] = set()
     began = time.monotonic()
-    chosen = [reader for reader in readers() if options.only in reader.name]
     total = sum(reader.share for reader in chosen)
     limited = False
     for reader in chosen:

@@ -35,6 +35,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few faults, and no table")
     parser.add_argument("--folder", default="", help="where to; a temporary one if not given, deleted if all was well")
     options = parser.parse_args()
+    faults = chosen(options)
+    if not faults:
+        parser.error(f"--only {options.only}: no fault that this user may do has this in its name; there are "
+                     f"{', '.join(fault.name for fault in FAULTS)}")  # fmt: skip
+    if not options.quick and not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes}: give more than 0")
     work = Path(options.folder or tempfile.mkdtemp(prefix="soak-"))
     work.mkdir(parents=True, exist_ok=True)
     compiled = Path(tempfile.gettempdir()) / "kdjax-soak-compiled"
@@ -57,7 +63,6 @@ def main() -> int:
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     curves: collections.Counter = collections.Counter()
     examples: dict[tuple[str, str], str] = {}
-    faults = chosen(options)
     deadline = time.monotonic() + 60 * options.minutes
     chance = random.Random(options.seed)
     number = 0

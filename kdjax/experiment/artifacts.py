@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from kdjax.data.errors import note
+from kdjax.data.outputs import outputs_hash
 from kdjax.experiment import serialization
 from kdjax.experiment.folder import (
     COMPARISON,
@@ -118,14 +119,19 @@ def has_already(program: Program) -> Variables:
 
 def record(place: Path, found: Finished, what: str) -> None:
     """Writes the result of a network that was not trained here; one that is not the same as before is refused."""
-    before = read_result(place)
-    if before is not None and before["hash"] != found.result["hash"]:
-        raise ExperimentError(
-            f"{what} is not the one this run began with (hash {found.result['hash']}, was {before['hash']}); put that one "
-            "back, or start anew with --overwrite."
-        )
+    check_same_network(place, found.result["hash"], what)
     place.mkdir(parents=True, exist_ok=True)
     by_first(lambda: write_json(place / RESULT, found.result), ExperimentError)
+
+
+def check_same_network(place: Path, now: str, what: str) -> None:
+    """Refuses a network that was not trained here, and is not the one of which the phase's result is."""
+    before = read_result(place)
+    if before is not None and before["hash"] != now:
+        raise ExperimentError(
+            f"{what} is not the one this run began with (hash {now}, was {before['hash']}); put that one back, or start anew "
+            "with --overwrite."
+        )
 
 
 def keep(
@@ -159,6 +165,12 @@ def load_phase(program: Program, place: Path) -> Finished:
     lacking = [name for name in ("network", "parameters", "last") if name not in result]
     if lacking:
         raise ExperimentError(f"{place / RESULT} is damaged: it has no {lacking[0]}; delete it and say --resume.")
+    outputs = program.networks.outputs
+    if outputs is not None and result.get("teacher_hash") not in (None, outputs_hash(outputs)):
+        raise ExperimentError(
+            f"{program.phase.teacher_outputs} is not what {place} was trained with (hash {outputs_hash(outputs)}, was "
+            f"{result['teacher_hash']}); put that file back, or use another folder with --run."
+        )
     return Finished(network, result, objective)
 
 
@@ -231,9 +243,17 @@ def evaluate_run(folder: Path, data_dir: str | None = None) -> dict[str, dict[st
         if phase.network.trained and not phase.weights:
             networks[phase.name] = has_already(program)
         else:
-            networks[phase.name], _ = stored_network(program, network_folder(phase, place))
-        teachers = [networks[name] for name in phase.teachers if name in networks]
-        together = join_networks(teachers) if len(teachers) == len(phase.teachers) else None
+            source = network_folder(phase, place)
+            networks[phase.name], facts = stored_network(program, source)
+            if phase.weights:
+                check_same_network(place, facts["hash"], f"The network in {source}")
+        for name in phase.teachers:
+            if name not in networks:
+                raise ExperimentError(
+                    f"{folder / name} has no network that has ended, and {phase.name!r} is evaluated beside it; copy the "
+                    "whole run."
+                )
+        together = join_networks([networks[name] for name in phase.teachers])
         means = program.evaluate(networks[phase.name], together)["student"]
         results[phase.name] = means | {
             "examples": f"{len(program.dataset.held_index):,} {program.dataset.evaluated_on}"

@@ -67,6 +67,9 @@ def compare(
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ExperimentError(f"seeds are {seeds}; give at least one, each once.")
     first = next(iter(experiments.values()))
+    for seed in seeds:
+        if found := dataclasses.replace(first, seed=seed, data_seed=seed).problems():
+            raise ExperimentError(found[0])
     for experiment in experiments.values():  # what does not fit is said before anything is written
         programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
         check_sources(experiment, programs, folder / "teacher")

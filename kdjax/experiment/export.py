@@ -32,17 +32,33 @@ def export(trained: Trained, form: Format, path: Path) -> None:
     Raises:
       ExperimentError: there is a file, or a package is missing.
     """
+    check_new(path)
     beside = path.with_name(path.name + ".json")
-    for place in (path, beside):
-        if place.exists():
-            raise ExperimentError(f"{place} exists; name another file with --to.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_new(beside)
     written = as_stablehlo(trained) if form == "stablehlo" else as_weights(trained, form)
     write_json(beside, facts(trained))
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".kdjax-", dir=path.parent) as temporary:
         made = Path(temporary, "written")
         made.write_bytes(written)
         made.rename(path)
+
+
+def check_new(place: Path) -> None:
+    """Refuses a place that is there, or at which nothing can be; makes the folder that it is in.
+
+    Raises:
+      ExperimentError: why it cannot be written to.
+    """
+    try:
+        there = place.exists() or not place.name
+        if not there:
+            place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(
+            f"{place} cannot be written ({error.strerror}); name another file or folder with --to."
+        ) from error
+    if there:
+        raise ExperimentError(f"{place} exists; name another file or folder with --to.")
 
 
 def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
@@ -59,8 +75,7 @@ def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
     Raises:
       ExperimentError: the folder is there, or there are no such folders for networks of this kind.
     """
-    if folder.exists():
-        raise ExperimentError(f"{folder} exists; name another folder with --to.")
+    check_new(folder)
     trained, experiment = load_trained(run, phase), saved_experiment(run_place(run))
     chosen = experiment.phase(phase) if phase else experiment.student
     if any(part.deploys for part in chosen.objective.parts):
@@ -68,8 +83,7 @@ def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
             f"The network of {chosen.name!r} is used with a part of its objective behind it, which such folders do not have; "
             "export stablehlo."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".kdjax-", dir=folder.parent) as temporary:
         made = Path(temporary, folder.name)
         try:
             trained.task.write_network(chosen.network, jax.device_get(trained.variables.params), trained.classes, made)

@@ -97,6 +97,12 @@ def check_place(folder: Path) -> None:
         raise ExperimentError(
             f"Runs are written to local folders, and {folder} is an address; give a folder, and copy it there afterwards."
         )
+    try:
+        folder.exists()
+    except OSError as error:  # a name that is too long
+        raise ExperimentError(
+            f"{str(folder)[:60]}... cannot be a run folder ({error.strerror}); choose another with --run."
+        ) from error
     for place in (folder, *folder.parents):
         if place.is_symlink() and not place.exists():
             raise ExperimentError(

@@ -90,6 +90,12 @@ def make_networks(experiment: Experiment, phase: Phase, dataset: Dataset) -> Net
     if phase.weights or phase.network.trained:  # it learns nothing, so its objective finds whatever it reads
         info = dataclasses.replace(info, targets=info.targets or ("labels",))
     said = output_shapes(student, inputs), teacher_shapes(teacher, outputs, inputs)
+    given = getattr(said[0], "logits", None)
+    if outputs is not None and given is not None and outputs.ndim != given.ndim:
+        raise ValueError(
+            f"{phase.teacher_outputs} has logits {list(outputs.shape)}, and the student gives {list(given.shape)} for a batch; "
+            f"give as many axes, [N, {', '.join(['L'] * (given.ndim - 2) + ['C'])}]."
+        )
     try:
         objective = bind(phase.objective, *said, info)
     except ValueError as error:

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarking.options import at_least, new_file
 from benchmarking.timing import Subject
 from kdjax.models import from_nnx, in_precision, output_shapes, zoo
 from kdjax.models.precision import PRECISIONS
@@ -64,17 +64,17 @@ class Setting:
 def add_options(parser: argparse.ArgumentParser, networks: Sequence[str], *, rounds: int) -> None:
     """The options that say what is benchmarked; sizes by the device."""
     accelerator = jax.default_backend() != "cpu"
-    parser.add_argument("--batch-size", type=int, default=64 if accelerator else 8)
-    parser.add_argument("--rounds", type=int, default=2 * rounds if accelerator else rounds)
+    parser.add_argument("--batch-size", type=at_least(1), default=64 if accelerator else 8)
+    parser.add_argument("--rounds", type=at_least(2), default=2 * rounds if accelerator else rounds)
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
     parser.add_argument("--teacher", choices=networks, default="resnet32x4")
     parser.add_argument("--student", choices=networks, default="resnet8x4")
     parser.add_argument(
-        "--width", type=int, help="channels of the first stage of both networks; as published if not given"
+        "--width", type=at_least(1), help="channels of the first stage of both networks; as published if not given"
     )
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--json", type=Path, help="also write facts and rows here")
+    parser.add_argument("--classes", type=at_least(2), default=100)
+    parser.add_argument("--size", type=at_least(1), default=32, help="of the images, in pixels")
+    parser.add_argument("--json", type=new_file, help="also write facts and rows here")
 
 
 def setting_of(options: argparse.Namespace) -> Setting:

@@ -11,6 +11,7 @@ from kdjax.cli import main
 from kdjax.data import DataError
 from kdjax.experiment import ExperimentError
 from kdjax.experiment.artifacts import evaluate_run
+from kdjax.experiment.folder import run_place
 from kdjax.experiment.program import Builder
 from kdjax.experiment.run import run
 from kdjax.json_files import read_json, write_json
@@ -217,11 +218,26 @@ def test_class_counts_may_differ_where_logits_are_not_compared():
     assert bind(CrossEntropy() + FitNet(stage=0), output(3), output(1000), DataInfo(3)).needs_teacher
 
 
+def test_a_run_without_its_teacher_is_not_evaluated(copy, builder):
+    shutil.rmtree(copy / "teacher")
+    with pytest.raises(
+        ExperimentError, match=r"teacher has no network that has ended, and 'student' is evaluated beside it"
+    ):
+        evaluate_run(copy, builder.data_dir)
+
+
+def test_a_name_that_is_too_long_is_no_run_folder(tmp_path):
+    with pytest.raises(ExperimentError, match=r"cannot be a run folder \(File name too long\)"):
+        run_place(tmp_path / ("a" * 300))
+
+
 def test_a_resumed_run_keeps_its_teacher(finished, copy, tmp_path, builder):
     """A run whose teacher was trained again meanwhile must not go on as if nothing had happened."""
     experiment = small().replace_phase("teacher", weights=str(copy))
     run(experiment, tmp_path / "other", builder=builder)
     run(small(seed=9), copy, overwrite=True, builder=builder)
+    with pytest.raises(ExperimentError, match="not the one this run began with"):
+        evaluate_run(tmp_path / "other", builder.data_dir)
     with pytest.raises(ExperimentError, match="not the one this run began with"):
         run(experiment, tmp_path / "other", resume=True, builder=Builder(builder.data_dir, builder.devices))
 

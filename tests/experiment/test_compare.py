@@ -167,6 +167,17 @@ def test_outputs_that_are_kept_whole_are_no_difference():
     check_alike({"labels": EXPERIMENTS["labels"], "kd": kept})
 
 
+def test_seeds_that_cannot_be_are_said_before_anything_is_trained(tmp_path, builder):
+    for seeds, why in (
+        ((0, -1), "seed=-1 is negative"),
+        ((0, 2**33), "more than 32 bits"),
+        ((0, 1.5), "give whole numbers"),
+    ):
+        with pytest.raises(ExperimentError, match=why):
+            compare(EXPERIMENTS, seeds, tmp_path / "run", builder=builder)
+    assert not (tmp_path / "run").exists()
+
+
 def test_seeds_are_given_once_each(tmp_path, builder):
     for seeds in ((), (1, 1)):
         with pytest.raises(ExperimentError, match="at least one, each once"):

@@ -59,6 +59,14 @@ def test_the_function_goes_out_whole(trained, images, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "said.npy"), trained(images).logits, atol=1e-6)
     with pytest.raises(ExperimentError, match="exists; name another"):
         export(trained, "stablehlo", tmp_path / "student.stablehlo")
+    for place, why in (
+        (tmp_path / "student.stablehlo/x", "(Not a directory|File exists)"),
+        (tmp_path / ("a" * 300), "File name too long"),
+    ):
+        with pytest.raises(ExperimentError, match=f"cannot be written .{why}"):
+            export(trained, "npz", place)
+    with pytest.raises(ExperimentError, match="exists; name another"):
+        export(trained, "npz", Path())
 
 
 @pytest.mark.parametrize("form", ["safetensors", "npz"])

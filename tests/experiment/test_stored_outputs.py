@@ -62,6 +62,25 @@ def test_it_is_the_live_run_and_resumes_bit_for_bit(live, builder, tmp_path):
     )
 
 
+def test_another_file_than_a_phase_was_trained_with_is_refused(live, builder, tmp_path):
+    from kdjax.experiment.given_teacher import taught_by
+
+    folder, experiment = live
+    said, file = np.load(folder / "said.npz")["logits"], tmp_path / "said.npz"
+    np.savez(file, logits=said)
+    run(taught_by(experiment, file, builder), tmp_path / "run", builder=builder)
+    np.savez(file, logits=-said)
+    again = program.Builder(builder.data_dir)
+    with pytest.raises(ExperimentError, match=r"said\.npz is not what .*student was trained with \(hash"):
+        run(taught_by(experiment, file, again), tmp_path / "run", resume=True, builder=again)
+    np.savez(file, logits=said[:, None])
+    with pytest.raises(
+        ExperimentError, match=r"has logits \[1437, 1, 10\], and the student gives .* as many axes, \[N, C\]"
+    ):
+        run(taught_by(experiment, file, again), tmp_path / "rank", builder=program.Builder(builder.data_dir))
+    assert not (tmp_path / "rank").exists()
+
+
 def test_the_command_line_takes_the_file_for_a_teacher(live, builder, tmp_path, capsys):
     folder, _ = live
     command = ["distill", "digits/smoke", "--method", "dkd", "--tiny", "--data-dir", builder.data_dir]
