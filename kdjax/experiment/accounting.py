@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from kdjax.experiment.program import Program
+from kdjax.experiment.spec import ExperimentError
 from kdjax.training import TrainState
 from kdjax.training.devices import flops, peak_of
 from kdjax.types import Batch, Tree
@@ -35,6 +36,19 @@ def step_arguments(program: Program, stacked: int = 0) -> tuple[TrainState, Any,
     compiled, feeding = program.compiled, program.feeding
     teacher, inputs = compiled.teacher_template(), feeding.resident_template()
     return compiled.state_template(), teacher if inputs is None else (teacher, inputs), feeding.batch_template(stacked)
+
+
+def check_replicated(program: Program) -> None:
+    """Refuses a program under pmap whose step has results that differ between the devices.
+
+    Raises:
+      ExperimentError: it has.
+    """
+    if program.compiled.runner.mapped:
+        try:
+            program.compiled.step.check(*step_arguments(program))
+        except ValueError as error:
+            raise ExperimentError(f"Phase {program.phase.name!r}: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)  # lowering takes a second

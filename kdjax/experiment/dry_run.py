@@ -8,7 +8,7 @@ import jax
 
 from kdjax.data import DataError
 from kdjax.experiment import serialization
-from kdjax.experiment.accounting import costs, readable, size, step_arguments
+from kdjax.experiment.accounting import check_replicated, costs, readable, size, step_arguments
 from kdjax.experiment.networks import (
     Networks,
     make_network,
@@ -93,6 +93,8 @@ def inspect_experiment(
             continue
         try:
             program = builder.program(experiment, phase)
+            if not (phase.weights or phase.network.trained):
+                check_replicated(program)
         except ExperimentError as error:
             report.problems.append(str(error))
             continue

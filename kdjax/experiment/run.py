@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from kdjax.experiment import serialization
+from kdjax.experiment.accounting import check_replicated
 from kdjax.experiment.artifacts import Finished, adopt, check_all_alike, check_sources, load_phase, take
 from kdjax.experiment.folder import keep_data, open_run, read_result
 from kdjax.experiment.lock import locked
@@ -56,6 +57,9 @@ def run(
     # Everything is built and found before anything is written: what does not fit is said at once.
     programs = {phase.name: builder.program(experiment, phase) for phase in experiment.phases}
     check_sources(experiment, programs, folder)
+    for phase in experiment.phases:
+        if not (phase.weights or phase.network.trained):
+            check_replicated(programs[phase.name])
     if any(phase.teacher_cache for phase in experiment.phases):
         check_outputs_folder(experiment.cache_dir)
     with locked([folder]):

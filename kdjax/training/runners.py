@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstr
 
 from kdjax.models.kernel_gradients import as_products
 from kdjax.objectives.relations import banks
+from kdjax.training.replication import differing
 from kdjax.training.state import TrainState
 from kdjax.types import Axis, Batch, Tree
 
@@ -104,10 +105,10 @@ class Runner:
             )
         donated = (0,) if donate else ()
         if self.mapped:
-            return jax.pmap(
+            return ReplicatedOnly(jax.pmap(
                 function, DATA, in_axes=(None, None, int(stacked)), out_axes=None, donate_argnums=donated,
                 devices=list(self.mesh.devices.flat),
-            )  # fmt: skip
+            ))  # fmt: skip
 
         alone = [device.platform for device in self.mesh.devices.flat] == ["cpu"]
 
@@ -161,6 +162,36 @@ class Runner:
             raise ValueError(
                 f"batch_size={batch_size} does not divide over {self.mesh.size} devices; use {below} or "
                 f"{below + self.mesh.size}."
+            )
+
+
+class ReplicatedOnly:
+    """A function under `pmap` that is refused, before it is called first, where what it returns may differ between devices."""
+
+    def __init__(self, mapped: Callable):
+        self.mapped, self.lower = mapped, mapped.lower
+        self._checked = False
+        functools.update_wrapper(self, mapped)
+
+    def __call__(self, *arguments):
+        if not self._checked:
+            self.check(*arguments)
+            self._checked = True
+        return self.mapped(*arguments)
+
+    def check(self, *arguments) -> None:
+        """Refuses it for arguments of these shapes.
+
+        Raises:
+          ValueError: a result is each device's own.
+        """
+        paths = differing(self.mapped, DATA, arguments)
+        if paths:
+            path, more = paths[0].removeprefix("0/"), f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            raise ValueError(
+                f"Under pmap {path}{more} would be what the first device makes of its own rows, such as batch statistics of a "
+                f"layer that is not nn.BatchNorm; average it over the axis {DATA!r} (jax.lax.pmean, in a layer by its field "
+                "`axis_name`), or use the jit runner."
             )
 
 
