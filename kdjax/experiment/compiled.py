@@ -22,6 +22,7 @@ from kdjax.training.evaluation import make_evaluation
 from kdjax.training.feed import from_resident, scanned
 from kdjax.training.mutual import PEER_SEED, join, make_mutual_step
 from kdjax.training.on_policy import WRITING, judge_by, on_policy, writing_state
+from kdjax.training.state import check_trainable
 from kdjax.training.step import make_teacher_gradient
 from kdjax.types import Batch, Clock, Network, Tree
 
@@ -166,6 +167,7 @@ def compile_phase(
         step = from_resident(step, dataset.arrays)
     several = scanned(step) if steps_per_dispatch(experiment, runner) > 1 else None
     state = jax.eval_shape(lambda: make_state(networks, optimizer, phase, (0, 0)))
+    check_trainable(state.params)
     evaluation = make_evaluation(
         networks.deployment.network, networks.teacher, views=task.evaluation_view, sums=task.sums, axis=runner.axis
     )

@@ -74,18 +74,12 @@ def init_state(
         part of this state and move, while the teacher itself stays as it is.
 
     Raises:
-      ValueError: if the objective wants the teacher's statistics and they are not given; or if a parameter is of integers.
+      ValueError: if the objective wants the teacher's statistics and they are not given.
     """
     key = jax.random.key(seed)
     student_params, student_state = _begun(student, start) if start else student.init(jax.random.fold_in(key, 0))
     objective_params, objective_state = objective.init(jax.random.fold_in(key, 1))
     params = {"student": student_params, "objective": objective_params}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise ValueError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} is {leaf.dtype}, of which there is no gradient; keep "
-                "it in a variable that is no parameter (an nnx.Variable of its own class, or another collection of Linen's)."
-            )
     state = {"student": student_state, "objective": objective_state}
     if objective.teacher_mode == "train":
         if teacher_state is None:
@@ -102,6 +96,20 @@ def init_state(
             "data": jax.random.key(seed if data_seed is None else data_seed),
         },
     )
+
+
+def check_trainable(params: Tree) -> None:
+    """Refuses parameters without a gradient.
+
+    Raises:
+      ValueError: one is of integers.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} is {leaf.dtype}, of which there is no gradient; keep "
+                "it in a variable that is no parameter (an nnx.Variable of its own class, or another collection of Linen's)."
+            )
 
 
 def deployable(objective: Bound, params: dict[str, Tree], state: dict[str, Tree]) -> dict[str, dict[str, Tree]]:

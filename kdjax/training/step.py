@@ -32,7 +32,7 @@ from kdjax.training.inputs import (
     whole_teacher,
 )
 from kdjax.training.optimizers import GroupedTransformation, schedules_of
-from kdjax.training.state import TrainState, Variables, averaged, deployable
+from kdjax.training.state import TrainState, Variables, averaged, check_trainable, deployable
 from kdjax.types import Array, Axis, Batch, Clock, Context, Network, Term, Tree
 
 # {name: (sum, count)} over all devices; the host divides.
@@ -109,6 +109,7 @@ def make_step(
     losses_of = make_losses(student, objective, clock, axis, in_chunks, summed=not (grouped or combine or correct))
 
     def step(state: TrainState, teacher_variables: Variables | None, batch: Batch, peer: Variables | None = None):
+        check_trainable(state.params)
         shown, batch = make_views(state, batch, views, objective.views, clock, axis, mix, cut, moved)
         if cached:
             said, teacher_call, goes_on = lax.stop_gradient({"main": batch.teacher}), None, None
