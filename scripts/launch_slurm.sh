@@ -13,6 +13,10 @@ nodes="" time="24:00:00" gpus_per_node=8 partition=""
 options="nodes time gpus-per-node partition" required="nodes"
 source "$root/scripts/launching.sh"
 read_options "$@"
+if ! [[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus_per_node" =~ ^[1-9][0-9]*$ ]]; then
+  echo "$launcher: --nodes $nodes, --gpus-per-node $gpus_per_node: give whole numbers from 1 on." >&2
+  exit 2
+fi
 
 command="$(printf '%q ' "$root/.venv/bin/kdjax" "${kdjax[@]}" --distributed auto)"
 again=() # a job that was requeued goes on with what it began

@@ -34,7 +34,7 @@ read_options() {
   shift
   kdjax=("$@")
   case " $* " in
-    *" --run "*) ;;
+    *" --run "* | *" --run="*) ;;
     *)
       echo "$launcher: name the run folder with --run, on a disk that all hosts see; it is needed to go on." >&2
       exit 2

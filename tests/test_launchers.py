@@ -63,10 +63,15 @@ def test_a_tpu_pod_runs_the_line_on_all_workers():
         assert place in shown.stdout
 
 
+def test_the_run_folder_may_follow_a_sign_of_equality():
+    assert launch("slurm", "--dry-run", "--nodes", "2", "--", "distill", "a.py", "--run=/shared/a").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
         ("slurm", ["--nodes", "2", "--", "distill", "a.py"], "name the run folder with --run"),
+        ("slurm", ["--nodes", "two", "--", *COMMAND], "--nodes two, --gpus-per-node 8: give whole numbers"),
         ("slurm", ["--node", "2", "--", *COMMAND], "unknown option --node"),
         ("slurm", ["--", *COMMAND], "scripts/launch_slurm.sh [--dry-run] --nodes N"),
         ("tpu_pod", ["--name", "v4", "--zone", "z"], "scripts/launch_tpu_pod.sh [--dry-run] --name TPU"),
