@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser, networks: Sequence[str], *, rou
     """The options that say what is benchmarked; sizes by the device."""
     accelerator = jax.default_backend() != "cpu"
     parser.add_argument("--batch-size", type=at_least(1), default=64 if accelerator else 8)
-    parser.add_argument("--rounds", type=at_least(2), default=2 * rounds if accelerator else rounds)
+    parser.add_argument("--rounds", type=at_least(1), default=2 * rounds if accelerator else rounds)
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if accelerator else "float32")
     parser.add_argument("--teacher", choices=networks, default="resnet32x4")
     parser.add_argument("--student", choices=networks, default="resnet8x4")
