@@ -197,7 +197,8 @@ def _inputs(where: str, x: Any) -> np.ndarray:
             f"The inputs of {where} have the shape {list(x.shape)}, channels first; give numpy.moveaxis(x, 1, -1)."
         )
     if kind == "f":
-        x = x.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is beyond float32 is named as inf
+            x = x.astype(np.float32, copy=False)
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
         if bad.any():
             raise DataError(f"{bad.sum():,} of {len(x):,} inputs of {where} have nan or inf, the first of them number "

@@ -44,8 +44,8 @@ def read_outputs(path: str | Path, examples: int) -> np.ndarray:
     if np.isnan(said).any():
         row = int(np.argwhere(np.isnan(said))[0][0])
         raise DataError(f"{name} of {path} is nan in row {row}; leave the row out, and name the others by index.")
-    said = said.astype(np.float32)
-    wrong = np.argwhere(~np.isfinite(said.max(axis=-1)))
+    with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+        wrong = np.argwhere(~np.isfinite(said.max(axis=-1).astype(np.float32)))
     if len(wrong):  # -inf is a class that cannot be
         raise DataError(
             f"{name} of {path} is infinite in row {int(wrong[0][0])}; leave the row out, and name the others by index."
@@ -54,11 +54,13 @@ def read_outputs(path: str | Path, examples: int) -> np.ndarray:
         if (said < 0).any() or not np.allclose(said.sum(-1), 1, atol=1e-3):
             raise DataError(f"probs of {path} do not add up to 1 in every row; are they logits?")
         with np.errstate(divide="ignore"):
-            said = np.log(said)
+            said = np.log(said)  # in the precision of the file: probabilities of float64 go far below those of float32
     elif said.shape[-1] > 1 and (said >= 0).all() and np.allclose(said.sum(-1), 1, atol=1e-3):
         raise DataError(
             f"logits of {path} are all at least 0 and add up to 1 in every row, as probabilities do; call them probs."
         )
+    with np.errstate(over="ignore"):
+        said = said.astype(np.float32)
     index = np.arange(len(said)) if index is None else index
     if index.shape != said.shape[:1] or not np.issubdtype(index.dtype, np.integer):
         raise DataError(f"index of {path} is {index.dtype} {list(index.shape)}; it must be integers [{len(said)}].")

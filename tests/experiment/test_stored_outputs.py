@@ -106,6 +106,11 @@ def test_rows_go_by_their_index_and_what_is_missing_is_said(suffix, tmp_path):
         check_covered(found, np.arange(4), path)
 
 
+def test_probabilities_of_float64_keep_what_is_small(tmp_path):
+    np.savez(tmp_path / "said.npz", probs=np.array([[1e-50, 1.0]]))
+    np.testing.assert_allclose(read_outputs(tmp_path / "said.npz", 1), [[np.log(1e-50), 0]], rtol=1e-6)
+
+
 def test_probabilities_become_logits(tmp_path):
     np.savez(tmp_path / "said.npz", probs=np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]]))
     np.testing.assert_allclose(
