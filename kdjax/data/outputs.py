@@ -53,8 +53,12 @@ def read_outputs(path: str | Path, examples: int) -> np.ndarray:
     if name == "probs":
         if (said < 0).any() or not np.allclose(said.sum(-1), 1, atol=1e-3):
             raise DataError(f"probs of {path} do not add up to 1 in every row; are they logits?")
+        short = said.astype(np.float32)
+        small = (short == 0) & (said > 0)  # float64 goes far below float32
         with np.errstate(divide="ignore"):
-            said = np.log(said)  # in the precision of the file: probabilities of float64 go far below those of float32
+            short = np.log(short)
+        short[small] = np.log(said[small])
+        said = short
     elif said.shape[-1] > 1 and (said >= 0).all() and np.allclose(said.sum(-1), 1, atol=1e-3):
         raise DataError(
             f"logits of {path} are all at least 0 and add up to 1 in every row, as probabilities do; call them probs."

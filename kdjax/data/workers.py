@@ -1,7 +1,7 @@
 """Batches put together by other processes, in their order: one interpreter opens some thousand pictures a second, however many
 cores decode them."""
 
-import contextlib
+import atexit
 import os
 import signal
 import threading
@@ -36,15 +36,22 @@ def by_processes(batch: Callable[[int], Any], start: int, stop: int, workers: in
     small = grain.experimental.DatasetOptions(min_shm_size=2**16)  # what goes through a pipe
     batches = grain.experimental.WithOptionsIterDataset(batches, small)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    with contextlib.closing(iter(batches.mp_prefetch(options, _begin))) as made:
+    made = iter(batches.mp_prefetch(options, _begin))
+    atexit.register(made.close)  # of an iterator that nobody has ended
+    try:
         while True:
             try:
                 one = next(made)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise DataError(_why(str(error)) or str(error)) from error
+                if why := _why(str(error)):
+                    raise DataError(why) from error
+                raise
             yield one
+    finally:
+        atexit.unregister(made.close)
+        made.close()
 
 
 def _begin(index: int, workers: int) -> None:

@@ -167,7 +167,8 @@ def compile_phase(
         step = from_resident(step, dataset.arrays)
     several = scanned(step) if steps_per_dispatch(experiment, runner) > 1 else None
     state = jax.eval_shape(lambda: make_state(networks, optimizer, phase, (0, 0)))
-    check_trainable(state.params)
+    if not (phase.weights or phase.network.trained):
+        check_trainable(state.params)
     evaluation = make_evaluation(
         networks.deployment.network, networks.teacher, views=task.evaluation_view, sums=task.sums, axis=runner.axis
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -52,18 +53,40 @@ def to_data(value: Any) -> Any:
 
 
 def problems(experiment: Experiment) -> list[str]:
-    """What is wrong with an experiment, a sentence each: a value that its field does not take, which nobody could read again
-    once it is saved, or else what `Experiment.problems` finds."""
-    try:
-        data = to_data(experiment)
-    except ExperimentError:  # a task or an objective that cannot be saved, which is said where it is
-        data = None
-    try:
-        if data is not None:
-            from_data(data)
-    except ExperimentError as error:
-        return [str(error)]
-    return experiment.problems()
+    """What is wrong with an experiment, a sentence each: values that fields of kdjax's own classes do not take, which nobody
+    could read again once they are saved, or else what `Experiment.problems` finds."""
+    return list(_unfit(experiment, "experiment")) or experiment.problems()
+
+
+def _unfit(value: Any, where: str) -> Iterator[str]:
+    """Sentences on the values that do not fit their fields. Classes of somebody else's are theirs to check."""
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _unfit(item, f"{where}.{i}")
+    if (
+        not dataclasses.is_dataclass(value)
+        or isinstance(value, type)
+        or not type(value).__module__.startswith("kdjax.")
+    ):
+        return
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        if not field.metadata.get("saved", True):
+            continue
+        item, hint, place = getattr(value, field.name), hints[field.name], f"{where}.{field.name}"
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            choices = [a for a in (typing.get_args(hint) or (hint,)) if isinstance(a, type)]
+            if isinstance(item, tuple(choices)):
+                yield from _unfit(item, place)
+            else:
+                yield f"{place}: expected a {' or '.join(a.__name__ for a in choices)}, found a {type(item).__name__}."
+        elif isinstance(item, tuple) and any(map(dataclasses.is_dataclass, item)):
+            yield from _unfit(item, place)
+        else:
+            try:
+                _convert(to_data(item), hint, place)
+            except ExperimentError as error:
+                yield str(error)
 
 
 def _own_objective(objective: Objective) -> ByReference:
@@ -111,7 +134,12 @@ def from_data(data: Any, where: str = "experiment") -> Any:
 
 def save(experiment: Experiment, path: Path) -> None:
     """Writes the experiment to `path`, whole or not at all."""
-    write_json(path, to_data(experiment))
+    try:
+        write_json(path, to_data(experiment))
+    except TypeError as error:  # of a task's fields, such as a Path
+        raise ExperimentError(
+            f"The experiment cannot be saved as data ({error}); its fields are numbers and texts."
+        ) from error
 
 
 def load(path: Path) -> Experiment:

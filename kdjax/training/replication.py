@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+# Of variables that change in place what is read may be anything that was written.
+_OF_REFERENCES = ("get", "swap", "addupdate", "masked_load", "masked_swap")
 # What gives the same on every device of the axis it goes over, and what differs between them by itself.
 _AGREED = ("psum", "pmax", "pmin", "all_gather", "psum_invariant", "all_gather_invariant")
 _OWN = ("axis_index", "ppermute", "all_to_all", "reduce_scatter", "psum_scatter")
@@ -61,7 +63,7 @@ def _varying(jaxpr: Any, given: Sequence[bool], axis: str) -> list[bool]:
 def _of_equation(equation: Any, given: list[bool], axis: str) -> list[bool]:
     name, params, outputs = equation.primitive.name, equation.params, len(equation.outvars)
     over = axis in _names(params.get("axes", params.get("axis_name", ())))
-    if name in _OWN and over:
+    if (name in _OWN and over) or name in _OF_REFERENCES:
         return [True] * outputs
     if name in _AGREED and over and params.get("axis_index_groups") is None:
         return [False] * outputs
@@ -88,7 +90,8 @@ def _of_scan(equation: Any, given: list[bool], axis: str) -> list[bool]:
     carried = alike(equation.outvars, body.outvars)
     constants = alike(equation.invars, body.invars) - carried
     fixed, state, rows = given[:constants], given[constants : constants + carried], given[constants + carried :]
-    return _settled(state, lambda now: _varying(body, [*fixed, *now, *rows], axis))
+    state, found = _settled(state, lambda now: _varying(body, [*fixed, *now, *rows], axis))
+    return found if equation.params["length"] else [*state, *found[carried:]]
 
 
 def _of_while(params: dict[str, Any], given: list[bool], axis: str) -> list[bool]:
@@ -99,16 +102,16 @@ def _of_while(params: dict[str, Any], given: list[bool], axis: str) -> list[bool
         (goes_on,) = _varying(params["cond_jaxpr"], [*asked, *now], axis)
         return [goes_on or one for one in _varying(params["body_jaxpr"], [*fixed, *now], axis)]
 
-    return _settled(state, once)
+    return _settled(state, once)[0]  # it may be that nothing is done at all
 
 
-def _settled(state: list[bool], once: Callable[[list[bool]], list[bool]]) -> list[bool]:
-    """What a loop gives: its state as it is when going round once more changes nothing."""
+def _settled(state: list[bool], once: Callable[[list[bool]], list[bool]]) -> tuple[list[bool], list[bool]]:
+    """A loop's state when going round once more changes nothing, and what that gives."""
     while True:
         found = once(state)
         now = [before or after for before, after in zip(state, found, strict=False)]
         if now == state:
-            return found if len(found) > len(state) else now
+            return state, found
         state = now
 
 

@@ -1,6 +1,8 @@
 """kdjax.distill: one's own networks and arrays by one call, with all that a run has."""
 
+import dataclasses
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,13 @@ from kdjax.data import DataError
 from kdjax.experiment import ExperimentError, program
 from kdjax.experiment.distill import _stored
 from kdjax.experiment.folder import find_network
+from kdjax.experiment.serialization import problems
+from kdjax.experiment.spec import Experiment, Phase
 from kdjax.json_files import read_json
 from kdjax.models import from_linen, from_nnx, to_nnx
 from kdjax.objectives import DKD, KD, CrossEntropy
 from kdjax.schedules import epochs, steps
-from kdjax.tasks import Task
+from kdjax.tasks import Model, Task
 from kdjax.training import make_runner
 from kdjax.training.loop import Stopped
 from kdjax.training.optimizers import SGD
@@ -244,6 +248,27 @@ def test_a_run_teaches_by_its_student_whatever_its_folders_are_called_and_how_ol
     model, place = _stored(run, Task(), None)
     assert place == run / "student" and model.name == "student"
     assert _stored(run / "teacher", Task(), None)[1] == run / "teacher"
+
+
+def test_a_teacher_may_have_integers_among_its_parameters(tmp_path):
+    found = kdjax.distill(student, Counts(nnx.Rngs(0)), DATA, "kd", folder=tmp_path / "run", **SMALL)
+    assert np.isfinite(found["student"]["last"]["student"]["nll"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Odd(Task):
+    extra: Any = 3
+    window: tuple[int, str] = (1, "x")
+    sides: tuple = (1, 2)
+    heat: float = None
+    arrays: Any = dataclasses.field(metadata={"saved": False})
+
+
+def test_fields_of_a_task_of_ones_own_are_its_own():
+    made = Experiment(data=Odd(name="odd", arrays=X), phases=(Phase(network=Model(name="a")),))
+    assert problems(made) == []
+    assert problems(dataclasses.replace(made, on_nan="Skip"))[0].startswith("experiment.on_nan: 'Skip' is not one of")
+    assert "experiment.seed: expected a int" in problems(dataclasses.replace(made, seed=0.5))[0]
 
 
 @pytest.mark.parametrize(

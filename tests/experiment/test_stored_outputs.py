@@ -106,7 +106,10 @@ def test_rows_go_by_their_index_and_what_is_missing_is_said(suffix, tmp_path):
         check_covered(found, np.arange(4), path)
 
 
-def test_probabilities_of_float64_keep_what_is_small(tmp_path):
+def test_probabilities_have_the_precision_that_they_can(tmp_path):
+    half = np.array([[0.0123, 0.9877]], np.float16)
+    np.savez(tmp_path / "said.npz", probs=half)
+    np.testing.assert_array_equal(read_outputs(tmp_path / "said.npz", 1), np.log(half.astype(np.float32)))
     np.savez(tmp_path / "said.npz", probs=np.array([[1e-50, 1.0]]))
     np.testing.assert_allclose(read_outputs(tmp_path / "said.npz", 1), [[np.log(1e-50), 0]], rtol=1e-6)
 

@@ -28,6 +28,12 @@ def summed(b):
     return lax.psum(b.sum(), "data")
 
 
+def written(s, b):
+    kept = jax.new_ref(s)
+    kept[...] = b.mean()
+    return kept[...]
+
+
 # What it gives, and whether that is each device's own.
 CASES = {
     "rows": (lambda s, b: b.mean(), True),
@@ -48,6 +54,12 @@ CASES = {
     "a choice by own rows": (lambda s, b: lax.cond(b.sum() > 0, lambda: s, lambda: 2 * s), True),
     "functions inside": (lambda s, b: jax.jit(jnp.cumsum)(jax.checkpoint(jnp.sin)(lax.pmean(b, "data"))), False),
     "a function of rows inside": (lambda s, b: jax.nn.relu(jax.checkpoint(jnp.sin)(b)), True),
+    "a round that overwrites": (
+        lambda s, b: lax.fori_loop(0, 3, lambda i, v: lax.pmean(v + b.mean(), "data"), b.mean()),
+        False,
+    ),
+    "no round at all": (lambda s, b: lax.scan(lambda c, x: (lax.pmean(c, "data"), x), b.mean(), b[:0])[0], True),
+    "a variable that is written": (lambda s, b: written(s, b), True),
     "barriers": (lambda s, b: lax.optimization_barrier((s, b))[0], False),
 }
 
@@ -95,6 +107,13 @@ NETWORKS = {
     "another norm": (lambda: from_nnx(lambda rngs: Net(Norm(), rngs)), "state/student/norm/mean"),
     "another collection": (lambda: from_linen(Codebook(), X[:2]), "state/student/codebook/mean"),
 }
+
+
+def test_a_single_device_has_all_rows():
+    runner = make_runner("pmap", jax.devices()[:1])
+    compiled = runner.compile(lambda s, t, b: s + b.index.sum(), donate=False)
+    batch = runner.place_batch(Batch.of(X, np.arange(16) % 2, index=np.arange(16)))
+    assert compiled(jnp.zeros(()), None, batch) == 120
 
 
 @pytest.mark.parametrize("name", NETWORKS)
