@@ -75,8 +75,8 @@ def export_folder(run: str | Path, phase: str | None, folder: Path) -> Trained:
     Raises:
       ExperimentError: the folder is there, or there are no such folders for networks of this kind.
     """
-    check_new(folder)
     trained, experiment = load_trained(run, phase), saved_experiment(run_place(run))
+    check_new(folder)
     chosen = experiment.phase(phase) if phase else experiment.student
     if any(part.deploys for part in chosen.objective.parts):
         raise ExperimentError(

@@ -24,11 +24,16 @@ def differing(function: Callable, axis: str, arguments: Sequence[Any]) -> list[s
       function: what `jax.pmap` gave.
       axis: the name of its axis.
       arguments: as it is called.
+
+    Raises:
+      ValueError: this version of JAX has another form of pmap, which is not read.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     inside = _mapped(closed.jaxpr)
     if inside is None:
-        raise NotImplementedError("this JAX has another form of pmap")
+        raise ValueError(
+            "This JAX runs pmap in a form in which kdjax cannot tell what differs between devices; use the jit runner."
+        )
     over = [any(axis in _names(part) for part in spec) for spec in inside.params["in_specs"]]
     found = _varying(inside.params["jaxpr"], over, axis)
     paths = [
